@@ -1,0 +1,47 @@
+//! The semantic model of a Linux host: what is true of it, how two moments of it differ,
+//! and how much a difference matters. Reads nothing, writes nothing.
+//!
+//! A host's [`Facts`] are a set of items. Each item belongs to a [`Subject`] (a [`Kind`] and
+//! an id, such as `unit:nginx.service`) and has named fields. Collectors write items from the
+//! typed structs of [`entity`]; everything between them and the reader (diff, patch, hash,
+//! history) treats items alike, so a newer agent's fields survive an older server.
+//!
+//! # Invariants
+//! - Same inputs, same output: no I/O, no clock, no randomness in this crate.
+//! - `apply(before, diff(before, after)) == after`, and the patch's inverse leads back.
+//! - Equal facts have equal [`Digest`]s, in whatever order they were built.
+//! - Load (volatile measurements, [`load`]) is never part of facts.
+
+mod digest;
+pub mod entity;
+mod facts;
+mod kind;
+pub mod load;
+mod names;
+mod patch;
+pub mod redact;
+mod significance;
+mod time;
+mod value;
+
+pub use digest::{ContentId, Digest};
+pub use facts::{Facts, Item};
+pub use kind::{Kind, Subject, SubjectError, unit_name_is_valid};
+pub use names::{HostId, HostIdError};
+pub use patch::{ApplyError, Op, Patch, diff};
+pub use significance::{Significance, significance, significance_of};
+pub use time::{Moment, MomentError, Time};
+pub use value::{Fields, Value};
+
+/// A counter per host: the first recorded state is version 1.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(transparent)]
+pub struct Version(pub u64);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "@{}", self.0)
+    }
+}

@@ -1,0 +1,125 @@
+//! Volatile measurements. Sampled, kept for a while, never a change.
+
+use crate::time::Time;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One sample of a host's load. Rates are per second since the sample before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+pub struct Load {
+    pub at: Time,
+    pub host: HostLoad,
+    /// By the id of the unit.
+    pub units: BTreeMap<String, UnitLoad>,
+    /// The busiest and the largest processes.
+    pub processes: Vec<ProcessLoad>,
+    /// By mount point.
+    pub filesystems: BTreeMap<String, FilesystemLoad>,
+    /// By interface.
+    pub interfaces: BTreeMap<String, InterfaceLoad>,
+    /// By block device.
+    pub disks: BTreeMap<String, DiskLoad>,
+    /// By the id of the GPU.
+    pub gpus: BTreeMap<String, GpuLoad>,
+    /// Seconds since each collector last completed.
+    pub collector_age_seconds: BTreeMap<String, f64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostLoad {
+    pub uptime_seconds: Option<f64>,
+    /// Of all processors together, 0 to 100.
+    pub cpu_percent: Option<f64>,
+    pub cpu_per_core_percent: Vec<f64>,
+    pub cpu_user_percent: Option<f64>,
+    pub cpu_system_percent: Option<f64>,
+    pub cpu_iowait_percent: Option<f64>,
+    pub cpu_steal_percent: Option<f64>,
+    pub load_average: Option<[f64; 3]>,
+    pub memory_total_bytes: Option<u64>,
+    pub memory_available_bytes: Option<u64>,
+    pub memory_free_bytes: Option<u64>,
+    pub memory_cached_bytes: Option<u64>,
+    pub swap_total_bytes: Option<u64>,
+    pub swap_free_bytes: Option<u64>,
+    /// `cpu`, `memory`, `io`.
+    pub pressure: BTreeMap<String, Pressure>,
+    pub processes: Option<u64>,
+    pub threads_running: Option<u64>,
+    pub forks_per_second: Option<f64>,
+    pub context_switches_per_second: Option<f64>,
+}
+
+/// Pressure stall information: percent of time stalled, averaged over 10, 60 and 300 s.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pressure {
+    pub some: Option<[f64; 3]>,
+    pub full: Option<[f64; 3]>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnitLoad {
+    /// Of one processor: 200 is two processors busy.
+    pub cpu_percent: Option<f64>,
+    pub memory_bytes: Option<u64>,
+    pub tasks: Option<u64>,
+    pub read_bytes_per_second: Option<f64>,
+    pub written_bytes_per_second: Option<f64>,
+    pub pressure: BTreeMap<String, Pressure>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProcessLoad {
+    pub pid: i64,
+    pub name: String,
+    pub unit: Option<String>,
+    /// Of one processor.
+    pub cpu_percent: Option<f64>,
+    pub memory_bytes: Option<u64>,
+    pub threads: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FilesystemLoad {
+    pub size_bytes: Option<u64>,
+    pub available_bytes: Option<u64>,
+    pub inodes: Option<u64>,
+    pub inodes_free: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InterfaceLoad {
+    pub received_bytes_per_second: Option<f64>,
+    pub sent_bytes_per_second: Option<f64>,
+    pub received_packets_per_second: Option<f64>,
+    pub sent_packets_per_second: Option<f64>,
+    pub errors_per_second: Option<f64>,
+    pub drops_per_second: Option<f64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskLoad {
+    pub read_bytes_per_second: Option<f64>,
+    pub written_bytes_per_second: Option<f64>,
+    pub reads_per_second: Option<f64>,
+    pub writes_per_second: Option<f64>,
+    /// Part of the time in which the device was busy.
+    pub busy_percent: Option<f64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GpuLoad {
+    pub busy_percent: Option<f64>,
+    pub memory_used_bytes: Option<u64>,
+    pub temperature_celsius: Option<f64>,
+}
