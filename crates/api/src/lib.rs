@@ -1,1 +1,19 @@
-//! placeholder
+//! What outsiders rely on: the wire between agent and server, the REST answers, the bridge's
+//! formats, the one error body, and a client for all of it.
+//!
+//! Nothing here decides anything. Types convert to and from those of `model`; names and forms
+//! only ever gain members, because agents and servers of different ages talk to each other.
+
+pub mod answer;
+pub mod bridge;
+pub mod client;
+mod json;
+pub mod wire;
+
+pub use answer::ErrorBody;
+
+/// Bytes a request body may have.
+pub const MAX_BODY: usize = 16 * 1024 * 1024;
+
+/// Where a server listens unless told otherwise.
+pub const DEFAULT_PORT: u16 = 8470;

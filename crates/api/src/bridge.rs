@@ -1,0 +1,428 @@
+//! The bridge's `update_state`: the full state of a host as older agents, or a shell with
+//! curl, send it; and the bridge's answers.
+//!
+//! Fields are taken leniently: unknown ones are ignored, missing ones absent, numbers may be
+//! texts. Volatile ones (usage, times that move by themselves) never become facts. Secrets
+//! are redacted on arrival, since these clients do not do it.
+
+use crate::json;
+use model::entity::{
+    Container, Cpu, Entity, Filesystem, Interface, Memory, Platform, Process, Unit,
+};
+use model::redact::Redactor;
+use model::{Facts, HostId, HostIdError, Item};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// The name of a host that does not tell its own.
+pub const UNNAMED: &str = "unnamed";
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the body is empty; send the host's state as a JSON object")]
+    Empty,
+    #[error("the body is not JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("{field} is not {expected}")]
+    Type { field: &'static str, expected: &'static str },
+    #[error(transparent)]
+    Host(#[from] HostIdError),
+}
+
+/// A host's state, as facts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    pub host: HostId,
+    pub facts: Facts,
+}
+
+/// Answer to `update_state`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum Updated {
+    Updated { snapshot: String, state_id: u64, changes: Vec<String> },
+    NoChanges,
+}
+
+/// Answer to `GET /api/v1/snapshots`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Snapshots {
+    pub current: Option<String>,
+    pub history: Vec<String>,
+}
+
+/// Answer to `GET /api/v1/status` once there is a state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Status {
+    pub status: String,
+    pub vm_name: String,
+    pub vm_ip: Option<String>,
+    pub vm_running: bool,
+    pub current_snapshot: Option<String>,
+    pub snapshot_count: usize,
+}
+
+/// Reads a body of `update_state`.
+///
+/// # Errors
+/// When it is empty, not JSON, not an object of the expected lists, or names no legal host.
+pub fn parse(body: &[u8], redactor: &Redactor) -> Result<State, Error> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Err(Error::Empty);
+    }
+    let tree = json::parse(body)?;
+    let Value::Object(top) = &tree else {
+        return Err(Error::Type { field: "the body", expected: "a JSON object" });
+    };
+    if top.is_empty() {
+        return Err(Error::Empty);
+    }
+    let hardware = match top.get("hardware") {
+        None | Some(Value::Null) => &Value::Null,
+        Some(object @ Value::Object(_)) => object,
+        Some(_) => return Err(Error::Type { field: "hardware", expected: "an object" }),
+    };
+    let host = HostId::new(&text(hardware, "hostname").unwrap_or_else(|| UNNAMED.to_owned()))?;
+    let mut facts = Facts::default();
+    for one in list(top.get("services"), "services")? {
+        service(one, redactor, &mut facts);
+    }
+    let mut processes: BTreeMap<String, Process> = BTreeMap::new();
+    for one in list(top.get("processes"), "processes")? {
+        process(one, redactor, &mut processes);
+    }
+    for process in processes.values() {
+        put(&mut facts, process);
+    }
+    if !hardware.is_null() {
+        machine(hardware, &host, &mut facts);
+    }
+    Ok(State { host, facts })
+}
+
+fn list<'v>(value: Option<&'v Value>, field: &'static str) -> Result<&'v [Value], Error> {
+    match value {
+        None | Some(Value::Null) => Ok(&[]),
+        Some(Value::Array(list)) if list.iter().all(Value::is_object) => Ok(list),
+        Some(_) => Err(Error::Type { field, expected: "a list of objects" }),
+    }
+}
+
+fn put<T: Entity>(facts: &mut Facts, entity: &T) {
+    let (subject, fields) = entity.to_item();
+    facts.put(subject, Item::new(&fields));
+}
+
+/// A text, or a number as text; control characters are made visible by whoever prints.
+fn text(object: &Value, name: &str) -> Option<String> {
+    match object.get(name)? {
+        Value::String(s) if !s.is_empty() => Some(s.clone()),
+        Value::Number(n) => Some(n.to_string()),
+        _ => None,
+    }
+}
+
+/// A whole number, also when it came as text or as a fraction.
+fn int(object: &Value, name: &str) -> Option<i64> {
+    match object.get(name)? {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the saturating cast is what is wanted"
+        )]
+        Value::Number(n) => n.as_i64().or_else(|| n.as_f64().map(|f| f as i64)),
+        Value::String(s) => s.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+/// Words given as a list, or as one text.
+fn words(object: &Value, name: &str) -> Vec<String> {
+    match object.get(name) {
+        Some(Value::Array(list)) => list.iter().filter_map(as_text).collect(),
+        Some(Value::String(s)) => s.split_whitespace().map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn as_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(s) => Some(s.clone()),
+        Value::Number(n) => Some(n.to_string()),
+        _ => None,
+    }
+}
+
+/// `{"A": "x"}`, `["A=x"]` or `[{"name": "A", "value": "x"}]`.
+fn environment(object: &Value, redactor: &Redactor) -> BTreeMap<String, String> {
+    let pairs: Vec<(String, String)> = match object.get("environment") {
+        Some(Value::Object(map)) => {
+            map.iter().filter_map(|(k, v)| Some((k.clone(), as_text(v)?))).collect()
+        }
+        Some(Value::Array(list)) => list
+            .iter()
+            .filter_map(|one| match one {
+                Value::String(s) => s.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())),
+                _ => Some((text(one, "name")?, text(one, "value").unwrap_or_default())),
+            })
+            .collect(),
+        _ => Vec::new(),
+    };
+    pairs.into_iter().map(|(k, v)| (k.clone(), redactor.environment(&k, &v))).collect()
+}
+
+fn service(one: &Value, redactor: &Redactor, facts: &mut Facts) {
+    let Some(name) = text(one, "name") else { return };
+    if text(one, "type").as_deref() == Some("docker") {
+        put(facts, &container(one, name, redactor));
+        return;
+    }
+    let id = if model::unit_name_is_valid(&name) { name } else { format!("{name}.service") };
+    let status = text(one, "status").unwrap_or_default();
+    put(
+        facts,
+        &Unit {
+            id,
+            load_state: "loaded".into(),
+            active_state: match status.as_str() {
+                "running" => "active".into(),
+                "stopped" | "exited" => "inactive".into(),
+                _ => status,
+            },
+            main_pid: int(one, "pid").filter(|&pid| pid > 0),
+            restart: text(one, "restart_policy"),
+            environment: environment(one, redactor),
+            ..Unit::default()
+        },
+    );
+}
+
+fn container(one: &Value, name: String, redactor: &Redactor) -> Container {
+    Container {
+        name,
+        container_id: text(one, "id").unwrap_or_default(),
+        image: text(one, "image").unwrap_or_default(),
+        state: text(one, "status").unwrap_or_default(),
+        pid: int(one, "pid").filter(|&pid| pid > 0),
+        ports: ports(one),
+        mounts: volumes(one),
+        environment: environment(one, redactor),
+        links: words(one, "links"),
+        restart_policy: text(one, "restart_policy"),
+        ..Container::default()
+    }
+}
+
+/// `{container_port: 3306 | "3306/tcp", host_port, host_ip}`, or texts as they are.
+fn ports(one: &Value) -> Vec<String> {
+    let Some(Value::Array(list)) = one.get("ports") else { return Vec::new() };
+    let port = |value: &Value| -> Option<String> {
+        if let Some(text) = as_text(value) {
+            return Some(text);
+        }
+        let inner = text(value, "container_port")?;
+        let inner = if inner.contains('/') { inner } else { format!("{inner}/tcp") };
+        Some(match (text(value, "host_ip"), text(value, "host_port")) {
+            (Some(address), Some(outer)) => format!("{address}:{outer}->{inner}"),
+            (None, Some(outer)) => format!("0.0.0.0:{outer}->{inner}"),
+            (_, None) => inner,
+        })
+    };
+    let mut ports: Vec<String> = list.iter().filter_map(port).collect();
+    ports.sort();
+    ports
+}
+
+fn volumes(one: &Value) -> Vec<String> {
+    let Some(Value::Array(list)) = one.get("volumes") else { return Vec::new() };
+    let volume = |value: &Value| -> Option<String> {
+        if let Some(text) = as_text(value) {
+            return Some(text);
+        }
+        let destination = text(value, "destination").or_else(|| text(value, "target"))?;
+        let source = text(value, "source").unwrap_or_default();
+        let mode = match value.get("read_only") {
+            Some(Value::Bool(true)) => " ro",
+            _ => "",
+        };
+        Some(format!("bind {source} -> {destination}{mode}"))
+    };
+    list.iter().filter_map(volume).collect()
+}
+
+fn process(one: &Value, redactor: &Redactor, processes: &mut BTreeMap<String, Process>) {
+    let Some(name) = text(one, "name") else { return };
+    let arguments = redactor.arguments(&words(one, "cmdline"));
+    let user = text(one, "username");
+    let pid = int(one, "pid").filter(|&pid| pid > 0);
+    let working_directory = text(one, "cwd");
+    let key = format!("{name}\0{arguments:?}\0{user:?}\0{working_directory:?}");
+    let hash = model::ContentId::of(key.as_bytes()).to_string();
+    let id = format!("{name}#{}", hash.get(..8).unwrap_or_default());
+    let group = processes.entry(id.clone()).or_insert_with(|| Process {
+        id,
+        name,
+        arguments,
+        user,
+        working_directory,
+        ..Process::default()
+    });
+    group.pids.extend(pid);
+    group.pids.sort_unstable();
+}
+
+fn machine(hardware: &Value, host: &HostId, facts: &mut Facts) {
+    put(
+        facts,
+        &Platform {
+            id: "host".into(),
+            hostname: host.to_string(),
+            distribution: text(hardware, "platform").or_else(|| text(hardware, "os")),
+            distribution_version: text(hardware, "platform_version"),
+            kernel: text(hardware, "kernel_version"),
+            ..Platform::default()
+        },
+    );
+    if let Some(cpu) = hardware.get("cpu") {
+        put(
+            facts,
+            &Cpu {
+                id: "cpu".into(),
+                model: text(cpu, "model"),
+                logical: int(cpu, "count_logical")
+                    .or_else(|| int(cpu, "logical_cores"))
+                    .or_else(|| int(cpu, "count")),
+                physical: int(cpu, "cores_physical").or_else(|| int(cpu, "physical_cores")),
+                ..Cpu::default()
+            },
+        );
+    }
+    if let Some(memory) = hardware.get("memory") {
+        put(
+            facts,
+            &Memory {
+                id: "ram".into(),
+                total_bytes: gigabytes(memory, "total_gb"),
+                ..Memory::default()
+            },
+        );
+        if let Some(total) = gigabytes(memory, "swap_total_gb").filter(|&total| total > 0) {
+            put(
+                facts,
+                &Memory { id: "swap".into(), total_bytes: Some(total), ..Memory::default() },
+            );
+        }
+    }
+    for disk in hardware.get("disks").and_then(Value::as_array).into_iter().flatten() {
+        let Some(mount_point) = text(disk, "mountpoint") else { continue };
+        put(
+            facts,
+            &Filesystem {
+                mount_point,
+                device: text(disk, "device").unwrap_or_default(),
+                filesystem_type: text(disk, "fstype").unwrap_or_default(),
+                size_bytes: gigabytes(disk, "total_gb"),
+                ..Filesystem::default()
+            },
+        );
+    }
+    for (name, one) in hardware.get("network").and_then(Value::as_object).into_iter().flatten() {
+        put(
+            facts,
+            &Interface {
+                name: name.clone(),
+                mac: text(one, "mac"),
+                addresses: words(one, "addresses"),
+                flags: words(one, "flags"),
+                ..Interface::default()
+            },
+        );
+    }
+}
+
+fn gigabytes(object: &Value, name: &str) -> Option<i64> {
+    let gigabytes = match object.get(name)? {
+        Value::Number(n) => n.as_f64()?,
+        Value::String(s) => s.trim().parse().ok()?,
+        _ => return None,
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "the saturating cast is what is wanted")]
+    (gigabytes.is_finite() && gigabytes >= 0.0)
+        .then(|| (gigabytes * f64::from(1_u32 << 30)).round() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn redactor() -> Redactor {
+        Redactor::new([0; 32], Vec::new())
+    }
+
+    fn check(body: &str, expected: &str) {
+        let state = parse(body.as_bytes(), &redactor()).unwrap();
+        let items: Vec<String> = state
+            .facts
+            .iter()
+            .map(|(subject, item)| {
+                format!("{subject} {:?}", item.fields().keys().collect::<Vec<_>>())
+            })
+            .collect();
+        assert_eq!(format!("{}: {}", state.host, items.join("; ")), expected);
+    }
+
+    #[test]
+    fn states() {
+        check(
+            r#"{"services":[],"processes":[],"hardware":{"hostname":"server1"}}"#,
+            r#"server1: platform:host ["hostname"]"#,
+        );
+        check(
+            r#"{"services":[{"name":"nginx"}],"novel":{"x":1}}"#,
+            r#"unnamed: unit:nginx.service ["load_state"]"#,
+        );
+        check(
+            r#"{"services":[{"name":"db","type":"docker","image":"mysql:8","ports":[{"container_port":"3306/tcp","host_port":"3306"}, 80], "cpu_percent": 9.5}]}"#,
+            r#"unnamed: container:db ["image", "ports"]"#,
+        );
+    }
+
+    #[test]
+    fn volatile_fields_are_no_facts() {
+        let one = r#"{"timestamp":1,"services":[{"name":"a","status":"active","uptime_seconds":1,"cpu_percent":1}],"processes":[{"name":"p","pid":3,"cpu_percent":1,"status":"running"}],"hardware":{"hostname":"h","uptime":1,"cpu":{"model":"m","cores_physical":2,"usage_percent":1},"memory":{"total_gb":8,"percent":1}}}"#;
+        let two = r#"{"timestamp":2,"services":[{"name":"a","status":"active","uptime_seconds":2,"cpu_percent":2}],"processes":[{"name":"p","pid":3,"cpu_percent":2,"status":"sleeping"}],"hardware":{"hostname":"h","uptime":2,"cpu":{"model":"m","physical_cores":2,"usage_percent":2},"memory":{"total_gb":8.0,"percent":2}}}"#;
+        assert_eq!(
+            parse(one.as_bytes(), &redactor()).unwrap(),
+            parse(two.as_bytes(), &redactor()).unwrap()
+        );
+    }
+
+    #[test]
+    fn errors_are_clear() {
+        let check = |body: &[u8], expected: &str| {
+            let error = parse(body, &redactor()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        check(b"", "empty");
+        check(b"{}", "empty");
+        check(b"[1]", "the body is not a JSON object");
+        check(b"{\"services\":{}}", "services is not a list of objects");
+        check(b"{\"services\":[1]}", "services is not a list of objects");
+        check(b"{\"hardware\":[]}", "hardware is not an object");
+        check(b"{\"services\":[],\"services\":[]}", "there twice");
+        check(b"{\"services\":[", "EOF");
+        check(b"{\"a\":\"\xff\"}", "unicode");
+        check("[".repeat(100_000).as_bytes(), "recursion");
+        check(b"{\"hardware\":{\"hostname\":\"../etc\"}}", "not a host name");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(body in ".{0,200}") {
+            let _either = parse(body.as_bytes(), &redactor());
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The agent's side of the wire: batches of deltas, as MessagePack with named fields,
+//! compressed with zstd.
+//!
+//! A delta leads from one state to the next. It carries only the fields that changed, and the
+//! digests of both states: the server applies it only to the state it was made from, and
+//! keeps it only when it led to the state it should.
+
+use crate::MAX_BODY;
+use model::load::Load;
+use model::{ContentId, Digest, Facts, Patch, Time, Version};
+use serde::{Deserialize, Serialize};
+use std::io::Read;
+
+/// Media type of [`Batch`] and [`Acknowledged`].
+pub const MEDIA_TYPE: &str = "application/vnd.safetytwin.delta+msgpack";
+
+/// What an agent sends in one request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Batch {
+    /// The agent's sequence space: a random name made with its state directory.
+    pub stream: String,
+    /// In order of sequence.
+    #[serde(default)]
+    pub deltas: Vec<Delta>,
+    #[serde(default)]
+    pub load: Vec<Load>,
+    /// Version of the agent's program.
+    #[serde(default)]
+    pub agent: String,
+}
+
+/// One step of a host's history.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Delta {
+    /// Counts up by one in a stream, from 1.
+    pub sequence: u64,
+    /// By the host's clock.
+    pub at: Time,
+    pub body: Body,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap: Option<Gap>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Body {
+    /// The whole state: at the beginning, and when the server's differs.
+    Keyframe(Facts),
+    Patch {
+        base: Digest,
+        next: Digest,
+        patch: Patch,
+    },
+}
+
+/// Says that this delta stands for several that could not be kept apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// Time of the first that was merged.
+    pub since: Time,
+    /// How many were merged.
+    pub merged: u64,
+}
+
+/// All deltas up to `sequence` are durable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acknowledged {
+    pub sequence: u64,
+    pub version: Version,
+    /// Contents that the state names and the server does not have.
+    #[serde(default)]
+    pub missing: Vec<ContentId>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the body is not zstd-compressed data")]
+    Compression(#[source] std::io::Error),
+    #[error("the body is larger than {} MiB when decompressed", MAX_BODY >> 20)]
+    TooLarge,
+    #[error("the body does not have the form of a batch")]
+    Form(#[source] rmp_serde::decode::Error),
+}
+
+/// Encodes and compresses any message of this wire.
+#[must_use]
+pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
+    let packed = rmp_serde::to_vec_named(message).expect("wire types always encode");
+    zstd::bulk::compress(&packed, 3).expect("compressing memory into memory can't fail")
+}
+
+/// The reverse of [`encode`], for input that nobody vouches for.
+///
+/// # Errors
+/// When it is not compressed, not of the form, or too large.
+pub fn decode<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Error> {
+    let mut packed = Vec::new();
+    let limit = u64::try_from(MAX_BODY).unwrap_or(u64::MAX) + 1;
+    zstd::Decoder::new(body)
+        .and_then(|decoder| decoder.take(limit).read_to_end(&mut packed))
+        .map_err(Error::Compression)?;
+    if packed.len() > MAX_BODY {
+        return Err(Error::TooLarge);
+    }
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(&packed);
+    decoder.set_max_depth(64);
+    T::deserialize(&mut decoder).map_err(Error::Form)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn batch() -> Batch {
+        Batch {
+            stream: "s".into(),
+            deltas: vec![Delta {
+                sequence: 1,
+                at: Time(5),
+                body: Body::Keyframe(Facts::default()),
+                gap: Some(Gap { since: Time(1), merged: 3 }),
+            }],
+            load: vec![Load::default()],
+            agent: "0.1.0".into(),
+        }
+    }
+
+    #[test]
+    fn batches_survive_the_wire() {
+        assert_eq!(decode::<Batch>(&encode(&batch())).unwrap(), batch());
+    }
+
+    #[test]
+    fn a_bomb_is_refused_before_it_unfolds() {
+        let bomb = zstd::bulk::compress(&vec![0; MAX_BODY * 4], 1).unwrap();
+        assert!(matches!(decode::<Batch>(&bomb), Err(Error::TooLarge)));
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error() {
+        let mut deep = vec![0x91; 100_000];
+        deep.push(0xc0);
+        let body = zstd::bulk::compress(&deep, 1).unwrap();
+        assert!(matches!(decode::<model::Value>(&body), Err(Error::Form(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn anything_is_a_batch_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300), cut in 0..400_usize) {
+            let _either = decode::<Batch>(&bytes);
+            let _either = decode::<Batch>(&zstd::bulk::compress(&bytes, 1).unwrap());
+            let whole = encode(&batch());
+            let _either = decode::<Batch>(whole.get(..cut.min(whole.len())).unwrap_or_default());
+        }
+    }
+}
