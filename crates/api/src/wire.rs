@@ -62,6 +62,57 @@ pub struct Gap {
     pub merged: u64,
 }
 
+/// Contents of files, sent before the deltas that name them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contents(pub Vec<Vec<u8>>);
+
+impl Serialize for Contents {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|content| Bytes(content)))
+    }
+}
+
+struct Bytes<'a>(&'a [u8]);
+
+impl Serialize for Bytes<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Contents {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let contents: Vec<OwnedBytes> = Vec::deserialize(deserializer)?;
+        Ok(Self(contents.into_iter().map(|content| content.0).collect()))
+    }
+}
+
+struct OwnedBytes(Vec<u8>);
+
+impl<'de> Deserialize<'de> for OwnedBytes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = OwnedBytes;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<OwnedBytes, E> {
+                Ok(OwnedBytes(bytes.to_vec()))
+            }
+
+            fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<OwnedBytes, E> {
+                Ok(OwnedBytes(bytes))
+            }
+        }
+
+        deserializer.deserialize_byte_buf(Visitor)
+    }
+}
+
 /// All deltas up to `sequence` are durable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Acknowledged {
@@ -129,6 +180,12 @@ mod tests {
     #[test]
     fn batches_survive_the_wire() {
         assert_eq!(decode::<Batch>(&encode(&batch())).unwrap(), batch());
+    }
+
+    #[test]
+    fn contents_survive_the_wire() {
+        let contents = Contents(vec![b"a".to_vec(), vec![0xff; 300], Vec::new()]);
+        assert_eq!(decode::<Contents>(&encode(&contents)).unwrap(), contents);
     }
 
     #[test]

@@ -125,6 +125,22 @@ impl Patch {
         self.0.iter()
     }
 
+    /// The patch between two states, looking only at these subjects.
+    #[must_use]
+    pub fn of<'s>(
+        before: &Facts,
+        after: &Facts,
+        subjects: impl IntoIterator<Item = &'s Subject>,
+    ) -> Self {
+        let op = |subject: &Subject| match (before.get(subject), after.get(subject)) {
+            (None, Some(now)) => Some(Op::Added(now.fields())),
+            (Some(was), None) => Some(Op::Removed(was.fields())),
+            (Some(was), Some(now)) if was != now => Some(Op::between(was, now)),
+            _ => None,
+        };
+        Self(subjects.into_iter().filter_map(|s| Some((s.clone(), op(s)?))).collect())
+    }
+
     /// Changes `facts` to what they are after this patch.
     ///
     /// # Errors
@@ -253,6 +269,13 @@ mod tests {
         fn patches_compose(a in facts(), b in facts(), c in facts()) {
             let both = diff(&a, &b).then(diff(&b, &c));
             prop_assert_eq!(&both, &diff(&a, &c));
+        }
+
+        #[test]
+        fn looking_at_all_subjects_is_a_diff(before in facts(), after in facts()) {
+            let subjects: Vec<Subject> =
+                before.iter().chain(after.iter()).map(|(subject, _)| subject.clone()).collect();
+            prop_assert_eq!(Patch::of(&before, &after, &subjects), diff(&before, &after));
         }
 
         #[test]

@@ -1,0 +1,307 @@
+//! What the agent is told: its file, its flags, and what follows from them.
+//!
+//! The keys and flags of the older agent are understood beside ours; flags win over the file.
+//! An unknown key or a wrong value is an error that names the file, the key and the nearest
+//! known one.
+
+use serde::Deserialize;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("could not read the configuration {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path}: {message}")]
+    Form { path: PathBuf, message: String },
+    #[error("{key}: {message}")]
+    Value { key: &'static str, message: String },
+}
+
+/// The file as written. Every key is optional.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct File {
+    /// Seconds between full looks.
+    pub interval: Option<f64>,
+    /// `http://HOST:PORT`; the path of `update_state` behind it is accepted.
+    #[serde(alias = "server")]
+    pub bridge_url: Option<String>,
+    pub log_file: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
+    #[serde(alias = "include_proc")]
+    pub include_processes: Option<bool>,
+    #[serde(alias = "include_net")]
+    pub include_network: Option<bool>,
+    pub verbose: Option<bool>,
+    /// The name this host goes by; its own hostname otherwise.
+    pub host: Option<String>,
+    /// File with the bearer token, needed by servers beyond loopback.
+    pub token_file: Option<PathBuf>,
+    /// Names whose values are not redacted.
+    pub legible: Vec<String>,
+    /// Further files, directories and globs to follow.
+    pub track: Vec<String>,
+    pub docker_socket: Option<PathBuf>,
+    /// The D-Bus address of systemd's bus, where it is not the usual one.
+    pub systemd_bus: Option<String>,
+    pub spool_limit_mb: Option<u64>,
+}
+
+const KEYS: [&str; 17] = [
+    "interval",
+    "bridge_url",
+    "server",
+    "log_file",
+    "state_dir",
+    "include_processes",
+    "include_proc",
+    "include_network",
+    "include_net",
+    "verbose",
+    "host",
+    "token_file",
+    "legible",
+    "track",
+    "docker_socket",
+    "systemd_bus",
+    "spool_limit_mb",
+];
+
+/// Checked, complete.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub interval: Duration,
+    pub server: String,
+    pub log_file: Option<PathBuf>,
+    pub state_dir: PathBuf,
+    pub processes: bool,
+    pub network: bool,
+    pub verbose: bool,
+    pub host: Option<String>,
+    pub token: Option<String>,
+    pub legible: Vec<String>,
+    pub track: Vec<String>,
+    pub docker_socket: PathBuf,
+    pub systemd_bus: Option<String>,
+    pub spool_limit: u64,
+}
+
+/// Where the file is looked for when none is named.
+#[must_use]
+pub fn default_file() -> PathBuf {
+    if is_root() {
+        return "/etc/safetytwin/agent.yaml".into();
+    }
+    xdg("XDG_CONFIG_HOME", ".config").join("safetytwin/agent.yaml")
+}
+
+/// Where state is kept when no place is named.
+#[must_use]
+pub fn default_state_dir() -> PathBuf {
+    if is_root() {
+        return "/var/lib/safetytwin/agent".into();
+    }
+    xdg("XDG_DATA_HOME", ".local/share").join("safetytwin/agent")
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn xdg(variable: &str, fallback: &str) -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into()));
+    std::env::var_os(variable)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .unwrap_or_else(|| home().join(fallback))
+}
+
+impl File {
+    /// Reads a file. One that was not asked for by name may be missing.
+    ///
+    /// # Errors
+    /// When it can't be read or has another form.
+    pub fn read(path: &Path, asked_for: bool) -> Result<Self, Error> {
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound && !asked_for => {
+                Ok(Self::default())
+            }
+            Err(source) => Err(Error::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    /// # Errors
+    /// When the text is not YAML of the known keys.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            return Ok(Self::default());
+        }
+        serde_saphyr::from_str(text).map_err(|error| {
+            let message = error.to_string();
+            let unknown =
+                message.split("unknown field `").nth(1).and_then(|rest| rest.split('`').next());
+            let message = match unknown {
+                Some(key) => match nearest(key) {
+                    Some(known) => format!("{key:?} is no key; did you mean {known:?}?"),
+                    None => format!("{key:?} is no key; known are {}", KEYS.join(", ")),
+                },
+                None => message,
+            };
+            Error::Form { path: path.to_owned(), message }
+        })
+    }
+
+    /// What the other one says wins.
+    #[must_use]
+    pub fn overridden_by(self, other: Self) -> Self {
+        let or_else =
+            |mine: Vec<String>, theirs: Vec<String>| if theirs.is_empty() { mine } else { theirs };
+        Self {
+            interval: other.interval.or(self.interval),
+            bridge_url: other.bridge_url.or(self.bridge_url),
+            log_file: other.log_file.or(self.log_file),
+            state_dir: other.state_dir.or(self.state_dir),
+            include_processes: other.include_processes.or(self.include_processes),
+            include_network: other.include_network.or(self.include_network),
+            verbose: other.verbose.or(self.verbose),
+            host: other.host.or(self.host),
+            token_file: other.token_file.or(self.token_file),
+            legible: or_else(self.legible, other.legible),
+            track: or_else(self.track, other.track),
+            docker_socket: other.docker_socket.or(self.docker_socket),
+            systemd_bus: other.systemd_bus.or(self.systemd_bus),
+            spool_limit_mb: other.spool_limit_mb.or(self.spool_limit_mb),
+        }
+    }
+
+    /// Checks everything and fills in what is not said.
+    ///
+    /// # Errors
+    /// When a value is out of range or a named file can't be read.
+    pub fn check(self) -> Result<Config, Error> {
+        let interval = self.interval.unwrap_or(10.0);
+        if !(0.1..=86_400.0).contains(&interval) {
+            let message = format!("{interval} is not a number of seconds from 0.1 to 86400");
+            return Err(Error::Value { key: "interval", message });
+        }
+        let server =
+            self.bridge_url.unwrap_or_else(|| format!("http://127.0.0.1:{}", api::DEFAULT_PORT));
+        if let Err(error) = api::client::Client::new(&server, None) {
+            return Err(Error::Value { key: "bridge_url", message: error.to_string() });
+        }
+        if let Some(Err(error)) = self.host.as_deref().map(model::HostId::new) {
+            return Err(Error::Value { key: "host", message: error.to_string() });
+        }
+        let spool_limit_mb = self.spool_limit_mb.unwrap_or(32);
+        if !(1..=4096).contains(&spool_limit_mb) {
+            let message = format!("{spool_limit_mb} is not a number of MiB from 1 to 4096");
+            return Err(Error::Value { key: "spool_limit_mb", message });
+        }
+        for path in &self.track {
+            if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
+                let message = format!("{path:?} is not an absolute path without '..'");
+                return Err(Error::Value { key: "track", message });
+            }
+        }
+        let token = self.token_file.map(|path| read_token(&path)).transpose()?;
+        Ok(Config {
+            interval: Duration::from_secs_f64(interval),
+            server,
+            log_file: self.log_file,
+            state_dir: self.state_dir.unwrap_or_else(default_state_dir),
+            processes: self.include_processes.unwrap_or(true),
+            network: self.include_network.unwrap_or(true),
+            verbose: self.verbose.unwrap_or(false),
+            host: self.host,
+            token,
+            legible: self.legible,
+            track: self.track,
+            docker_socket: self.docker_socket.unwrap_or_else(|| "/var/run/docker.sock".into()),
+            systemd_bus: self.systemd_bus,
+            spool_limit: spool_limit_mb << 20,
+        })
+    }
+}
+
+fn read_token(path: &Path) -> Result<String, Error> {
+    let text =
+        fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let token = text.trim();
+    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        let message = format!("{} holds no token", path.display());
+        return Err(Error::Value { key: "token_file", message });
+    }
+    Ok(token.to_owned())
+}
+
+/// The known key that is meant, if one is near enough.
+fn nearest(key: &str) -> Option<&'static str> {
+    let distance = |a: &str, b: &str| {
+        let b: Vec<char> = b.chars().collect();
+        let mut row: Vec<usize> = (0..=b.len()).collect();
+        for (i, c) in a.chars().enumerate() {
+            let mut last = i + 1;
+            let mut next = vec![last];
+            for (pair, d) in row.windows(2).zip(&b) {
+                let [diagonal, above] = pair else { continue };
+                last = (diagonal + usize::from(c != *d)).min(above + 1).min(last + 1);
+                next.push(last);
+            }
+            row = next;
+        }
+        row.last().copied().unwrap_or(usize::MAX)
+    };
+    let key: String = key.chars().take(64).collect();
+    KEYS.into_iter()
+        .map(|known| (distance(&key, known), known))
+        .min()
+        .filter(|(distance, _)| *distance <= 3)
+        .map(|(_, known)| known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let result = File::parse(text, Path::new("agent.yaml")).and_then(File::check);
+        let shown = match result {
+            Ok(config) => format!("{} {} {:?}", config.server, config.processes, config.interval),
+            Err(error) => error.to_string(),
+        };
+        assert!(shown.contains(expected), "{shown}");
+    }
+
+    #[test]
+    fn old_and_new_keys() {
+        check("", "http://127.0.0.1:8470 true 10s");
+        check("# nothing\n", "http://127.0.0.1:8470 true 10s");
+        check(
+            "interval: 5\nbridge_url: http://localhost:5678/api/v1/update_state\ninclude_proc: false\ninclude_net: true\nlog_file: /tmp/x\nstate_dir: /tmp/y\nverbose: true\n",
+            "http://localhost:5678/api/v1/update_state false 5s",
+        );
+        check("server: http://localhost:1\ninclude_processes: false", "http://localhost:1 false");
+    }
+
+    #[test]
+    fn errors_name_what_is_wrong() {
+        check("intervall: 5", "\"intervall\" is no key; did you mean \"interval\"?");
+        check("quux_corge: 5", "is no key; known are interval");
+        check("interval: 0", "interval: 0 is not a number of seconds");
+        check("interval: soon", "agent.yaml:");
+        check("bridge_url: https://x", "TLS");
+        check("bridge_url: localhost", "http://HOST:PORT");
+        check("host: ../x", "is not a host name");
+        check("track: [etc/x]", "absolute path");
+        check("track: [/etc/../shadow]", "absolute path");
+        check("token_file: /nonexistent", "could not read");
+        check("interval: [", "agent.yaml:");
+    }
+}

@@ -1,0 +1,446 @@
+//! Owns the facts. Takes what collectors see, gathers bursts, and passes on what changed.
+//!
+//! ```text
+//!   quiet ──change──► leading (5 ms) ──► flush ──► quiet
+//!     ▲                                    ▲
+//!     └── change within 100 ms of a flush ─┴─ gathering (until 100 ms quiet, at most 1 s)
+//! ```
+//!
+//! A lone change goes out at once; a burst goes out as one delta. Load passes through and is
+//! never a change.
+//!
+//! # Invariants
+//! - What a collector did not report is not gone: only a complete look by the owner of a scope
+//!   removes items, and a faulty collector's items stay, marked stale.
+//! - `recorded` is the state at the last delta given to the outbox; the next delta begins there.
+
+use crate::clock;
+use crate::outbox::Outgoing;
+use crate::spool::patch_body;
+use api::wire::Body;
+use model::entity::Collector;
+use model::load::Load;
+use model::{Facts, Item, Kind, Patch, Subject, Time};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+const LEAD: Duration = Duration::from_millis(5);
+const QUIET: Duration = Duration::from_millis(100);
+const MOST: Duration = Duration::from_secs(1);
+/// How long the first delta waits for collectors that have not looked yet.
+const FIRST: Duration = Duration::from_millis(150);
+
+/// Which items a complete look speaks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Kind(Kind),
+    /// Units of the system manager.
+    SystemUnits,
+    /// Units of user managers.
+    UserUnits,
+    /// One item.
+    One(Subject),
+}
+
+impl Scope {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Kind(kind) => *kind,
+            Self::SystemUnits | Self::UserUnits => Kind::UNIT,
+            Self::One(subject) => subject.kind(),
+        }
+    }
+
+    fn holds(&self, subject: &Subject) -> bool {
+        match self {
+            Self::Kind(kind) => subject.kind() == *kind,
+            Self::SystemUnits => subject.kind() == Kind::UNIT && !subject.id().contains('/'),
+            Self::UserUnits => subject.kind() == Kind::UNIT && subject.id().contains('/'),
+            Self::One(one) => subject == one,
+        }
+    }
+}
+
+/// What a collector has to say.
+#[derive(Debug)]
+pub(crate) enum Seen {
+    /// A complete look: these are all items of these scopes.
+    All {
+        scopes: Vec<Scope>,
+        items: Vec<(Subject, Item)>,
+        limits: Vec<String>,
+    },
+    /// Some items, looked at because of an event.
+    Some {
+        put: Vec<(Subject, Item)>,
+        gone: Vec<Subject>,
+    },
+    /// It could not look.
+    Fault(String),
+    /// Contents of files that are about to be named.
+    Contents(Vec<Vec<u8>>),
+    Load(Box<Load>),
+}
+
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) collector: &'static str,
+    pub(crate) seen: Seen,
+}
+
+#[derive(Debug)]
+pub(crate) struct Engine {
+    facts: Facts,
+    recorded: Facts,
+    /// Whether the server was ever told anything by this spool.
+    begun: bool,
+    changed: BTreeSet<Subject>,
+    /// Collectors whose first report the first delta waits for.
+    awaited: BTreeSet<&'static str>,
+    last_look: HashMap<&'static str, Instant>,
+    pending: Option<Pending>,
+    last_flush: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    at: Time,
+    since: Instant,
+    due: Instant,
+    leading: bool,
+}
+
+impl Engine {
+    /// `facts` is the state the spool ended with; empty if there was none.
+    pub(crate) fn new(facts: Facts, awaited: impl IntoIterator<Item = &'static str>) -> Self {
+        Self {
+            begun: !facts.is_empty(),
+            recorded: facts.clone(),
+            facts,
+            changed: BTreeSet::new(),
+            awaited: awaited.into_iter().collect(),
+            last_look: HashMap::new(),
+            pending: None,
+            last_flush: None,
+        }
+    }
+
+    /// Runs until cancelled or all collectors are gone; then passes on what is left.
+    pub(crate) async fn run(
+        mut self,
+        mut reports: mpsc::Receiver<Report>,
+        outgoing: mpsc::Sender<Outgoing>,
+        shutdown: CancellationToken,
+    ) {
+        let start = Instant::now();
+        let timer = tokio::time::sleep_until(start);
+        tokio::pin!(timer);
+        loop {
+            if let Some(due) = self.due(start) {
+                timer.as_mut().reset(due);
+            }
+            tokio::select! {
+                report = reports.recv() => match report {
+                    Some(report) => self.take(report, &outgoing).await,
+                    None => break,
+                },
+                () = &mut timer, if self.pending.is_some() => self.flush(&outgoing),
+                () = shutdown.cancelled() => break,
+            }
+        }
+        self.flush(&outgoing);
+    }
+
+    /// The facts after everything that all collectors say once.
+    pub(crate) async fn once(mut self, mut reports: mpsc::Receiver<Report>) -> Facts {
+        let (nowhere, _closed) = mpsc::channel(1);
+        while let Some(report) = reports.recv().await {
+            if !matches!(report.seen, Seen::Contents(_) | Seen::Load(_)) {
+                self.take(report, &nowhere).await;
+            }
+        }
+        self.facts
+    }
+
+    fn due(&self, start: Instant) -> Option<Instant> {
+        let pending = self.pending?;
+        if self.begun || self.awaited.is_empty() {
+            return Some(pending.due);
+        }
+        Some(pending.due.max(start + FIRST))
+    }
+
+    async fn take(&mut self, report: Report, outgoing: &mpsc::Sender<Outgoing>) {
+        let Report { collector, seen } = report;
+        match seen {
+            Seen::All { scopes, items, limits } => {
+                self.all(&scopes, items);
+                self.looked(collector, limits);
+            }
+            Seen::Some { put, gone } => {
+                for (subject, item) in put {
+                    self.put(subject, item);
+                }
+                for subject in gone {
+                    self.remove(subject);
+                }
+                self.last_look.insert(collector, Instant::now());
+            }
+            Seen::Fault(message) => self.fault(collector, message),
+            Seen::Contents(contents) => {
+                for content in contents {
+                    // Waits for room: contents are few and must come before their delta.
+                    let _stopping = outgoing.send(Outgoing::Content(content)).await;
+                }
+                return;
+            }
+            Seen::Load(mut load) => {
+                load.collector_age_seconds = self
+                    .last_look
+                    .iter()
+                    .map(|(name, at)| ((*name).to_owned(), at.elapsed().as_secs_f64()))
+                    .collect();
+                if outgoing.try_send(Outgoing::Load(load)).is_err() {
+                    tracing::debug!("a load sample found no room");
+                }
+                return;
+            }
+        }
+        self.awaited.remove(collector);
+        if !self.changed.is_empty() || self.pending.is_some() {
+            self.schedule();
+        }
+    }
+
+    fn schedule(&mut self) {
+        let now = Instant::now();
+        let first = !self.begun && self.awaited.is_empty();
+        match &mut self.pending {
+            Some(pending) if first => pending.due = now,
+            Some(pending) if !pending.leading => {
+                pending.due = (now + QUIET).min(pending.since + MOST);
+            }
+            Some(_) => {}
+            None => {
+                let leading = self.last_flush.is_none_or(|at| now.duration_since(at) >= QUIET);
+                let due = now + if leading { LEAD } else { QUIET };
+                self.pending = Some(Pending { at: clock::now(), since: now, due, leading });
+            }
+        }
+    }
+
+    fn all(&mut self, scopes: &[Scope], items: Vec<(Subject, Item)>) {
+        let seen: BTreeSet<&Subject> = items.iter().map(|(subject, _)| subject).collect();
+        let gone: Vec<Subject> = scopes
+            .iter()
+            .flat_map(|scope| {
+                self.facts
+                    .of_kind(scope.kind())
+                    .map(|(subject, _)| subject)
+                    .filter(|subject| scope.holds(subject) && !seen.contains(subject))
+            })
+            .cloned()
+            .collect();
+        for subject in gone {
+            self.remove(subject);
+        }
+        for (subject, item) in items {
+            self.put(subject, item);
+        }
+    }
+
+    fn put(&mut self, subject: Subject, item: Item) {
+        if self.facts.get(&subject) != Some(&item) {
+            self.changed.insert(subject.clone());
+            self.facts.put(subject, item);
+        }
+    }
+
+    fn remove(&mut self, subject: Subject) {
+        if self.facts.remove(&subject).is_some() {
+            self.changed.insert(subject);
+        }
+    }
+
+    fn looked(&mut self, collector: &'static str, limits: Vec<String>) {
+        self.last_look.insert(collector, Instant::now());
+        self.note(Collector { name: collector.to_owned(), limits, ..Collector::default() });
+    }
+
+    fn fault(&mut self, collector: &'static str, message: String) {
+        let before: Option<Collector> = self.facts.entity(collector);
+        let before = before.unwrap_or_default();
+        tracing::warn!(collector, message, "could not look");
+        let fault_since = before.fault.and(before.fault_since).or_else(|| Some(clock::now()));
+        let name = collector.to_owned();
+        self.note(Collector { name, fault: Some(message), fault_since, limits: before.limits });
+    }
+
+    fn note(&mut self, collector: Collector) {
+        use model::entity::Entity;
+        let (subject, fields) = collector.to_item();
+        self.put(subject, Item::new(&fields));
+    }
+
+    /// Gives what changed to the outbox. When that has no room the changes stay, and go out
+    /// together a little later.
+    fn flush(&mut self, outgoing: &mpsc::Sender<Outgoing>) {
+        let Some(pending) = self.pending.take() else { return };
+        let patch = Patch::of(&self.recorded, &self.facts, &self.changed);
+        if patch.is_empty() && self.begun {
+            self.changed.clear();
+            return;
+        }
+        let body = if self.begun {
+            patch_body(self.recorded.digest(), self.facts.digest(), patch)
+        } else {
+            Body::Keyframe(self.facts.clone())
+        };
+        let now = Instant::now();
+        match outgoing.try_send(Outgoing::Delta { at: pending.at, body, gap: None }) {
+            Ok(()) => {
+                self.record();
+                self.last_flush = Some(now);
+            }
+            Err(_) => {
+                self.pending = Some(Pending { due: now + QUIET, leading: false, ..pending });
+            }
+        }
+    }
+
+    fn record(&mut self) {
+        for subject in std::mem::take(&mut self.changed) {
+            match self.facts.get(&subject) {
+                Some(item) => self.recorded.put(subject, item.clone()),
+                None => self.recorded.remove(&subject),
+            };
+        }
+        self.begun = true;
+    }
+}
+
+/// The faults in some facts, for people.
+pub(crate) fn faults(facts: &Facts) -> BTreeMap<String, String> {
+    facts
+        .entities::<Collector>()
+        .filter_map(|collector| Some((collector.name, collector.fault?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{Fields, Value};
+
+    fn item(kind: Kind, id: &str, value: i64) -> (Subject, Item) {
+        let fields: Fields = [("n".to_owned(), Value::Int(value))].into();
+        (Subject::escaped(kind, id), Item::new(&fields))
+    }
+
+    struct Bench {
+        reports: mpsc::Sender<Report>,
+        outgoing: mpsc::Receiver<Outgoing>,
+        state: Facts,
+    }
+
+    impl Bench {
+        fn start(room: usize) -> Self {
+            let (reports, receiver) = mpsc::channel(64);
+            let (sender, outgoing) = mpsc::channel(room);
+            let engine = Engine::new(Facts::default(), ["units"]);
+            #[expect(clippy::disallowed_methods, reason = "ends with the test's channels")]
+            tokio::spawn(engine.run(receiver, sender, CancellationToken::new()));
+            Self { reports, outgoing, state: Facts::default() }
+        }
+
+        async fn say(&self, seen: Seen) {
+            self.reports.send(Report { collector: "units", seen }).await.unwrap();
+        }
+
+        async fn all(&self, items: Vec<(Subject, Item)>) {
+            let scopes = vec![Scope::Kind(Kind::UNIT)];
+            self.say(Seen::All { scopes, items, limits: Vec::new() }).await;
+        }
+
+        /// The next delta, applied.
+        async fn delta(&mut self) -> usize {
+            let Some(Outgoing::Delta { body, .. }) = self.outgoing.recv().await else {
+                panic!("no delta")
+            };
+            match body {
+                Body::Keyframe(facts) => {
+                    self.state = facts;
+                    0
+                }
+                Body::Patch { base, next, patch } => {
+                    assert_eq!(base, self.state.digest());
+                    patch.apply(&mut self.state).unwrap();
+                    assert_eq!(next, self.state.digest());
+                    patch.len()
+                }
+            }
+        }
+
+        fn units(&self) -> usize {
+            self.state.of_kind(Kind::UNIT).count()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lone_change_goes_at_once_and_a_burst_as_one() {
+        let mut bench = Bench::start(8);
+        bench.all(vec![item(Kind::UNIT, "a", 1), item(Kind::UNIT, "b", 1)]).await;
+        bench.delta().await;
+        assert_eq!(bench.units(), 2);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let start = Instant::now();
+        bench.say(Seen::Some { put: vec![item(Kind::UNIT, "a", 2)], gone: vec![] }).await;
+        assert_eq!(bench.delta().await, 1);
+        assert!(start.elapsed() < Duration::from_millis(20), "{:?}", start.elapsed());
+        for n in 0..20 {
+            bench.say(Seen::Some { put: vec![item(Kind::UNIT, "a", n + 10)], gone: vec![] }).await;
+            tokio::time::sleep(Duration::from_millis(60)).await;
+        }
+        let deltas = {
+            let mut count = 1;
+            bench.delta().await;
+            while tokio::time::timeout(MOST * 2, bench.delta()).await.is_ok() {
+                count += 1;
+            }
+            count
+        };
+        assert!((2..=3).contains(&deltas), "{deltas}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fault_keeps_what_was_seen_and_a_look_removes_what_is_gone() {
+        let mut bench = Bench::start(8);
+        bench.all(vec![item(Kind::UNIT, "a", 1), item(Kind::UNIT, "b", 1)]).await;
+        bench.delta().await;
+        bench.say(Seen::Fault("bus closed".into())).await;
+        bench.delta().await;
+        assert_eq!(bench.units(), 2);
+        assert_eq!(faults(&bench.state), [("units".to_owned(), "bus closed".to_owned())].into());
+        bench.all(vec![item(Kind::UNIT, "a", 1)]).await;
+        bench.delta().await;
+        assert_eq!(bench.units(), 1);
+        assert_eq!(faults(&bench.state), BTreeMap::new());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_outbox_delays_and_loses_nothing() {
+        let mut bench = Bench::start(1);
+        for n in 0..200 {
+            bench.all(vec![item(Kind::UNIT, "a", n)]).await;
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+        while tokio::time::timeout(MOST * 2, bench.delta()).await.is_ok() {}
+        assert_eq!(
+            bench.state.field(&Subject::escaped(Kind::UNIT, "a"), "n"),
+            Some(Value::Int(199))
+        );
+    }
+}

@@ -1,0 +1,262 @@
+//! Brings deltas to the server, in order, over one kept connection. Owns the spool.
+//!
+//! ```text
+//!             ┌── nothing waits ──┐
+//!             ▼                   │
+//!   idle ──delta──► sending ──acknowledged
+//!                     │  └── base_mismatch ──► resync: whole state, new stream ──► sending
+//!                     └── anything else ──► waiting (backoff) ──► sending
+//! ```
+//!
+//! A delta is in the spool before it is sent and leaves it when the server has said that it is
+//! durable. Load rides along, is kept for an hour while the server is away, and is no reason
+//! to keep anything on disk.
+
+use crate::contents::Contents;
+use crate::spool::Spool;
+use api::client::{Client, Error, segment};
+use api::wire::{self, Acknowledged, Batch, Body, Gap};
+use bytes::Bytes;
+use hyper::Method;
+use model::load::Load;
+use model::{ContentId, HostId, Time};
+use std::collections::VecDeque;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
+/// Load samples kept while the server is away.
+const MAX_LOAD: usize = 360;
+
+/// What goes out.
+#[derive(Debug)]
+pub(crate) enum Outgoing {
+    Delta {
+        at: Time,
+        body: Body,
+        gap: Option<Gap>,
+    },
+    /// Comes before the delta that names it.
+    Content(Vec<u8>),
+    Load(Box<Load>),
+}
+
+/// How it stands, for whoever wants to know.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Standing {
+    /// Why the server can't be reached or the spool not written.
+    pub(crate) trouble: Option<String>,
+    pub(crate) waiting: usize,
+    /// The version the server last gave.
+    pub(crate) version: Option<u64>,
+    /// Contents that the server lacks and the spool does not hold.
+    pub(crate) missing: Vec<ContentId>,
+}
+
+pub(crate) struct Outbox {
+    pub(crate) host: HostId,
+    pub(crate) spool: Spool,
+    pub(crate) contents: Contents,
+    pub(crate) incoming: mpsc::Receiver<Outgoing>,
+    pub(crate) standing: watch::Sender<Standing>,
+    pub(crate) new_stream: fn() -> String,
+}
+
+/// A finished request: the client to use for the next, the contents that were delivered, and
+/// what became of the deltas.
+struct Sent {
+    client: Client,
+    contents: Vec<ContentId>,
+    result: Result<Acknowledged, Error>,
+}
+
+type Flight = std::pin::Pin<Box<dyn Future<Output = Sent> + Send>>;
+
+impl Outbox {
+    /// Runs until cancelled and a last try at what waits is made, or until nothing can come.
+    pub(crate) async fn run(mut self, client: Client, shutdown: CancellationToken) {
+        let mut idle = Some(client);
+        let mut load = VecDeque::new();
+        let mut backoff = BACKOFF.0;
+        let mut flight: Option<Flight> = None;
+        let wait = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(wait);
+        let mut resting = false;
+        loop {
+            let work = !self.spool.is_empty() || !self.contents.is_empty() || !load.is_empty();
+            if flight.is_none() && !resting && work {
+                if let Some(client) = idle.take() {
+                    flight = Some(Box::pin(self.request(client, &mut load)));
+                }
+            }
+            tokio::select! {
+                biased;
+                outgoing = self.incoming.recv() => match outgoing {
+                    Some(outgoing) => self.keep(outgoing, &mut load),
+                    None => break,
+                },
+                sent = async { match &mut flight { Some(sending) => sending.await, None => std::future::pending().await } } => {
+                    flight = None;
+                    let (client, goes_on) = self.settle(sent);
+                    idle = Some(client);
+                    if goes_on {
+                        backoff = BACKOFF.0;
+                    } else {
+                        resting = true;
+                        wait.as_mut().reset(tokio::time::Instant::now() + backoff);
+                        backoff = (backoff * 2).min(BACKOFF.1);
+                    }
+                }
+                () = &mut wait, if resting => resting = false,
+                () = shutdown.cancelled() => break,
+            }
+        }
+        self.last_try(idle, flight).await;
+    }
+
+    /// On the way out: two seconds for what is under way and for one more request.
+    async fn last_try(mut self, idle: Option<Client>, flight: Option<Flight>) {
+        while let Ok(outgoing) = self.incoming.try_recv() {
+            self.keep(outgoing, &mut VecDeque::new());
+        }
+        let finish = async {
+            let client = match (flight, idle) {
+                (Some(sending), _) => self.settle(sending.await).0,
+                (None, Some(client)) => client,
+                (None, None) => return,
+            };
+            if !self.spool.is_empty() {
+                let sent = self.request(client, &mut VecDeque::new()).await;
+                self.settle(sent);
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(2), finish).await.is_err() {
+            tracing::info!("the server did not answer; what waits is in the spool");
+        }
+    }
+
+    fn keep(&mut self, outgoing: Outgoing, load: &mut VecDeque<Load>) {
+        match outgoing {
+            Outgoing::Delta { at, body, gap } => {
+                let trouble = self.spool.push(at, body, gap);
+                if let Some(error) = &trouble {
+                    tracing::warn!(error = describe(error), "holding changes in memory");
+                }
+                self.tell(trouble.map(|error| describe(&error)));
+            }
+            Outgoing::Content(content) => {
+                if let Err(error) = self.contents.add(&content) {
+                    tracing::warn!(%error, "a file's content is not kept");
+                }
+            }
+            Outgoing::Load(sample) => {
+                load.push_back(*sample);
+                if load.len() > MAX_LOAD {
+                    load.pop_front();
+                }
+            }
+        }
+    }
+
+    fn tell(&self, trouble: Option<String>) {
+        let waiting = self.spool.len();
+        self.standing.send_if_modified(|standing| {
+            let before = standing.clone();
+            standing.trouble = trouble;
+            standing.waiting = waiting;
+            *standing != before
+        });
+    }
+
+    fn request(
+        &mut self,
+        mut client: Client,
+        load: &mut VecDeque<Load>,
+    ) -> impl Future<Output = Sent> + Send + use<> {
+        let contents = self.contents.batch();
+        // Contents go first, and deltas wait while some are left: a version is not to name
+        // what the server can't show.
+        let whole = contents.len() == self.contents.len();
+        let deltas = if whole { self.spool.batch() } else { Ok(Vec::new()) };
+        let deltas = deltas.unwrap_or_else(|error| {
+            tracing::error!(error = describe(&error), "the spool can't be read back");
+            Vec::new()
+        });
+        let batch = Batch {
+            stream: self.spool.stream().to_owned(),
+            deltas,
+            load: load.drain(..).collect(),
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let host = segment(self.host.as_str());
+        async move {
+            let (ids, bytes): (Vec<ContentId>, Vec<Vec<u8>>) = contents.into_iter().unzip();
+            if !ids.is_empty() {
+                let path = format!("/api/v1/hosts/{host}/contents");
+                let body = Bytes::from(wire::encode(&wire::Contents(bytes)));
+                if let Err(error) = client.send(Method::POST, &path, wire::MEDIA_TYPE, body).await {
+                    return Sent { client, contents: Vec::new(), result: Err(error) };
+                }
+            }
+            let path = format!("/api/v1/hosts/{host}/deltas");
+            let body = Bytes::from(wire::encode(&batch));
+            let answer = client.send(Method::POST, &path, wire::MEDIA_TYPE, body).await;
+            let result = answer.and_then(|answer| {
+                wire::decode::<Acknowledged>(&answer).map_err(|_form| Error::Answer {
+                    server: client.authority().to_owned(),
+                    status: hyper::StatusCode::OK,
+                })
+            });
+            Sent { client, contents: ids, result }
+        }
+    }
+
+    /// Takes note of an answer; whether the next request may follow at once.
+    fn settle(&mut self, sent: Sent) -> (Client, bool) {
+        let Sent { client, contents, result } = sent;
+        self.contents.delivered(&contents);
+        match result {
+            Ok(acknowledged) => {
+                if let Err(error) = self.spool.acknowledged(acknowledged.sequence) {
+                    tracing::warn!(error = describe(&error), "the spool could not be written");
+                }
+                self.standing.send_modify(|standing| {
+                    standing.version = Some(acknowledged.version.0);
+                    standing.missing = acknowledged.missing;
+                });
+                self.tell(None);
+                (client, true)
+            }
+            Err(error) if error.code() == Some("base_mismatch") => {
+                tracing::warn!(
+                    "the server knows another state of this host; sending the whole one"
+                );
+                if let Err(error) = self.spool.resync((self.new_stream)()) {
+                    tracing::error!(error = describe(&error), "could not start a new stream");
+                }
+                self.tell(Some("the server knew another state; resynchronising".to_owned()));
+                // Not at once: two agents under one name would otherwise chase each other.
+                (client, false)
+            }
+            Err(error) => {
+                let waiting = self.spool.len();
+                tracing::debug!(error = describe(&error), waiting, "not delivered");
+                self.tell(Some(describe(&error)));
+                (client, false)
+            }
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}

@@ -1,0 +1,616 @@
+//! What the server has not acknowledged yet, on disk.
+//!
+//! ```text
+//! journal:  MAGIC  record(Base)  record(Delta) record(Delta) …      acked: sequence
+//!           record = length u32 | crc32 u32 | MessagePack
+//! ```
+//!
+//! The base is the state before the first delta, so a restarted agent knows what it said last
+//! and sends differences, not its whole state. A torn tail is cut off: what it held is seen
+//! again by looking at the host.
+//!
+//! # Invariants
+//! - The journal's deltas form a chain from its base: each begins where the one before ended.
+//! - It has a limit. At the limit the older half of what waits is merged into one delta that
+//!   says so ([`Gap`]); nothing is dropped without a mark.
+//! - A disk that takes nothing does not stop the agent: deltas are then held in memory, within
+//!   the same rules, and the journal is written anew as soon as it can be.
+
+use api::wire::{Body, Delta, Gap};
+use model::{Digest, Facts, Patch, Time};
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+const MAGIC: &[u8; 8] = b"twspool1";
+/// Bytes of acknowledged deltas that may lie in the journal before it is written anew.
+const ROTATE_AT: u64 = 4 << 20;
+/// Bytes one record may have.
+const MAX_RECORD: usize = 64 << 20;
+/// Deltas and bytes in one request.
+const BATCH: (usize, usize) = (64, 1 << 20);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("could not open the spool in {path}")]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("another agent uses the spool in {path}; stop it or give this one its own state_dir")]
+    InUse { path: PathBuf },
+    #[error("could not write the spool in {path}")]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("could not read the spool in {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+enum Record {
+    Base { stream: String, sequence: u64, facts: Facts },
+    Delta(Delta),
+}
+
+/// Where a waiting delta is.
+#[derive(Debug)]
+enum Place {
+    Journal { offset: u64, length: usize },
+    Held(Vec<u8>),
+}
+
+#[derive(Debug)]
+struct Waiting {
+    sequence: u64,
+    at: Time,
+    place: Place,
+}
+
+#[derive(Debug)]
+pub(crate) struct Spool {
+    dir: PathBuf,
+    /// Kept locked: two agents on one spool would tear the chain.
+    _lock: File,
+    journal: File,
+    end: u64,
+    /// False when the journal misses deltas that are held in memory.
+    whole: bool,
+    limit: u64,
+    stream: String,
+    next_sequence: u64,
+    waiting: VecDeque<Waiting>,
+    /// The state at the last acknowledged delta.
+    acknowledged: Facts,
+    acked: u64,
+}
+
+/// A spool as found on disk, and the state it ends with.
+pub(crate) struct Opened {
+    pub(crate) spool: Spool,
+    pub(crate) facts: Facts,
+}
+
+impl Spool {
+    /// Opens or makes the spool in `dir`. `fresh_stream` names the sequence space if a new one
+    /// begins.
+    pub(crate) fn open(
+        dir: &Path,
+        limit: u64,
+        fresh_stream: impl FnOnce() -> String,
+    ) -> Result<Opened, Error> {
+        let failed = |source| Error::Open { path: dir.to_owned(), source };
+        fs::create_dir_all(dir).map_err(failed)?;
+        let lock = private(&dir.join("lock")).map_err(failed)?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_held| Error::InUse { path: dir.to_owned() })?;
+        let mut journal = private(&dir.join("journal")).map_err(failed)?;
+        let acked = read_acked(&dir.join("acked"));
+        let found = read_journal(&mut journal, acked).map_err(failed)?;
+        let empty = Found { stream: fresh_stream(), ..Found::default() };
+        let found = found.unwrap_or(empty);
+        let mut spool = Self {
+            dir: dir.to_owned(),
+            _lock: lock,
+            journal,
+            end: found.end,
+            whole: found.end > 0,
+            limit,
+            stream: found.stream,
+            next_sequence: found.next_sequence.max(1),
+            waiting: found.waiting,
+            acknowledged: found.acknowledged,
+            acked: acked.max(found.base_sequence),
+        };
+        if !spool.whole {
+            spool.rewrite()?;
+        }
+        Ok(Opened { spool, facts: found.facts })
+    }
+
+    pub(crate) fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Adds a delta. Gives a description of the trouble when it could only be held in memory.
+    pub(crate) fn push(&mut self, at: Time, body: Body, gap: Option<Gap>) -> Option<Error> {
+        let delta = Delta { sequence: self.next_sequence, at, body, gap };
+        self.next_sequence += 1;
+        let mut trouble = None;
+        if !self.whole {
+            trouble = self.rewrite().err();
+        }
+        let payload = encode(&Record::Delta(delta.clone()));
+        let place = if self.whole {
+            match self.append(&payload) {
+                Ok(place) => place,
+                Err(error) => {
+                    self.whole = false;
+                    trouble = Some(error);
+                    Place::Held(payload)
+                }
+            }
+        } else {
+            Place::Held(payload)
+        };
+        self.waiting.push_back(Waiting { sequence: delta.sequence, at, place });
+        if self.size() > self.limit {
+            trouble = self.merge().err().or(trouble);
+        }
+        trouble
+    }
+
+    /// The next deltas to send, oldest first.
+    pub(crate) fn batch(&mut self) -> Result<Vec<Delta>, Error> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        for waiting in self.waiting.iter().take(BATCH.0) {
+            let delta = self.read(waiting)?;
+            bytes += match &waiting.place {
+                Place::Journal { length, .. } => *length,
+                Place::Held(payload) => payload.len(),
+            };
+            if bytes > BATCH.1 && !batch.is_empty() {
+                break;
+            }
+            batch.push(delta);
+        }
+        Ok(batch)
+    }
+
+    /// Everything up to `sequence` is durable on the server.
+    pub(crate) fn acknowledged(&mut self, sequence: u64) -> Result<(), Error> {
+        while let Some(waiting) = self.waiting.front().filter(|w| w.sequence <= sequence) {
+            let delta = self.read(waiting)?;
+            apply(&mut self.acknowledged, delta.body);
+            self.acked = delta.sequence;
+            self.waiting.pop_front();
+        }
+        self.write_acked();
+        if self.waiting.is_empty() && self.end > ROTATE_AT.max(self.limit / 8) || !self.whole {
+            self.rewrite()?;
+        }
+        Ok(())
+    }
+
+    /// The server knows another state than the one the deltas begin from: starts a new stream
+    /// whose first delta is the whole state, and puts what waits behind it.
+    pub(crate) fn resync(&mut self, stream: String) -> Result<(), Error> {
+        let waiting: Vec<Delta> =
+            self.waiting.iter().map(|waiting| self.read(waiting)).collect::<Result<_, _>>()?;
+        let mut deltas = Vec::with_capacity(waiting.len() + 1);
+        let begins_whole = matches!(waiting.first(), Some(Delta { body: Body::Keyframe(_), .. }));
+        if !begins_whole {
+            let at = waiting.first().map_or(Time(0), |delta| delta.at);
+            let body = Body::Keyframe(self.acknowledged.clone());
+            deltas.push(Delta { sequence: 1, at, body, gap: None });
+        }
+        deltas.extend(waiting);
+        for (sequence, delta) in (1..).zip(&mut deltas) {
+            delta.sequence = sequence;
+        }
+        self.stream = stream;
+        self.acked = 0;
+        self.next_sequence = deltas.last().map_or(1, |delta| delta.sequence + 1);
+        self.hold(deltas);
+        self.rewrite()
+    }
+
+    /// Bytes that wait.
+    fn size(&self) -> u64 {
+        let held: usize = self
+            .waiting
+            .iter()
+            .map(
+                |waiting| if let Place::Held(payload) = &waiting.place { payload.len() } else { 0 },
+            )
+            .sum();
+        self.end + u64::try_from(held).unwrap_or(u64::MAX)
+    }
+
+    /// Merges the older half of what waits, or, when little waits, writes the journal anew.
+    fn merge(&mut self) -> Result<(), Error> {
+        let deltas: Vec<Delta> =
+            self.waiting.iter().map(|waiting| self.read(waiting)).collect::<Result<_, _>>()?;
+        // The newest stay apart; a quarter of the limit is free after this, or nearly so.
+        let cut = (deltas.len() / 2).max(deltas.len().saturating_sub(10_000));
+        let mut deltas = deltas.into_iter();
+        let mut kept: Vec<Delta> = Vec::new();
+        for delta in deltas.by_ref().take(cut) {
+            match kept.pop() {
+                Some(before) => kept.push(merged(before, delta)),
+                None => kept.push(delta),
+            }
+        }
+        kept.extend(deltas);
+        self.hold(kept);
+        self.rewrite()
+    }
+
+    fn hold(&mut self, deltas: Vec<Delta>) {
+        self.waiting = deltas
+            .into_iter()
+            .map(|delta| Waiting {
+                sequence: delta.sequence,
+                at: delta.at,
+                place: Place::Held(encode(&Record::Delta(delta))),
+            })
+            .collect();
+        self.whole = false;
+    }
+
+    fn read(&self, waiting: &Waiting) -> Result<Delta, Error> {
+        let corrupt = |source| Error::Read { path: self.dir.clone(), source };
+        let payload = match &waiting.place {
+            Place::Held(payload) => payload.clone(),
+            Place::Journal { offset, length } => {
+                let mut payload = vec![0; *length];
+                self.journal.read_exact_at(&mut payload, *offset).map_err(corrupt)?;
+                payload
+            }
+        };
+        match rmp_serde::from_slice(&payload) {
+            Ok(Record::Delta(delta)) => Ok(delta),
+            _ => Err(corrupt(io::ErrorKind::InvalidData.into())),
+        }
+    }
+
+    fn append(&mut self, payload: &[u8]) -> Result<Place, Error> {
+        let offset = self.end;
+        self.journal.write_all_at(&framed(payload), offset).map_err(|source| {
+            // What was half written lies beyond `end` and is overwritten or cut off.
+            Error::Write { path: self.dir.clone(), source }
+        })?;
+        let length = payload.len();
+        self.end += u64::try_from(length + 8).unwrap_or(u64::MAX);
+        Ok(Place::Journal { offset: offset + 8, length })
+    }
+
+    /// Writes a new journal: the acknowledged state, then what waits. All or nothing.
+    fn rewrite(&mut self) -> Result<(), Error> {
+        let path = self.dir.join("journal");
+        let fresh = self.dir.join("journal.new");
+        let failed = |source| Error::Write { path: path.clone(), source };
+        let base = encode(&Record::Base {
+            stream: self.stream.clone(),
+            sequence: self.acked,
+            facts: self.acknowledged.clone(),
+        });
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(framed(&base));
+        let mut places = Vec::with_capacity(self.waiting.len());
+        for waiting in &self.waiting {
+            let payload = encode(&Record::Delta(self.read(waiting)?));
+            places.push((bytes.len() + 8, payload.len()));
+            bytes.extend(framed(&payload));
+        }
+        let write = || {
+            let _stale = fs::remove_file(&fresh);
+            let mut file = private(&fresh)?;
+            file.write_all(&bytes)?;
+            file.sync_data()?;
+            fs::rename(&fresh, &path)?;
+            Ok(file)
+        };
+        self.journal = write().map_err(|source| {
+            let _half = fs::remove_file(&fresh);
+            failed(source)
+        })?;
+        self.end = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.whole = true;
+        for (waiting, (offset, length)) in self.waiting.iter_mut().zip(places) {
+            waiting.place =
+                Place::Journal { offset: u64::try_from(offset).unwrap_or(u64::MAX), length };
+        }
+        self.write_acked();
+        Ok(())
+    }
+
+    /// Not synced: losing it only makes the agent send again what the server knows.
+    fn write_acked(&self) {
+        let mut bytes = self.acked.to_le_bytes().to_vec();
+        bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+        let written =
+            private(&self.dir.join("acked")).and_then(|file| file.write_all_at(&bytes, 0));
+        if let Err(error) = written {
+            tracing::debug!(%error, "could not note the acknowledged sequence");
+        }
+    }
+
+    /// Time of the oldest delta that waits.
+    pub(crate) fn oldest(&self) -> Option<Time> {
+        self.waiting.front().map(|waiting| waiting.at)
+    }
+}
+
+fn private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+fn encode(record: &Record) -> Vec<u8> {
+    rmp_serde::to_vec_named(record).expect("records are plain data")
+}
+
+fn framed(payload: &[u8]) -> Vec<u8> {
+    let mut record = Vec::with_capacity(payload.len() + 8);
+    record.extend(u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes());
+    record.extend(crc32fast::hash(payload).to_le_bytes());
+    record.extend(payload);
+    record
+}
+
+fn apply(facts: &mut Facts, body: Body) {
+    match body {
+        Body::Keyframe(state) => *facts = state,
+        Body::Patch { patch, .. } => {
+            if let Err(error) = patch.apply(facts) {
+                tracing::error!(%error, "a spooled delta does not fit its base");
+            }
+        }
+    }
+}
+
+/// Two deltas as one, marked as a gap.
+fn merged(first: Delta, second: Delta) -> Delta {
+    let since = first.gap.map_or(first.at, |gap| gap.since);
+    let count = |gap: Option<Gap>| gap.map_or(1, |gap| gap.merged);
+    let gap = Some(Gap { since, merged: count(first.gap) + count(second.gap) });
+    let body = match (first.body, second.body) {
+        (_, keyframe @ Body::Keyframe(_)) => keyframe,
+        (Body::Keyframe(mut facts), patch @ Body::Patch { .. }) => {
+            apply(&mut facts, patch);
+            Body::Keyframe(facts)
+        }
+        (Body::Patch { base, patch, .. }, Body::Patch { next, patch: later, .. }) => {
+            Body::Patch { base, next, patch: patch.then(later) }
+        }
+    };
+    Delta { sequence: second.sequence, at: second.at, body, gap }
+}
+
+#[derive(Default)]
+struct Found {
+    stream: String,
+    base_sequence: u64,
+    next_sequence: u64,
+    waiting: VecDeque<Waiting>,
+    acknowledged: Facts,
+    facts: Facts,
+    end: u64,
+}
+
+/// Reads what is whole, and cuts off the rest.
+fn read_journal(journal: &mut File, acked: u64) -> io::Result<Option<Found>> {
+    let mut bytes = Vec::new();
+    journal.seek(SeekFrom::Start(0))?;
+    journal.read_to_end(&mut bytes)?;
+    if bytes.get(..8) != Some(MAGIC.as_slice()) {
+        return Ok(None);
+    }
+    let mut found = Found::default();
+    let mut position = 8;
+    while let Some((payload, next)) = record_at(&bytes, position) {
+        match rmp_serde::from_slice(payload) {
+            Ok(Record::Base { stream, sequence, facts }) if position == 8 => {
+                found.stream = stream;
+                found.base_sequence = sequence;
+                found.next_sequence = sequence + 1;
+                found.acknowledged = facts.clone();
+                found.facts = facts;
+            }
+            Ok(Record::Delta(delta)) if position > 8 && fits(&delta, &found) => {
+                found.next_sequence = delta.sequence + 1;
+                if delta.sequence > acked {
+                    found.waiting.push_back(Waiting {
+                        sequence: delta.sequence,
+                        at: delta.at,
+                        place: Place::Journal {
+                            offset: u64::try_from(position + 8).unwrap_or(u64::MAX),
+                            length: payload.len(),
+                        },
+                    });
+                } else {
+                    apply(&mut found.acknowledged, delta.body.clone());
+                }
+                apply(&mut found.facts, delta.body);
+            }
+            _ => break,
+        }
+        position = next;
+    }
+    if found.stream.is_empty() {
+        return Ok(None);
+    }
+    found.end = u64::try_from(position).unwrap_or(u64::MAX);
+    journal.set_len(found.end)?;
+    Ok(Some(found))
+}
+
+fn fits(delta: &Delta, found: &Found) -> bool {
+    let follows = delta.sequence >= found.next_sequence;
+    match &delta.body {
+        Body::Keyframe(_) => follows,
+        Body::Patch { base, .. } => follows && *base == found.facts.digest(),
+    }
+}
+
+fn record_at(bytes: &[u8], position: usize) -> Option<(&[u8], usize)> {
+    let header = bytes.get(position..position + 8)?;
+    let (length, checksum) = header.split_at(4);
+    let length = usize::try_from(u32::from_le_bytes(length.try_into().ok()?)).ok()?;
+    let checksum = u32::from_le_bytes(checksum.try_into().ok()?);
+    if length > MAX_RECORD {
+        return None;
+    }
+    let end = position + 8 + length;
+    let payload = bytes.get(position + 8..end)?;
+    (crc32fast::hash(payload) == checksum).then_some((payload, end))
+}
+
+fn read_acked(path: &Path) -> u64 {
+    let read = || {
+        let bytes = fs::read(path).ok()?;
+        let (number, checksum) = bytes.get(..12)?.split_at(8);
+        let checksum = u32::from_le_bytes(checksum.try_into().ok()?);
+        (crc32fast::hash(number) == checksum).then_some(u64::from_le_bytes(number.try_into().ok()?))
+    };
+    read().unwrap_or(0)
+}
+
+/// The body of a delta between two states.
+pub(crate) fn patch_body(before: Digest, after: Digest, patch: Patch) -> Body {
+    Body::Patch { base: before, next: after, patch }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{Fields, Item, Kind, Subject, Value};
+
+    fn facts(number: i64) -> Facts {
+        let fields: Fields =
+            [("n".to_owned(), Value::Int(number)), ("pad".to_owned(), "x".repeat(200).into())]
+                .into();
+        [(Subject::escaped(Kind::UNIT, "a.service"), Item::new(&fields))].into_iter().collect()
+    }
+
+    fn push(spool: &mut Spool, from: i64, to: i64) {
+        let (before, after) = (facts(from), facts(to));
+        let body = patch_body(before.digest(), after.digest(), model::diff(&before, &after));
+        assert!(spool.push(Time(to), body, None).is_none());
+    }
+
+    fn open(dir: &Path, limit: u64) -> Opened {
+        Spool::open(dir, limit, || "stream".into()).unwrap()
+    }
+
+    fn begin(dir: &Path, limit: u64, last: i64) -> Spool {
+        let mut spool = open(dir, limit).spool;
+        assert!(spool.push(Time(0), Body::Keyframe(facts(0)), None).is_none());
+        for number in 1..=last {
+            push(&mut spool, number - 1, number);
+        }
+        spool
+    }
+
+    /// Applies all that the spool gives to a state, as a server would.
+    fn drain(spool: &mut Spool) -> (Facts, u64) {
+        let (mut state, mut merged) = (spool.acknowledged.clone(), 0);
+        while !spool.is_empty() {
+            let batch = spool.batch().unwrap();
+            for delta in &batch {
+                if let Body::Patch { base, .. } = &delta.body {
+                    assert_eq!(*base, state.digest());
+                }
+                merged += delta.gap.map_or(0, |gap| gap.merged);
+                apply(&mut state, delta.body.clone());
+            }
+            spool.acknowledged(batch.last().unwrap().sequence).unwrap();
+        }
+        (state, merged)
+    }
+
+    #[test]
+    fn what_waits_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = begin(dir.path(), 1 << 20, 5);
+        spool.acknowledged(3).unwrap();
+        drop(spool);
+        let Opened { mut spool, facts: state } = open(dir.path(), 1 << 20);
+        assert_eq!(state, facts(5));
+        assert_eq!(
+            spool.batch().unwrap().iter().map(|d| d.sequence).collect::<Vec<_>>(),
+            [4, 5, 6]
+        );
+        assert_eq!(drain(&mut spool).0, facts(5));
+    }
+
+    #[test]
+    fn a_torn_tail_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        drop(begin(dir.path(), 1 << 20, 5));
+        let whole = fs::read(&path).unwrap();
+        for cut in (0..whole.len()).step_by(7) {
+            fs::write(&path, whole.get(..cut).unwrap()).unwrap();
+            let mut spool = open(dir.path(), 1 << 20).spool;
+            drain(&mut spool);
+        }
+        let mut garbage = whole.clone();
+        garbage.extend([0xff; 100]);
+        fs::write(&path, garbage).unwrap();
+        let _unread = fs::remove_file(dir.path().join("acked"));
+        assert_eq!(open(dir.path(), 1 << 20).facts, facts(5));
+    }
+
+    #[test]
+    fn a_full_spool_merges_and_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = 64 << 10;
+        let mut spool = begin(dir.path(), limit, 1000);
+        assert!(spool.size() <= limit + 1024, "{}", spool.size());
+        let (state, merged) = drain(&mut spool);
+        assert_eq!(state, facts(1000));
+        assert!(merged > 500, "{merged}");
+    }
+
+    #[test]
+    fn a_resync_begins_with_the_whole_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = begin(dir.path(), 1 << 20, 5);
+        spool.acknowledged(3).unwrap();
+        spool.resync("another".into()).unwrap();
+        drop(spool);
+        let mut spool = open(dir.path(), 1 << 20).spool;
+        assert_eq!(spool.stream(), "another");
+        let first = spool.batch().unwrap().remove(0);
+        assert_eq!(first.body, Body::Keyframe(facts(2)));
+        assert_eq!(drain(&mut spool).0, facts(5));
+    }
+
+    #[test]
+    fn two_agents_can_not_share_a_spool() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = begin(dir.path(), 1 << 20, 1);
+        let second = Spool::open(dir.path(), 1 << 20, String::new);
+        assert!(matches!(second, Err(Error::InUse { .. })));
+    }
+}
