@@ -143,18 +143,9 @@ impl File {
         if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
             return Ok(Self::default());
         }
-        serde_saphyr::from_str(text).map_err(|error| {
-            let message = error.to_string();
-            let unknown =
-                message.split("unknown field `").nth(1).and_then(|rest| rest.split('`').next());
-            let message = match unknown {
-                Some(key) => match nearest(key) {
-                    Some(known) => format!("{key:?} is no key; did you mean {known:?}?"),
-                    None => format!("{key:?} is no key; known are {}", KEYS.join(", ")),
-                },
-                None => message,
-            };
-            Error::Form { path: path.to_owned(), message }
+        serde_saphyr::from_str(text).map_err(|error| Error::Form {
+            path: path.to_owned(),
+            message: model::unknown_key(&error.to_string(), &KEYS),
         })
     }
 
@@ -239,31 +230,6 @@ fn read_token(path: &Path) -> Result<String, Error> {
         return Err(Error::Value { key: "token_file", message });
     }
     Ok(token.to_owned())
-}
-
-/// The known key that is meant, if one is near enough.
-fn nearest(key: &str) -> Option<&'static str> {
-    let distance = |a: &str, b: &str| {
-        let b: Vec<char> = b.chars().collect();
-        let mut row: Vec<usize> = (0..=b.len()).collect();
-        for (i, c) in a.chars().enumerate() {
-            let mut last = i + 1;
-            let mut next = vec![last];
-            for (pair, d) in row.windows(2).zip(&b) {
-                let [diagonal, above] = pair else { continue };
-                last = (diagonal + usize::from(c != *d)).min(above + 1).min(last + 1);
-                next.push(last);
-            }
-            row = next;
-        }
-        row.last().copied().unwrap_or(usize::MAX)
-    };
-    let key: String = key.chars().take(64).collect();
-    KEYS.into_iter()
-        .map(|known| (distance(&key, known), known))
-        .min()
-        .filter(|(distance, _)| *distance <= 3)
-        .map(|(_, known)| known)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 mod digest;
 pub mod entity;
 mod facts;
+mod keys;
 mod kind;
 pub mod load;
 mod names;
@@ -26,6 +27,7 @@ mod value;
 
 pub use digest::{ContentId, Digest};
 pub use facts::{Facts, Item};
+pub use keys::{distance, unknown_key};
 pub use kind::{Kind, Subject, SubjectError, unit_name_is_valid};
 pub use names::{HostId, HostIdError};
 pub use patch::{ApplyError, Op, Patch, diff};
