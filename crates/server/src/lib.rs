@@ -1,1 +1,29 @@
-//! placeholder
+//! The server: takes what agents see, remembers every version, and answers for any moment.
+//!
+//! ```text
+//!   POST deltas ──► http::ingest ──► store::History (one writer, durable) ──► Event ──► SSE, WebSocket
+//!   GET  …      ──► http::{hosts, log, …} ──► store::History (readers)
+//! ```
+//!
+//! [`Server::bind`] takes a checked [`config::Config`] and holds the sockets and the history;
+//! [`Server::run`] serves until it is told to stop, and ends what is under way within a grace
+//! period.
+//!
+//! # Invariants
+//! - A version is acknowledged only after it is durable.
+//! - Beyond loopback nobody comes in without a token.
+//! - No reader, however slow, holds up the writer: streams have a limit and catch up from the
+//!   history.
+
+mod app;
+mod clock;
+pub mod config;
+mod http;
+mod metrics;
+mod resolve;
+mod serve;
+mod snapshots;
+pub mod tokens;
+
+pub use http::openapi;
+pub use serve::{Error, Server};

@@ -1,0 +1,74 @@
+//! What every request works with.
+
+use crate::metrics::Metrics;
+use crate::snapshots::Snapshots;
+use crate::tokens::Tokens;
+use model::redact::Redactor;
+use model::{HostId, Time};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use store::{Append, Appended, Committed, History};
+use tokio::sync::{broadcast, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// Events a live stream may fall behind before it reads the history instead.
+const EVENTS: usize = 4096;
+
+pub(crate) type Event = Arc<Committed>;
+
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) history: History,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) tokens: Tokens,
+    pub(crate) tokens_required: bool,
+    pub(crate) server_names: Vec<String>,
+    pub(crate) snapshots: Snapshots,
+    /// For clients that do not redact themselves.
+    pub(crate) redactor: Redactor,
+    pub(crate) metrics: Metrics,
+    /// When hosts were last heard of; losing it at a restart costs nothing.
+    pub(crate) seen: Mutex<HashMap<HostId, Time>>,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// The channel of what was recorded.
+pub(crate) fn events() -> broadcast::Sender<Event> {
+    broadcast::channel(EVENTS).0
+}
+
+impl App {
+    /// Stores deltas; returns when they are durable.
+    pub(crate) async fn append(&self, append: Append) -> Result<Appended, store::Error> {
+        let (reply, answer) = oneshot::channel();
+        self.history.append(append, move |result| {
+            // A client that went away does not need the answer.
+            let _gone = reply.send(result);
+        });
+        answer.await.unwrap_or(Err(store::Error::Closed))
+    }
+
+    /// Runs what reads the history off the async threads.
+    pub(crate) async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&Self) -> Result<T, store::Error> + Send + 'static,
+    ) -> Result<T, store::Error> {
+        let app = Arc::clone(self);
+        let task = tokio::task::spawn_blocking(move || read(&app));
+        task.await.unwrap_or(Err(store::Error::Closed))
+    }
+
+    pub(crate) fn saw(&self, host: &HostId, now: Time) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match seen.get_mut(host) {
+            Some(at) => *at = now,
+            None => {
+                seen.insert(host.clone(), now);
+            }
+        }
+    }
+
+    pub(crate) fn seen_at(&self, host: &HostId) -> Option<Time> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(host).copied()
+    }
+}

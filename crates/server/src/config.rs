@@ -1,0 +1,247 @@
+//! What the server is told, by its file and its flags; the bridge's keys are understood.
+//!
+//! Unknown keys are errors that name the nearest known one. Beyond loopback the server listens
+//! only when `listen` says so, and then wants tokens.
+
+use serde::Deserialize;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use store::Retention;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("could not read the configuration {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path}: {message}")]
+    Form { path: PathBuf, message: String },
+    #[error("{key}: {message}")]
+    Value { key: &'static str, message: String },
+}
+
+/// The file as written. Every key is optional.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct File {
+    pub data_dir: Option<PathBuf>,
+    /// `HOST:PORT`, one or several.
+    pub listen: Vec<String>,
+    /// Names under which the server may be asked for beside its addresses.
+    pub server_names: Vec<String>,
+    /// Ask for tokens also on loopback.
+    pub require_tokens: Option<bool>,
+    pub retention: RetentionFile,
+    pub log_level: Option<String>,
+    pub log_file: Option<PathBuf>,
+    pub max_snapshots: Option<usize>,
+    /// The bridge's name for its machine.
+    pub vm_name: Option<String>,
+    // Keys of the bridge's file that speak of its machine: understood, and without effect
+    // while this server has no machine to reach.
+    pub libvirt_uri: Option<String>,
+    pub vm_user: Option<String>,
+    pub vm_password: Option<String>,
+    pub vm_key_path: Option<PathBuf>,
+    pub ansible_inventory: Option<PathBuf>,
+    pub ansible_playbook: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
+    pub templates_dir: Option<PathBuf>,
+    pub bridge_url: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetentionFile {
+    pub full_days: Option<u32>,
+    pub keep_days: Option<u32>,
+    pub load_hours: Option<u32>,
+    pub load_days: Option<u32>,
+}
+
+const KEYS: [&str; 22] = [
+    "data_dir",
+    "listen",
+    "server_names",
+    "require_tokens",
+    "retention",
+    "full_days",
+    "keep_days",
+    "load_hours",
+    "load_days",
+    "log_level",
+    "log_file",
+    "max_snapshots",
+    "vm_name",
+    "libvirt_uri",
+    "vm_user",
+    "vm_password",
+    "vm_key_path",
+    "ansible_inventory",
+    "ansible_playbook",
+    "state_dir",
+    "templates_dir",
+    "bridge_url",
+];
+
+/// Checked, complete.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub listen: Vec<SocketAddr>,
+    pub server_names: Vec<String>,
+    pub tokens_required: bool,
+    pub retention: Retention,
+    pub max_snapshots: usize,
+    pub vm_name: String,
+}
+
+/// Where the file is looked for when none is named, the first that is there.
+#[must_use]
+pub fn default_files() -> Vec<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return [
+            "/etc/safetytwin/twin.yaml",
+            "/etc/digital-twin/vm-bridge.yaml",
+            "/etc/vm-bridge.yaml",
+        ]
+        .map(PathBuf::from)
+        .into();
+    }
+    vec![xdg("XDG_CONFIG_HOME", ".config").join("safetytwin/twin.yaml")]
+}
+
+/// Where everything is kept when no place is named.
+#[must_use]
+pub fn default_data_dir() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return "/var/lib/safetytwin".into();
+    }
+    xdg("XDG_DATA_HOME", ".local/share").join("safetytwin")
+}
+
+fn xdg(variable: &str, fallback: &str) -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into()));
+    std::env::var_os(variable)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .unwrap_or_else(|| home().join(fallback))
+}
+
+impl File {
+    /// Reads a file. One that was not asked for by name may be missing.
+    ///
+    /// # Errors
+    /// When it can't be read or has another form.
+    pub fn read(path: &Path, asked_for: bool) -> Result<Self, Error> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound && !asked_for => {
+                Ok(Self::default())
+            }
+            Err(source) => Err(Error::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    /// # Errors
+    /// When the text is not YAML of the known keys.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            return Ok(Self::default());
+        }
+        serde_saphyr::from_str(text).map_err(|error| Error::Form {
+            path: path.to_owned(),
+            message: model::unknown_key(&error.to_string(), &KEYS),
+        })
+    }
+
+    /// Checks everything and fills in what is not said.
+    ///
+    /// # Errors
+    /// When a value is out of range.
+    pub fn check(self) -> Result<Config, Error> {
+        let mut listen = Vec::new();
+        for text in &self.listen {
+            listen.extend(addresses(text)?);
+        }
+        if listen.is_empty() {
+            listen.push(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), api::DEFAULT_PORT));
+        }
+        let beyond = listen.iter().any(|address| !address.ip().is_loopback());
+        let defaults = Retention::default();
+        let retention = Retention {
+            full_days: self.retention.full_days.unwrap_or(defaults.full_days),
+            keep_days: self.retention.keep_days.unwrap_or(defaults.keep_days),
+            load_hours: self.retention.load_hours.unwrap_or(defaults.load_hours),
+            load_days: self.retention.load_days.unwrap_or(defaults.load_days),
+        };
+        if retention.full_days == 0 || retention.keep_days < retention.full_days {
+            let message = "full_days is at least 1, and keep_days at least full_days".to_owned();
+            return Err(Error::Value { key: "retention", message });
+        }
+        let max_snapshots = self.max_snapshots.unwrap_or(10);
+        if max_snapshots < 2 {
+            let message = "at least 2: base_state and the current one always stay".to_owned();
+            return Err(Error::Value { key: "max_snapshots", message });
+        }
+        Ok(Config {
+            data_dir: self.data_dir.unwrap_or_else(default_data_dir),
+            listen,
+            server_names: self.server_names,
+            tokens_required: beyond || self.require_tokens.unwrap_or(false),
+            retention,
+            max_snapshots,
+            vm_name: self.vm_name.unwrap_or_else(|| "digital-twin".to_owned()),
+        })
+    }
+}
+
+/// The addresses that `HOST:PORT`, `HOST` or `:PORT` stands for.
+fn addresses(text: &str) -> Result<Vec<SocketAddr>, Error> {
+    let wrong = || Error::Value {
+        key: "listen",
+        message: format!("{text:?} is not an address; write HOST:PORT, as 127.0.0.1:8470"),
+    };
+    let with_port = match text.parse::<IpAddr>() {
+        Ok(ip) => return Ok(vec![SocketAddr::new(ip, api::DEFAULT_PORT)]),
+        Err(_) if text.starts_with(':') => format!("127.0.0.1{text}"),
+        Err(_) if text.contains(':') => text.to_owned(),
+        Err(_) => format!("{text}:{}", api::DEFAULT_PORT),
+    };
+    let found: Vec<SocketAddr> = with_port.to_socket_addrs().map_err(|_resolve| wrong())?.collect();
+    if found.is_empty() { Err(wrong()) } else { Ok(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let result = File::parse(text, Path::new("twin.yaml")).and_then(File::check);
+        let shown = match result {
+            Ok(config) => format!("{:?} tokens={}", config.listen, config.tokens_required),
+            Err(error) => error.to_string(),
+        };
+        assert!(shown.contains(expected), "{shown}");
+    }
+
+    #[test]
+    fn configurations() {
+        check("", "[127.0.0.1:8470] tokens=false");
+        check("listen: [0.0.0.0:5678, '127.0.0.1:1']", "[0.0.0.0:5678, 127.0.0.1:1] tokens=true");
+        check("listen: [':5678']", "[127.0.0.1:5678] tokens=false");
+        check("require_tokens: true", "tokens=true");
+        check(
+            "vm_name: x\nlibvirt_uri: qemu:///system\nvm_user: u\nvm_password: p\nvm_key_path: /k\nansible_inventory: /i\nansible_playbook: /p\nstate_dir: /s\ntemplates_dir: /t\nmax_snapshots: 5\nbridge_url: http://x\n",
+            "[127.0.0.1:8470]",
+        );
+        check("listn: [x]", "\"listn\" is no key; did you mean \"listen\"?");
+        check("retention: {full_day: 3}", "did you mean \"full_days\"?");
+        check("retention: {full_days: 30, keep_days: 3}", "keep_days at least full_days");
+        check("max_snapshots: 1", "at least 2");
+        check("listen: ['nonsense:99999']", "is not an address");
+        check("listen: {", "twin.yaml:");
+    }
+}

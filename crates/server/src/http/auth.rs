@@ -1,0 +1,216 @@
+//! Who may do what.
+//!
+//! On loopback everyone on the machine may do everything, unless `require_tokens` says
+//! otherwise; but not every web page that a browser on the machine happens to show: requests
+//! that carry a foreign `Origin`, or ask for a name that is not this server's, are refused.
+//! Beyond loopback every request but the probes needs a token, and the token's role decides.
+
+use super::error::ApiError;
+use crate::app::App;
+use crate::clock;
+use crate::tokens::{Role, Token};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use model::HostId;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub(crate) enum Caller {
+    /// Somebody on this machine, of whom nothing is asked.
+    Local,
+    Known(Token),
+}
+
+impl Caller {
+    /// Whether the caller may write the history of this host.
+    pub(crate) fn may_feed(&self, host: &HostId) -> Result<(), ApiError> {
+        match self {
+            Self::Known(Token { host: Some(own), .. }) if own != host => {
+                Err(forbidden(format!("this token speaks for {own} alone, not for {host}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a request needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Nothing,
+    Read,
+    Feed,
+    Operate,
+    Administer,
+}
+
+fn need(method: &Method, path: &str) -> Need {
+    if matches!(path, "/healthz" | "/readyz" | "/openapi.json" | "/docs")
+        || path.starts_with("/docs/")
+    {
+        return Need::Nothing;
+    }
+    let feeds =
+        path == "/api/v1/update_state" || path.ends_with("/deltas") || path.ends_with("/contents");
+    match *method {
+        Method::GET | Method::HEAD | Method::OPTIONS => Need::Read,
+        Method::POST if feeds => Need::Feed,
+        Method::DELETE if path.starts_with("/api/v1/hosts/") => Need::Administer,
+        _ => Need::Operate,
+    }
+}
+
+fn allows(role: Role, need: Need) -> bool {
+    match need {
+        Need::Nothing => true,
+        Need::Read => role != Role::Agent,
+        Need::Feed => role != Role::Viewer,
+        Need::Operate => matches!(role, Role::Operator | Role::Admin),
+        Need::Administer => role == Role::Admin,
+    }
+}
+
+/// The layer that asks.
+pub(crate) async fn check(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let need = need(request.method(), request.uri().path());
+    let caller = if app.tokens_required {
+        match (need, bearer(request.headers())) {
+            (Need::Nothing, _) => Caller::Local,
+            (_, None) => {
+                return Err(unauthorized("this server wants a token: Authorization: Bearer TOKEN"));
+            }
+            (_, Some(text)) => {
+                let token = app
+                    .tokens
+                    .check(text)
+                    .ok_or_else(|| unauthorized("this token is not known, or was revoked"))?;
+                if !allows(token.role, need) {
+                    let role = token.role.as_str();
+                    return Err(forbidden(format!("the role {role} may not do this")));
+                }
+                note_use(&app, &token);
+                Caller::Known(token)
+            }
+        }
+    } else {
+        same_machine(request.headers(), &app.server_names)?;
+        Caller::Local
+    };
+    request.extensions_mut().insert(caller);
+    Ok(next.run(request).await)
+}
+
+fn note_use(app: &Arc<App>, token: &Token) {
+    let now = clock::now();
+    let fresh = token.last_used_at.is_some_and(|at| now.since(at).as_secs() < 3600);
+    if fresh {
+        return;
+    }
+    let (app, id) = (Arc::clone(app), token.id.clone());
+    drop(tokio::task::spawn_blocking(move || {
+        if let Err(error) = app.tokens.note_use(&id, now) {
+            tracing::debug!(%error, "could not note the use of a token");
+        }
+    }));
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
+
+/// Refuses what a foreign web page could have made a local browser send.
+fn same_machine(headers: &HeaderMap, names: &[String]) -> Result<(), ApiError> {
+    let text =
+        |name| headers.get(name).and_then(|value: &axum::http::HeaderValue| value.to_str().ok());
+    if let Some(host) = text(header::HOST) {
+        if !is_own(bare_host(host), names) {
+            return Err(forbidden(
+                "this server does not go by that name; list it under server_names",
+            ));
+        }
+    }
+    if let Some(origin) = text(header::ORIGIN) {
+        let host = origin.split_once("://").map_or(origin, |(_, rest)| rest);
+        if !is_own(bare_host(host), names) {
+            return Err(forbidden("requests from other sites' pages are refused"));
+        }
+    }
+    Ok(())
+}
+
+fn bare_host(host: &str) -> &str {
+    if let Some(v6) = host.strip_prefix('[') {
+        return v6.split(']').next().unwrap_or_default();
+    }
+    host.split(':').next().unwrap_or_default()
+}
+
+fn is_own(host: &str, names: &[String]) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        || names.iter().any(|name| name.eq_ignore_ascii_case(host))
+}
+
+fn unauthorized(message: &str) -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
+}
+
+fn forbidden(message: impl Into<String>) -> ApiError {
+    ApiError::new(StatusCode::FORBIDDEN, "forbidden", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles() {
+        let check = |method: Method, path: &str, expected: &str| {
+            let need = need(&method, path);
+            let allowed: String = [Role::Viewer, Role::Operator, Role::Admin, Role::Agent]
+                .into_iter()
+                .filter(|role| allows(*role, need))
+                .map(|role| role.as_str().chars().next().unwrap())
+                .map(|c| c.to_ascii_lowercase())
+                .collect();
+            assert_eq!(allowed, expected, "{method} {path}");
+        };
+        check(Method::GET, "/healthz", "voaa");
+        check(Method::GET, "/api/v1/hosts", "voa");
+        check(Method::GET, "/metrics", "voa");
+        check(Method::POST, "/api/v1/hosts/a/deltas", "oaa");
+        check(Method::POST, "/api/v1/update_state", "oaa");
+        check(Method::POST, "/api/v1/snapshots/x", "oa");
+        check(Method::DELETE, "/api/v1/hosts/a", "a");
+        check(Method::GET, "/docsx", "voa");
+    }
+
+    #[test]
+    fn foreign_pages_are_refused() {
+        let check = |name: header::HeaderName, value: &str, expected: bool| {
+            let headers: HeaderMap = [(name, value.parse().unwrap())].into_iter().collect();
+            assert_eq!(
+                same_machine(&headers, &["twin.example".into()]).is_ok(),
+                expected,
+                "{value}"
+            );
+        };
+        check(header::HOST, "127.0.0.1:8470", true);
+        check(header::HOST, "[::1]:8470", true);
+        check(header::HOST, "LOCALHOST", true);
+        check(header::HOST, "twin.example:1", true);
+        check(header::HOST, "rebound.example", false);
+        check(header::ORIGIN, "http://localhost:8470", true);
+        check(header::ORIGIN, "https://evil.example", false);
+        check(header::ORIGIN, "null", false);
+    }
+}

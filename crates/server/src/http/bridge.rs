@@ -1,0 +1,181 @@
+//! The bridge's routes, with its answers: any client that fed it feeds this server.
+
+use super::auth::Caller;
+use super::error::ApiError;
+use super::extract::{Asked, Body};
+use crate::app::App;
+use crate::clock;
+use crate::snapshots::{Deleted, Snapshot};
+use api::bridge::{self, Snapshots, Status, Updated};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use store::{Append, Delta, Filter};
+
+/// Changes named in an answer.
+const CHANGES: usize = 200;
+
+/// Takes the full state of a host as JSON. Unknown fields are ignored; volatile ones (usage,
+/// uptime) are never a change.
+#[utoipa::path(post, path = "/api/v1/update_state", tag = "bridge", request_body = Object,
+    responses((status = 200, description = "`updated` with the changes, or `no_changes`", body = Object), (status = 400, body = api::ErrorBody), (status = 413, body = api::ErrorBody)))]
+pub(crate) async fn update_state(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Body(body): Body,
+) -> Result<Json<Updated>, ApiError> {
+    let state = bridge::parse(&body, &app.redactor).map_err(|error| {
+        let code = match error {
+            bridge::Error::Empty => "empty_body",
+            bridge::Error::Json(_) => "bad_json",
+            bridge::Error::Type { .. } => "bad_type",
+            bridge::Error::Host(_) => "bad_host",
+        };
+        ApiError::bad(code, error.to_string())
+    })?;
+    caller.may_feed(&state.host)?;
+    app.metrics.ingested_bytes.inc_by(u64::try_from(body.len()).unwrap_or(0));
+    let now = clock::now();
+    app.saw(&state.host, now);
+    let name = app.snapshots.next_name(now);
+    let host = state.host.clone();
+    let delta = Delta {
+        sequence: None,
+        at: now,
+        body: store::Body::State(state.facts),
+        gap: None,
+        label: Some(name.clone()),
+    };
+    let append = Append { host: host.clone(), stream: None, received: now, deltas: vec![delta] };
+    let appended = app.append(append).await?;
+    let Some(version) = appended.recorded.last().copied() else {
+        return Ok(Json(Updated::NoChanges));
+    };
+    let changes = app
+        .read(move |app| {
+            app.snapshots.add(Snapshot {
+                name: name.clone(),
+                host: host.clone(),
+                version,
+                at: now,
+            })?;
+            let entry = app.history.entry(&host, version)?;
+            let subjects = entry.map(|entry| entry.patch.0.into_keys()).into_iter().flatten();
+            Ok((name, subjects.take(CHANGES).map(|subject| subject.to_string()).collect()))
+        })
+        .await?;
+    Ok(Json(Updated::Updated { snapshot: changes.0, state_id: version.0, changes: changes.1 }))
+}
+
+/// The names of saved states.
+#[utoipa::path(get, path = "/api/v1/snapshots", tag = "bridge", responses((status = 200, body = Snapshots)))]
+pub(crate) async fn snapshots(State(app): State<Arc<App>>) -> Json<Snapshots> {
+    let list = app.snapshots.list();
+    Json(Snapshots {
+        current: list.current,
+        history: list.snapshots.into_iter().map(|s| s.name).collect(),
+    })
+}
+
+/// Reverts the machine to a saved state. There is no machine yet: refused, after the name is
+/// looked up.
+#[utoipa::path(post, path = "/api/v1/snapshots/{name}", tag = "bridge", params(("name" = String, Path)),
+    responses((status = 404, body = api::ErrorBody), (status = 409, body = api::ErrorBody)))]
+pub(crate) async fn revert(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiError {
+    let found = app.snapshots.list().snapshots.into_iter().find(|snapshot| snapshot.name == name);
+    let Some(snapshot) = found else { return no_snapshot(&name) };
+    let Snapshot { name, host, version, .. } = snapshot;
+    let message = format!(
+        "{name} is {host}{version}, but this server has no virtual machine to revert to it; \
+         read it with GET /api/v1/hosts/{host}/state?at={version}"
+    );
+    ApiError::new(StatusCode::CONFLICT, "no_twin", message)
+}
+
+/// Takes a name off the list. `base_state` and the current one stay.
+#[utoipa::path(delete, path = "/api/v1/snapshots/{name}", tag = "bridge", params(("name" = String, Path)),
+    responses((status = 200, body = Object), (status = 404, body = api::ErrorBody), (status = 409, body = api::ErrorBody)))]
+pub(crate) async fn delete(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let wanted = name.clone();
+    match app.read(move |app| app.snapshots.delete(&wanted)).await? {
+        Deleted::Done => {
+            Ok(Json(json!({ "status": "success", "message": format!("snapshot {name} deleted") })))
+        }
+        Deleted::Unknown => Err(no_snapshot(&name)),
+        Deleted::Kept => {
+            let message = format!("{name} is the base or the current state, which stay");
+            Err(ApiError::new(StatusCode::CONFLICT, "kept", message))
+        }
+    }
+}
+
+fn no_snapshot(name: &str) -> ApiError {
+    let shown: String = name.chars().take(80).collect();
+    ApiError::not_found(format!(
+        "there is no snapshot {shown:?}; GET /api/v1/snapshots lists those there are"
+    ))
+}
+
+/// How the bridge stands.
+#[utoipa::path(get, path = "/api/v1/status", tag = "bridge",
+    responses((status = 200, description = "`not_initialized` before the first state", body = Status)))]
+pub(crate) async fn status(
+    State(app): State<Arc<App>>,
+    Extension(vm): Extension<VmName>,
+) -> Response {
+    let list = app.snapshots.list();
+    if list.snapshots.is_empty() {
+        let message = "no state was received yet; POST one to /api/v1/update_state";
+        return Json(json!({ "status": "not_initialized", "message": message })).into_response();
+    }
+    Json(Status {
+        status: "ok".to_owned(),
+        vm_name: vm.0,
+        vm_ip: None,
+        vm_running: false,
+        current_snapshot: list.current,
+        snapshot_count: list.snapshots.len(),
+    })
+    .into_response()
+}
+
+/// The bridge's name for its machine.
+#[derive(Debug, Clone)]
+pub(crate) struct VmName(pub(crate) String);
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct HistoryQuery {
+    /// States at most, newest first; 10 unless told.
+    limit: Option<usize>,
+}
+
+/// The last states received, newest first.
+#[utoipa::path(get, path = "/api/v1/history", tag = "bridge", params(HistoryQuery), responses((status = 200, body = Object)))]
+pub(crate) async fn history(
+    State(app): State<Arc<App>>,
+    Asked(query): Asked<HistoryQuery>,
+) -> Result<Json<Value>, ApiError> {
+    let limit = query.limit.unwrap_or(10).clamp(1, 1000);
+    let Some(newest) = app.snapshots.list().snapshots.pop() else {
+        return Ok(Json(json!({ "history": [] })));
+    };
+    let host = newest.host.clone();
+    let entries =
+        app.read(move |app| app.history.log(&host, &Filter::default(), None, limit)).await?;
+    let states: Vec<Value> = entries
+        .into_iter()
+        .map(|entry| {
+            let changes: Vec<String> = entry.patch.0.into_keys().take(CHANGES).map(|subject| subject.to_string()).collect();
+            json!({ "state_id": entry.version, "timestamp": entry.at, "snapshot": entry.label, "changes": changes })
+        })
+        .collect();
+    Ok(Json(json!({ "host": newest.host, "history": states })))
+}

@@ -1,0 +1,250 @@
+//! What is recorded, as it is recorded: server-sent events and WebSocket.
+//!
+//! ```text
+//!   from the asked version ──history──► caught up ──live channel──► …
+//!                              ▲                          │
+//!                              └── fell behind (channel) ─┘
+//! ```
+//!
+//! A stream of one host is complete and in order, however slow its reader: what the live
+//! channel could not hold is read from the history. A stream of all hosts says `lost` instead,
+//! since there is no one order to resume in.
+
+use super::error::{ApiError, unknown_host};
+use super::extract::Host;
+use super::hosts::off_thread;
+use super::log::{pairs, shown, subjects};
+use crate::app::{App, Event};
+use crate::metrics::OpenStream;
+use api::answer::Entry;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{RawQuery, State};
+use axum::http::HeaderMap;
+use axum::response::sse::{self, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::{Stream, stream};
+use model::{HostId, Subject, Version};
+use std::collections::{BTreeSet, VecDeque};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::broadcast::{self, error::RecvError};
+
+/// Versions read from the history at once while catching up.
+const PAGE: usize = 200;
+/// Changes told of one version; a reader that wants all reads the state.
+const CHANGES: usize = 500;
+
+/// The stream of one host, at its place.
+struct Follower {
+    app: Arc<App>,
+    host: HostId,
+    only: BTreeSet<Subject>,
+    last: Version,
+    live: broadcast::Receiver<Event>,
+    caught_up: bool,
+    ready: VecDeque<Entry>,
+    _open: OpenStream,
+}
+
+impl Follower {
+    async fn start(
+        app: Arc<App>,
+        host: HostId,
+        query: &str,
+        resume: Option<Version>,
+    ) -> Result<Self, ApiError> {
+        // Subscribed before reading where the history ends: nothing falls between.
+        let live = app.events.subscribe();
+        let mut from = resume;
+        let mut words = Vec::new();
+        for (name, value) in pairs(query)? {
+            match name.as_str() {
+                "from" => {
+                    let version = value.trim_start_matches('@').parse();
+                    let version = version
+                        .map_err(|_n| ApiError::bad("bad_query", "from is a version, as 412"))?;
+                    from = from.or(Some(Version(version)));
+                }
+                "subject" => words.push(value),
+                _ => {
+                    return Err(ApiError::bad(
+                        "bad_query",
+                        format!("there is no parameter {name:?}"),
+                    ));
+                }
+            }
+        }
+        let (host, last, only) = off_thread(&app, move |app| {
+            let info = app.history.host(&host)?.ok_or_else(|| unknown_host(host.as_str()))?;
+            let only = subjects(app, &host, &words, true)?.into_iter().collect();
+            Ok((host, from.unwrap_or(info.head), only))
+        })
+        .await?;
+        let open = OpenStream::new(&app);
+        Ok(Self {
+            app,
+            host,
+            only,
+            last,
+            live,
+            caught_up: false,
+            ready: VecDeque::new(),
+            _open: open,
+        })
+    }
+
+    /// The next version; `None` when the server stops.
+    async fn next(&mut self) -> Option<Entry> {
+        loop {
+            if let Some(entry) = self.ready.pop_front() {
+                return Some(entry);
+            }
+            if !self.caught_up {
+                if self.catch_up().await.is_err() {
+                    return None;
+                }
+                continue;
+            }
+            let shutdown = self.app.shutdown.clone();
+            tokio::select! {
+                event = self.live.recv() => match event {
+                    Ok(event) if event.host == self.host && event.entry.version > self.last => {
+                        self.last = event.entry.version;
+                        self.offer(event.entry.clone());
+                    }
+                    Ok(_) => {}
+                    Err(RecvError::Lagged(_)) => self.caught_up = false,
+                    Err(RecvError::Closed) => return None,
+                },
+                () = shutdown.cancelled() => return None,
+            }
+        }
+    }
+
+    async fn catch_up(&mut self) -> Result<(), ApiError> {
+        let (host, after) = (self.host.clone(), self.last);
+        let page =
+            off_thread(&self.app, move |app| Ok(app.history.after(&host, after, PAGE)?)).await?;
+        self.caught_up = page.len() < PAGE;
+        for entry in page {
+            self.last = self.last.max(entry.version);
+            self.offer(entry);
+        }
+        Ok(())
+    }
+
+    fn offer(&mut self, mut entry: store::Entry) {
+        if !self.only.is_empty() {
+            entry.patch.0.retain(|subject, _| self.only.contains(subject));
+            if entry.patch.is_empty() {
+                return;
+            }
+            entry.significance = model::significance_of(&entry.patch);
+        }
+        self.ready.push_back(shown(&self.host, entry, CHANGES));
+    }
+
+    fn entries(self) -> impl Stream<Item = Entry> {
+        stream::unfold(self, |mut follower| async move {
+            let entry = follower.next().await?;
+            Some((entry, follower))
+        })
+    }
+}
+
+/// Changes of a host as server-sent events: `id` the version, `event` `version`, `data` an entry.
+#[utoipa::path(get, path = "/api/v1/hosts/{host}/events", tag = "live",
+    params(("host" = String, Path),
+        ("from" = Option<u64>, Query, description = "the version after which to begin; the newest unless told. `Last-Event-ID` goes before it"),
+        ("subject" = Option<Vec<String>>, Query)),
+    responses((status = 200, content_type = "text/event-stream", body = Entry), (status = 404, body = api::ErrorBody)))]
+pub(crate) async fn host_events(
+    State(app): State<Arc<App>>,
+    Host(host): Host,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let resume = headers
+        .get("last-event-id")
+        .and_then(|id| id.to_str().ok()?.trim_start_matches('@').parse().ok())
+        .map(Version);
+    let follower = Follower::start(app, host, query.as_deref().unwrap_or_default(), resume).await?;
+    let events = futures_util::StreamExt::map(follower.entries(), |entry| {
+        sse_event(&entry, entry.version.0.to_string())
+    });
+    Ok(Sse::new(events).keep_alive(keep_alive()).into_response())
+}
+
+fn keep_alive() -> KeepAlive {
+    KeepAlive::new().interval(Duration::from_secs(15))
+}
+
+fn sse_event(entry: &Entry, id: String) -> Result<sse::Event, Infallible> {
+    let event = sse::Event::default().id(id).event("version");
+    Ok(event.json_data(entry).unwrap_or_else(|_never| sse::Event::default().comment("unencodable")))
+}
+
+/// Changes of a host over a WebSocket: one entry as JSON in each message.
+#[utoipa::path(get, path = "/api/v1/hosts/{host}/ws", tag = "live",
+    params(("host" = String, Path), ("from" = Option<u64>, Query), ("subject" = Option<Vec<String>>, Query)),
+    responses((status = 101), (status = 404, body = api::ErrorBody)))]
+pub(crate) async fn host_socket(
+    State(app): State<Arc<App>>,
+    Host(host): Host,
+    RawQuery(query): RawQuery,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, ApiError> {
+    let follower = Follower::start(app, host, query.as_deref().unwrap_or_default(), None).await?;
+    Ok(upgrade.max_message_size(4096).on_upgrade(move |socket| tell(follower, socket)))
+}
+
+async fn tell(mut follower: Follower, mut socket: WebSocket) {
+    let mut ping = tokio::time::interval(Duration::from_secs(20));
+    loop {
+        let sent = tokio::select! {
+            entry = follower.next() => {
+                let Some(entry) = entry else { break };
+                let text = serde_json::to_string(&entry).unwrap_or_default();
+                socket.send(Message::Text(text.into())).await
+            }
+            // What the other side says does not matter, only whether it is there.
+            message = socket.recv() => match message {
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+                Some(Ok(_)) => Ok(()),
+            },
+            _ = ping.tick() => socket.send(Message::Ping(Vec::new().into())).await,
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+    if let Err(error) = socket.send(Message::Close(None)).await {
+        tracing::debug!(%error, "a live stream ended without farewell");
+    }
+}
+
+/// Changes of all hosts as server-sent events, from now on: `id` is `HOST:VERSION`. A reader
+/// that is too slow gets the event `lost`.
+#[utoipa::path(get, path = "/api/v1/events", tag = "live",
+    responses((status = 200, content_type = "text/event-stream", body = Entry)))]
+pub(crate) async fn all_events(State(app): State<Arc<App>>) -> Response {
+    let live = app.events.subscribe();
+    let open = OpenStream::new(&app);
+    let events = stream::unfold((live, app, open), |(mut live, app, open)| async move {
+        let shutdown = app.shutdown.clone();
+        let event = tokio::select! {
+            event = live.recv() => match event {
+                Ok(event) => {
+                    let entry = shown(&event.host, event.entry.clone(), CHANGES);
+                    sse_event(&entry, format!("{}:{}", event.host, entry.version.0))
+                }
+                Err(RecvError::Lagged(count)) => Ok(sse::Event::default().event("lost").data(count.to_string())),
+                Err(RecvError::Closed) => return None,
+            },
+            () = shutdown.cancelled() => return None,
+        };
+        Some((event, (live, app, open)))
+    });
+    Sse::new(events).keep_alive(keep_alive()).into_response()
+}

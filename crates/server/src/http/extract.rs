@@ -1,0 +1,64 @@
+//! What a request brings, checked on the way in.
+
+use super::error::{ApiError, unknown_host};
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use model::HostId;
+use serde::de::DeserializeOwned;
+use std::collections::HashMap;
+
+/// `{host}` of the path.
+pub(crate) struct Host(pub(crate) HostId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Host {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(segments): Path<HashMap<String, String>> = Path::from_request_parts(parts, state)
+            .await
+            .map_err(|_path| ApiError::bad("bad_path", "the path is not valid UTF-8"))?;
+        let name = segments.get("host").map(String::as_str).unwrap_or_default();
+        // Nothing can be known of what is no host name; a sender is told what is wrong with it.
+        HostId::new(name).map(Self).map_err(|error| {
+            if parts.method == axum::http::Method::GET {
+                unknown_host(name)
+            } else {
+                ApiError::bad("bad_host", error.to_string())
+            }
+        })
+    }
+}
+
+/// The query, of a form; unknown keys are refused by the form.
+pub(crate) struct Asked<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Query(query) = Query::<T>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| ApiError::bad("bad_query", error.body_text()))?;
+        Ok(Self(query))
+    }
+}
+
+/// The body, within the limit.
+pub(crate) struct Body(pub(crate) Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        Bytes::from_request(request, state).await.map(Self).map_err(|error| {
+            if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                let limit = api::MAX_BODY >> 20;
+                ApiError::new(error.status(), "too_large", format!("a body may have {limit} MiB"))
+            } else {
+                ApiError::bad("bad_body", "the body ended before it was whole")
+            }
+        })
+    }
+}

@@ -1,0 +1,45 @@
+//! For probes and monitoring.
+
+use super::error::ApiError;
+use crate::app::App;
+use crate::metrics::render;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Metrics for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "health", responses((status = 200, content_type = "application/openmetrics-text", body = String)))]
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let text = app.read(render).await?;
+    Ok((
+        [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
+        text,
+    )
+        .into_response())
+}
+
+/// Whether the process lives.
+#[utoipa::path(get, path = "/healthz", tag = "health", responses((status = 200, body = String)))]
+pub(crate) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Whether it can do its work: the history answers, and it is not stopping.
+#[utoipa::path(get, path = "/readyz", tag = "health", responses((status = 200, body = String), (status = 503, body = api::ErrorBody)))]
+pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, ApiError> {
+    let not_ready =
+        |message: &str| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message);
+    if app.shutdown.is_cancelled() {
+        return Err(not_ready("the server is stopping"));
+    }
+    let stats =
+        tokio::time::timeout(Duration::from_secs(5), app.read(|app| app.history.stats())).await;
+    match stats {
+        Ok(Ok(stats)) if stats.queue < stats.queue_limit => Ok("ready\n"),
+        Ok(Ok(_)) => Err(not_ready("the history's queue is full")),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(not_ready("the history does not answer")),
+    }
+}

@@ -1,0 +1,139 @@
+//! The one router: routes, limits, the document that describes them.
+
+mod auth;
+mod bridge;
+mod error;
+mod events;
+mod extract;
+mod health;
+mod hosts;
+mod ingest;
+mod log;
+
+use crate::app::App;
+use crate::metrics::RequestLabels;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
+use error::{ApiError, REQUEST_ID};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::SwaggerUi;
+
+/// How long a request may take that is not a stream.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "SafetyTwin", description = "What is true of every host, what changed, and when.", license(name = "Apache-2.0")),
+    tags(
+        (name = "hosts", description = "Hosts, and their facts at any moment"),
+        (name = "history", description = "What changed"),
+        (name = "live", description = "What changes, as it happens"),
+        (name = "agents", description = "Where agents send what they see"),
+        (name = "bridge", description = "The routes of the older bridge"),
+        (name = "health", description = "For probes and monitoring"),
+    )
+)]
+struct Document;
+
+fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(hosts::list))
+        .routes(routes!(hosts::show, hosts::forget))
+        .routes(routes!(hosts::state))
+        .routes(routes!(log::log))
+        .routes(routes!(log::diff))
+        .routes(routes!(log::load))
+        .routes(routes!(log::content))
+        .routes(routes!(events::host_events))
+        .routes(routes!(events::host_socket))
+        .routes(routes!(events::all_events))
+        .routes(routes!(ingest::deltas))
+        .routes(routes!(ingest::contents))
+        .routes(routes!(bridge::update_state))
+        .routes(routes!(bridge::snapshots))
+        .routes(routes!(bridge::revert, bridge::delete))
+        .routes(routes!(bridge::status))
+        .routes(routes!(bridge::history))
+        .routes(routes!(health::metrics))
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+}
+
+/// The document that describes the routes, as it is checked in.
+#[must_use]
+pub fn openapi() -> String {
+    let mut text = routes().to_openapi().to_pretty_json().unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+pub(crate) fn router(app: &Arc<App>, vm_name: String) -> Router {
+    let (router, document) = routes().split_for_parts();
+    router
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
+        .fallback(|| async {
+            ApiError::not_found("there is no such route; /docs lists those there are")
+        })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "this route does not take that method; see /docs",
+            )
+        })
+        .layer(Extension(bridge::VmName(vm_name)))
+        .layer(DefaultBodyLimit::max(api::MAX_BODY))
+        .layer(from_fn(deadline))
+        .layer(from_fn_with_state(Arc::clone(app), auth::check))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(Arc::clone(app), identify))
+        .with_state(Arc::clone(app))
+}
+
+fn panicked(_panic: Box<dyn std::any::Any + Send>) -> Response {
+    tracing::error!("a request handler panicked");
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "the server made a mistake; its log says more",
+    )
+    .into_response()
+}
+
+/// Names the request, counts and times it.
+async fn identify(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let id = uuid::Uuid::now_v7().to_string();
+    let route =
+        request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    let method = request.method().as_str().to_owned();
+    // Methods are the sender's to invent; labels are not.
+    let method = if method.len() <= 7 { method } else { "OTHER".to_owned() };
+    let begin = Instant::now();
+    let mut response = REQUEST_ID.scope(id.clone(), next.run(request)).await;
+    let labels = RequestLabels { method, route, status: response.status().as_u16() };
+    app.metrics.requests.get_or_create(&labels).inc();
+    app.metrics.request_seconds.observe(begin.elapsed().as_secs_f64());
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(HeaderName::from_static("x-request-id"), value);
+    }
+    response
+}
+
+/// Bounds the time until an answer begins, which includes reading the body.
+async fn deadline(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(DEADLINE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the request took too long")
+                .into_response()
+        }
+    }
+}

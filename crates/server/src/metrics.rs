@@ -1,0 +1,146 @@
+//! What the server counts, and how it is told to Prometheus.
+
+use crate::app::App;
+use crate::clock;
+use model::entity::Collector;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct RequestLabels {
+    pub(crate) method: String,
+    pub(crate) route: String,
+    pub(crate) status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HostLabel {
+    host: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabel {
+    version: String,
+}
+
+/// Counted as it happens.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    pub(crate) requests: Family<RequestLabels, Counter>,
+    pub(crate) request_seconds: Histogram,
+    pub(crate) deltas: Counter,
+    pub(crate) ingested_bytes: Counter,
+    pub(crate) streams: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            requests: Family::default(),
+            request_seconds: Histogram::new([0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0]),
+            deltas: Counter::default(),
+            ingested_bytes: Counter::default(),
+            streams: Gauge::default(),
+        }
+    }
+}
+
+/// Everything, in the text format. Reads the history: not for async threads.
+pub(crate) fn render(app: &App) -> Result<String, store::Error> {
+    let mut registry = Registry::with_prefix("safetytwin");
+    let metrics = &app.metrics;
+    registry.register("http_requests", "Requests by route and status", metrics.requests.clone());
+    registry.register("http_request_seconds", "Time to answer", metrics.request_seconds.clone());
+    registry.register("ingested_deltas", "Deltas made durable", metrics.deltas.clone());
+    registry.register(
+        "ingested_bytes",
+        "Bytes of request bodies taken in",
+        metrics.ingested_bytes.clone(),
+    );
+    registry.register("live_streams", "Open event streams", metrics.streams.clone());
+    let build: Family<BuildLabel, Gauge> = Family::default();
+    build.get_or_create(&BuildLabel { version: env!("CARGO_PKG_VERSION").to_owned() }).set(1);
+    registry.register("build_info", "The running version", build);
+    history(app, &mut registry)?;
+    hosts(app, &mut registry)?;
+    let mut text = String::new();
+    if let Err(error) = encode(&mut text, &registry) {
+        tracing::error!(%error, "metrics could not be encoded");
+    }
+    Ok(text)
+}
+
+fn history(app: &App, registry: &mut Registry) -> Result<(), store::Error> {
+    let stats = app.history.stats()?;
+    let gauges: [(&str, &str, u64); 9] = [
+        ("history_hosts", "Hosts with a history", stats.hosts),
+        ("history_versions", "Versions ever recorded", stats.versions),
+        ("history_bytes", "Bytes of the history on disk", stats.disk_bytes),
+        ("history_buckets", "Days of history there are", stats.buckets),
+        ("history_queue", "Appends that wait", stats.queue),
+        ("history_commits", "Commits since the start", stats.commits),
+        ("history_failures", "Failed commits since the start", stats.failures),
+        ("history_reopened", "Times the store was opened anew after a failure", stats.reopened),
+        ("heads_cached_bytes", "Bytes of newest states kept in memory", stats.heads_cached_bytes),
+    ];
+    for (name, help, value) in gauges {
+        let gauge: Gauge = Gauge::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        registry.register(name, help, gauge);
+    }
+    for (name, quantile) in [("p50", stats.commit_p50), ("p99", stats.commit_p99)] {
+        let gauge: Gauge<f64, AtomicU64> = Gauge::default();
+        gauge.set(quantile.as_secs_f64());
+        registry.register(
+            format!("history_commit_seconds_{name}"),
+            "From queued to durable, recently",
+            gauge,
+        );
+    }
+    Ok(())
+}
+
+fn hosts(app: &App, registry: &mut Registry) -> Result<(), store::Error> {
+    let version: Family<HostLabel, Gauge> = Family::default();
+    let seen_age: Family<HostLabel, Gauge<f64, AtomicU64>> = Family::default();
+    let faults: Family<HostLabel, Gauge> = Family::default();
+    let now = clock::now();
+    for info in app.history.hosts()? {
+        let label = HostLabel { host: info.host.to_string() };
+        version.get_or_create(&label).set(i64::try_from(info.head.0).unwrap_or(i64::MAX));
+        let seen = app.seen_at(&info.host).unwrap_or(info.seen_at);
+        seen_age.get_or_create(&label).set(now.since(seen).as_secs_f64());
+        if let Some(head) = app.history.head(&info.host)? {
+            let count = head.facts.entities::<Collector>().filter(|c| c.fault.is_some()).count();
+            faults.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+    registry.register("host_version", "The newest version of a host", version);
+    registry.register("host_seen_age_seconds", "Since a host was last heard of", seen_age);
+    registry.register("host_faults", "Parts of a host's picture that are stale", faults);
+    Ok(())
+}
+
+/// Counts an open stream for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct OpenStream(Arc<App>);
+
+impl OpenStream {
+    pub(crate) fn new(app: &Arc<App>) -> Self {
+        app.metrics.streams.inc();
+        Self(Arc::clone(app))
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.metrics.streams.dec();
+    }
+}

@@ -1,0 +1,220 @@
+//! Starts and stops: sockets, history, the timer for retention, what systemd wants to know.
+
+use crate::app::{App, events};
+use crate::clock;
+use crate::config::Config;
+use crate::http;
+use crate::metrics::Metrics;
+use crate::snapshots::Snapshots;
+use crate::tokens::{self, Tokens};
+use axum::Router;
+use model::redact::Redactor;
+use std::collections::HashMap;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use store::{History, Options};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long what is under way may take to end.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often old history is thinned and dropped.
+const EXPIRE: Duration = Duration::from_secs(3600);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("could not prepare {path}")]
+    Prepare {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    History(#[from] store::Error),
+    #[error(transparent)]
+    Tokens(#[from] tokens::Error),
+    #[error(
+        "listening beyond loopback needs tokens, and there are none; make one with: twin token create --role admin"
+    )]
+    NoTokens,
+    #[error("could not listen on {address}; is another server running there?")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the system gives no random bytes")]
+    Random(#[source] getrandom::Error),
+}
+
+/// A server that holds its sockets and its history, ready to run.
+#[derive(Debug)]
+pub struct Server {
+    app: Arc<App>,
+    listeners: Vec<TcpListener>,
+    addresses: Vec<SocketAddr>,
+    router: Router,
+}
+
+impl Server {
+    /// Opens the history and the sockets. What goes wrong goes wrong here.
+    ///
+    /// # Errors
+    /// When the data directory can't be used, another server uses it, an address is taken, or
+    /// tokens are needed and there are none.
+    pub async fn bind(config: Config) -> Result<Self, Error> {
+        prepare(&config.data_dir)?;
+        let tokens = Tokens::open(&config.data_dir)?;
+        if config.tokens_required && tokens.list()?.is_empty() {
+            return Err(Error::NoTokens);
+        }
+        let mut listeners = Vec::new();
+        for &address in &config.listen {
+            let listener = TcpListener::bind(address).await;
+            listeners.push(listener.map_err(|source| Error::Listen { address, source })?);
+        }
+        let addresses =
+            listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let key = redaction_key(&config.data_dir)?;
+        let events = events();
+        let publish = events.clone();
+        let options = Options {
+            retention: config.retention,
+            on_commit: Some(Box::new(move |committed| {
+                // Nobody listening is fine.
+                let _listeners = publish.send(Arc::new(committed.clone()));
+            })),
+            ..Options::default()
+        };
+        let dir = config.data_dir.join("history");
+        let opened = tokio::task::spawn_blocking(move || History::open(&dir, options)).await;
+        let history = opened.unwrap_or(Err(store::Error::Closed))?;
+        let app = Arc::new(App {
+            snapshots: Snapshots::open(&history, config.max_snapshots)?,
+            history,
+            events,
+            tokens,
+            tokens_required: config.tokens_required,
+            server_names: config.server_names,
+            redactor: Redactor::new(key, Vec::new()),
+            metrics: Metrics::default(),
+            seen: Mutex::new(HashMap::new()),
+            shutdown: CancellationToken::new(),
+        });
+        let router = http::router(&app, config.vm_name);
+        Ok(Self { app, listeners, addresses, router })
+    }
+
+    /// Where it listens, with the ports the system chose.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Serves until told to stop; then ends what is under way, and closes the history.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self { app, listeners, router, .. } = self;
+        let mut tasks = JoinSet::new();
+        for listener in listeners {
+            let (router, stopping) = (router.clone(), app.shutdown.clone());
+            tasks.spawn(async move {
+                let serving = axum::serve(listener, router)
+                    .with_graceful_shutdown(stopping.cancelled_owned());
+                if let Err(error) = serving.await {
+                    tracing::error!(%error, "a listener failed");
+                }
+            });
+        }
+        tasks.spawn(expire(Arc::clone(&app)));
+        tasks.spawn(watchdog(Arc::clone(&app)));
+        notify(sd_notify::NotifyState::Ready);
+        stop.cancelled().await;
+        notify(sd_notify::NotifyState::Stopping);
+        app.shutdown.cancel();
+        let ended =
+            tokio::time::timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;
+        if ended.is_err() {
+            tracing::warn!(left = tasks.len(), "requests were still under way and are cut off");
+            tasks.shutdown().await;
+        }
+        let closing = Arc::clone(&app);
+        if tokio::task::spawn_blocking(move || closing.history.close()).await.is_err() {
+            tracing::error!("the history could not be closed in order");
+        }
+    }
+}
+
+/// Thins and drops old history, at the start and every hour.
+async fn expire(app: Arc<App>) {
+    loop {
+        match app.read(|app| app.history.expire(clock::now())).await {
+            Ok(report) if report != store::Report::default() => tracing::debug!(?report, "expired"),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "could not expire old history"
+            ),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(EXPIRE) => {}
+            () = app.shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Tells systemd that the server works: only while the history answers.
+async fn watchdog(app: Arc<App>) {
+    let Some(period) = sd_notify::watchdog_enabled() else { return };
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(period / 3) => {}
+            () = app.shutdown.cancelled() => return,
+        }
+        let answers = tokio::time::timeout(period / 3, app.read(|app| app.history.stats())).await;
+        if matches!(answers, Ok(Ok(_))) {
+            notify(sd_notify::NotifyState::Watchdog);
+        }
+    }
+}
+
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "systemd did not take a notification");
+    }
+}
+
+fn prepare(dir: &Path) -> Result<(), Error> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| Error::Prepare { path: dir.to_owned(), source })
+}
+
+/// The key with which secrets from clients that don't redact are replaced; made once.
+fn redaction_key(dir: &Path) -> Result<[u8; 32], Error> {
+    let path = dir.join("redaction.key");
+    let failed = |source| Error::Prepare { path: path.clone(), source };
+    let mut key = [0; 32];
+    match fs::File::open(&path) {
+        Ok(mut file) => file.read_exact(&mut key).map_err(failed)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            getrandom::fill(&mut key).map_err(Error::Random)?;
+            let half = dir.join("redaction.key.new");
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&half)
+                .map_err(failed)?;
+            file.write_all(&key).and_then(|()| file.sync_all()).map_err(failed)?;
+            fs::rename(&half, &path).map_err(failed)?;
+        }
+        Err(error) => return Err(failed(error)),
+    }
+    Ok(key)
+}
