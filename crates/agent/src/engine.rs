@@ -21,7 +21,7 @@ use api::wire::Body;
 use model::entity::Collector;
 use model::load::Load;
 use model::{Facts, Item, Kind, Patch, Subject, Time};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -39,18 +39,15 @@ pub(crate) enum Scope {
     Kind(Kind),
     /// Units of the system manager.
     SystemUnits,
-    /// Units of user managers.
-    UserUnits,
-    /// One item.
-    One(Subject),
+    /// Units of one user's manager.
+    UnitsOf(String),
 }
 
 impl Scope {
     fn kind(&self) -> Kind {
         match self {
             Self::Kind(kind) => *kind,
-            Self::SystemUnits | Self::UserUnits => Kind::UNIT,
-            Self::One(subject) => subject.kind(),
+            Self::SystemUnits | Self::UnitsOf(_) => Kind::UNIT,
         }
     }
 
@@ -58,8 +55,10 @@ impl Scope {
         match self {
             Self::Kind(kind) => subject.kind() == *kind,
             Self::SystemUnits => subject.kind() == Kind::UNIT && !subject.id().contains('/'),
-            Self::UserUnits => subject.kind() == Kind::UNIT && subject.id().contains('/'),
-            Self::One(one) => subject == one,
+            Self::UnitsOf(user) => {
+                let owner = subject.id().split_once('/').map(|(owner, _)| owner);
+                subject.kind() == Kind::UNIT && owner == Some(user)
+            }
         }
     }
 }
@@ -187,7 +186,8 @@ impl Engine {
                 for subject in gone {
                     self.remove(subject);
                 }
-                self.last_look.insert(collector, Instant::now());
+                let before: Option<Collector> = self.facts.entity(collector);
+                self.looked(collector, before.map(|before| before.limits).unwrap_or_default());
             }
             Seen::Fault(message) => self.fault(collector, message),
             Seen::Contents(contents) => {
@@ -322,22 +322,22 @@ impl Engine {
     }
 }
 
-/// The faults in some facts, for people.
-pub(crate) fn faults(facts: &Facts) -> BTreeMap<String, String> {
-    facts
-        .entities::<Collector>()
-        .filter_map(|collector| Some((collector.name, collector.fault?)))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use model::{Fields, Value};
+    use std::collections::BTreeMap;
 
     fn item(kind: Kind, id: &str, value: i64) -> (Subject, Item) {
         let fields: Fields = [("n".to_owned(), Value::Int(value))].into();
         (Subject::escaped(kind, id), Item::new(&fields))
+    }
+
+    fn faults(facts: &Facts) -> BTreeMap<String, String> {
+        facts
+            .entities::<Collector>()
+            .filter_map(|collector| Some((collector.name, collector.fault?)))
+            .collect()
     }
 
     struct Bench {

@@ -10,8 +10,185 @@
 //! holds up nothing else.
 
 mod clock;
+mod collect;
 pub mod config;
 mod contents;
 mod engine;
+mod identity;
+pub mod log;
+pub mod options;
 mod outbox;
+pub mod signals;
 mod spool;
+
+use collect::Context;
+use config::Config;
+use contents::Contents;
+use engine::Engine;
+use host::Root;
+use host::packages::Packages;
+use identity::Identity;
+use model::redact::Redactor;
+use model::{ContentId, Facts};
+use outbox::{Outbox, Standing};
+use spool::{Opened, Spool};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// How long collectors may take to end.
+const GRACE: Duration = Duration::from_secs(1);
+/// Reports and deltas that may wait for the next part.
+const QUEUE: usize = 256;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("could not prepare {path}")]
+    Prepare {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("could not use the spool")]
+    Spool(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the system gives no random bytes")]
+    Random(#[source] getrandom::Error),
+    #[error("this host has no name that can be one: {0}; give it one with `host:` in the configuration")]
+    Name(#[from] model::HostIdError),
+    #[error(transparent)]
+    Server(#[from] api::client::Error),
+}
+
+/// Watches this machine until told to stop, or fails before it has begun.
+///
+/// # Errors
+/// When the state directory can't be used or the host has no usable name.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
+    let identity = Identity::open(&config.state_dir)?;
+    let host = identity::host_name(&config)?;
+    let client = api::client::Client::new(&config.server, config.token.clone())?;
+    let spool_dir = config.state_dir.join("spool");
+    let opened = Spool::open(&spool_dir, config.spool_limit, identity::new_stream);
+    let Opened { spool, facts } = opened.map_err(|error| Error::Spool(Box::new(error)))?;
+    let contents_dir = config.state_dir.join("contents");
+    let contents = Contents::open(&contents_dir, config.spool_limit)
+        .map_err(|source| Error::Prepare { path: contents_dir, source })?;
+    tracing::info!(%host, server = config.server, waiting = spool.len(), oldest = ?spool.oldest(), "watching this host");
+
+    let (outgoing, incoming) = mpsc::channel(QUEUE);
+    let (standing, standings) = watch::channel(Standing::default());
+    let (missing, wanted) = watch::channel(Vec::new());
+    let outbox = Outbox { host, spool, contents, incoming, standing, new_stream: identity::new_stream };
+    let (reports, received) = mpsc::channel(QUEUE);
+    let context = context(config, identity, reports, wanted, stop.clone(), false);
+    let awaited = collect::FIRST.into_iter().filter(|name| *name != "network" || context.config.network);
+    let engine = Engine::new(facts, awaited);
+
+    // The outbox outlives the engine, and the engine the collectors: each is told to stop by
+    // the end of what feeds it, so that the last changes still go out.
+    let mut parts = tokio::task::JoinSet::new();
+    parts.spawn(outbox.run(client, CancellationToken::new()));
+    parts.spawn(engine.run(received, outgoing, CancellationToken::new()));
+    parts.spawn(tell(standings, missing, stop.clone()));
+    let mut collectors = collect::start(&context);
+    drop(context);
+    notify(sd_notify::NotifyState::Ready);
+    keep_watchdog(&stop).await;
+    notify(sd_notify::NotifyState::Stopping);
+    let all_ended = async { while collectors.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, all_ended).await.is_err() {
+        tracing::debug!(left = collectors.len(), "collectors are cut off");
+    }
+    collectors.shutdown().await;
+    let all_ended = async { while parts.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE * 4, all_ended).await.is_err() {
+        tracing::warn!("could not deliver everything in time; it is in the spool");
+    }
+    Ok(())
+}
+
+/// The facts of this machine, looked at once.
+///
+/// # Errors
+/// When the system gives no random bytes for the redaction's key.
+pub async fn once(config: Config) -> Result<Facts, Error> {
+    // Without a state directory that can be written the marks of secrets last for this look.
+    let identity = Identity::open(&config.state_dir).or_else(|_unwritable| Identity::passing())?;
+    let (reports, received) = mpsc::channel(QUEUE);
+    let (_missing, wanted) = watch::channel(Vec::new());
+    let context = context(config, identity, reports, wanted, CancellationToken::new(), true);
+    let mut collectors = collect::start(&context);
+    drop(context);
+    let engine = Engine::new(Facts::default(), []);
+    let facts = engine.once(received);
+    let ended = async { while collectors.join_next().await.is_some() {} };
+    let (facts, ()) = tokio::join!(facts, ended);
+    Ok(facts)
+}
+
+fn context(
+    config: Config,
+    identity: Identity,
+    reports: mpsc::Sender<engine::Report>,
+    missing: watch::Receiver<Vec<ContentId>>,
+    shutdown: CancellationToken,
+    once: bool,
+) -> Context {
+    let root = Root::live();
+    Context {
+        packages: Arc::new(Mutex::new(Packages::new(root.clone()))),
+        root,
+        redactor: Redactor::new(identity.key, config.legible.clone()),
+        config: Arc::new(config),
+        reports,
+        once,
+        shutdown,
+        units: watch::Sender::new(Arc::default()),
+        containers: watch::Sender::default(),
+        missing,
+    }
+}
+
+/// Says in the log, once each, when deliveries fail and when they go on; and passes on what
+/// the server asks for again.
+async fn tell(mut standings: watch::Receiver<Standing>, missing: watch::Sender<Vec<ContentId>>, stop: CancellationToken) {
+    let mut trouble: Option<String> = None;
+    loop {
+        tokio::select! {
+            changed = standings.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => return,
+        }
+        let standing = standings.borrow_and_update().clone();
+        match (&trouble, &standing.trouble) {
+            (None, Some(now)) => tracing::warn!(trouble = now, "changes are kept in the spool until they can be delivered"),
+            (Some(_), None) => tracing::info!(version = standing.version, "changes are delivered again"),
+            _ => {}
+        }
+        trouble = standing.trouble;
+        missing.send_if_modified(|known| {
+            let news = !standing.missing.is_empty() && *known != standing.missing;
+            known.clone_from(&standing.missing);
+            news
+        });
+    }
+}
+
+/// Waits for the stop; meanwhile tells systemd's watchdog that the event loop turns.
+async fn keep_watchdog(stop: &CancellationToken) {
+    let Some(period) = sd_notify::watchdog_enabled() else { return stop.cancelled().await };
+    while !stop.is_cancelled() {
+        notify(sd_notify::NotifyState::Watchdog);
+        tokio::select! {
+            () = tokio::time::sleep(period / 3) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "systemd did not take a notification");
+    }
+}

@@ -78,7 +78,7 @@ pub(crate) fn render(app: &App) -> Result<String, store::Error> {
 }
 
 fn history(app: &App, registry: &mut Registry) -> Result<(), store::Error> {
-    let stats = app.history.stats()?;
+    let stats = app.history.stats();
     let gauges: [(&str, &str, u64); 9] = [
         ("history_hosts", "Hosts with a history", stats.hosts),
         ("history_versions", "Versions ever recorded", stats.versions),
@@ -112,7 +112,7 @@ fn hosts(app: &App, registry: &mut Registry) -> Result<(), store::Error> {
     let seen_age: Family<HostLabel, Gauge<f64, AtomicU64>> = Family::default();
     let faults: Family<HostLabel, Gauge> = Family::default();
     let now = clock::now();
-    for info in app.history.hosts()? {
+    for info in app.history.hosts() {
         let label = HostLabel { host: info.host.to_string() };
         version.get_or_create(&label).set(i64::try_from(info.head.0).unwrap_or(i64::MAX));
         let seen = app.seen_at(&info.host).unwrap_or(info.seen_at);

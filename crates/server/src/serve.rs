@@ -143,8 +143,8 @@ impl Server {
             tracing::warn!(left = tasks.len(), "requests were still under way and are cut off");
             tasks.shutdown().await;
         }
-        let closing = Arc::clone(&app);
-        if tokio::task::spawn_blocking(move || closing.history.close()).await.is_err() {
+        // The last handle closes the history, which waits for its writer.
+        if tokio::task::spawn_blocking(move || drop(app)).await.is_err() {
             tracing::error!("the history could not be closed in order");
         }
     }
@@ -176,7 +176,7 @@ async fn watchdog(app: Arc<App>) {
             () = tokio::time::sleep(period / 3) => {}
             () = app.shutdown.cancelled() => return,
         }
-        let answers = tokio::time::timeout(period / 3, app.read(|app| app.history.stats())).await;
+        let answers = tokio::time::timeout(period / 3, app.read(|app| Ok(app.history.stats()))).await;
         if matches!(answers, Ok(Ok(_))) {
             notify(sd_notify::NotifyState::Watchdog);
         }

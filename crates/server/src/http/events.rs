@@ -76,7 +76,7 @@ impl Follower {
             }
         }
         let (host, last, only) = off_thread(&app, move |app| {
-            let info = app.history.host(&host)?.ok_or_else(|| unknown_host(host.as_str()))?;
+            let info = app.history.host(&host).ok_or_else(|| unknown_host(host.as_str()))?;
             let only = subjects(app, &host, &words, true)?.into_iter().collect();
             Ok((host, from.unwrap_or(info.head), only))
         })

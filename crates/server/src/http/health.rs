@@ -35,7 +35,7 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, 
         return Err(not_ready("the server is stopping"));
     }
     let stats =
-        tokio::time::timeout(Duration::from_secs(5), app.read(|app| app.history.stats())).await;
+        tokio::time::timeout(Duration::from_secs(5), app.read(|app| Ok(app.history.stats()))).await;
     match stats {
         Ok(Ok(stats)) if stats.queue < stats.queue_limit => Ok("ready\n"),
         Ok(Ok(_)) => Err(not_ready("the history's queue is full")),

@@ -40,7 +40,7 @@ pub(crate) async fn list(
     let limit = query.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
     let page = app
         .read(move |app| {
-            let mut infos = app.history.hosts()?;
+            let mut infos = app.history.hosts();
             infos.sort_by(|a, b| a.host.cmp(&b.host));
             if let Some(after) = query.after.as_deref() {
                 infos.retain(|info| info.host.as_str() > after);
@@ -63,7 +63,7 @@ pub(crate) async fn show(
     Host(host): Host,
 ) -> Result<Json<answer::Host>, ApiError> {
     let found = app
-        .read(move |app| match app.history.host(&host)? {
+        .read(move |app| match app.history.host(&host) {
             Some(info) => describe(app, &info),
             None => Err(store::Error::UnknownHost { host }),
         })
@@ -79,7 +79,7 @@ pub(crate) async fn forget(
     Host(host): Host,
 ) -> Result<StatusCode, ApiError> {
     app.read(move |app| {
-        if app.history.host(&host)?.is_none() {
+        if app.history.host(&host).is_none() {
             return Err(store::Error::UnknownHost { host });
         }
         app.history.forget(&host)
@@ -132,7 +132,7 @@ pub(crate) fn version_at(
     moment: Moment,
     now: Time,
 ) -> Result<Version, ApiError> {
-    let info = app.history.host(host)?.ok_or_else(|| unknown_host(host.as_str()))?;
+    let info = app.history.host(host).ok_or_else(|| unknown_host(host.as_str()))?;
     let time = match moment {
         Moment::Now => return Ok(info.head),
         Moment::Version(version) if version.0 >= 1 && version <= info.head => return Ok(version),

@@ -48,7 +48,7 @@ pub(crate) async fn deltas(
     let now = clock::now();
     app.saw(&host, now);
     for load in &batch.load {
-        app.history.append_load(&host, load)?;
+        app.history.append_load(&host, now, load)?;
     }
     let acknowledged = if batch.deltas.is_empty() {
         standing(&app, &host, &batch.stream).await?
@@ -84,7 +84,7 @@ async fn record(app: &Arc<App>, host: &HostId, batch: Batch) -> Result<Acknowled
 /// Where a stream stands, for a request without deltas.
 async fn standing(app: &Arc<App>, host: &HostId, stream: &str) -> Result<Acknowledged, ApiError> {
     let (host, stream) = (host.clone(), stream.to_owned());
-    let info = app.read(move |app| app.history.host(&host)).await?;
+    let info = app.read(move |app| Ok(app.history.host(&host))).await?;
     let sequence = info
         .as_ref()
         .and_then(|info| info.streams.iter().find(|s| s.id == stream))
@@ -147,7 +147,11 @@ pub(crate) async fn contents(
     let contents: wire::Contents = decode(&body)?;
     app.metrics.ingested_bytes.inc_by(u64::try_from(body.len()).unwrap_or(0));
     app.saw(&host, clock::now());
-    app.read(move |app| app.history.put_contents(&contents.0).map(drop)).await?;
+    app.read(move |app| {
+        let contents: Vec<&[u8]> = contents.0.iter().map(Vec::as_slice).collect();
+        app.history.put_contents(&contents).map(drop)
+    })
+    .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

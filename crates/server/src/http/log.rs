@@ -171,7 +171,7 @@ pub(crate) async fn log(
 }
 
 fn page(app: &App, host: &HostId, asked: &LogQuery) -> Result<answer::Log, ApiError> {
-    app.history.host(host)?.ok_or_else(|| unknown_host(host.as_str()))?;
+    app.history.host(host).ok_or_else(|| unknown_host(host.as_str()))?;
     let now = clock::now();
     let filter = Filter {
         subjects: subjects(app, host, &asked.subjects, asked.related)?,
@@ -332,7 +332,7 @@ pub(crate) async fn load(
     let to = moment(query.to.as_deref())?;
     let points = query.points.unwrap_or(300).clamp(1, 10_000);
     off_thread(&app, move |app| {
-        app.history.host(&host)?.ok_or_else(|| unknown_host(host.as_str()))?;
+        app.history.host(&host).ok_or_else(|| unknown_host(host.as_str()))?;
         let now = clock::now();
         let from = bound(app, &host, Some(from), now)?.unwrap_or(now);
         let to = bound(app, &host, Some(to), now)?.unwrap_or(now);

@@ -1,0 +1,118 @@
+//! The machine itself: what seldom changes and is cheap to look at.
+
+use super::apart::Apart;
+use super::{Context, DEADLINE, item, items};
+use crate::engine::Scope;
+use host::Root;
+use model::Kind;
+use model::redact::Redactor;
+use std::time::Duration;
+
+/// Platform, processors, memory.
+pub(crate) async fn machine(context: Context) {
+    let sink = context.sink("machine");
+    let mut look = Apart::new((context.root.clone(), context.redactor.clone()));
+    loop {
+        let found = look.look(DEADLINE, |(root, redactor): &mut (Root, Redactor)| {
+            let mut found = items(&host::platform::memory(root));
+            found.push(item(&host::platform::platform(root, redactor)));
+            found.push(item(&host::platform::cpu(root)));
+            found
+        });
+        match found.await {
+            Ok(found) => {
+                let scopes = [Kind::PLATFORM, Kind::CPU, Kind::MEMORY].map(Scope::Kind).into();
+                sink.all(scopes, found, Vec::new()).await;
+            }
+            Err(error) => sink.fault(&error).await,
+        }
+        if !context.pause(context.config.interval * 3).await {
+            return;
+        }
+    }
+}
+
+/// Users and groups.
+pub(crate) async fn users(context: Context) {
+    let sink = context.sink("users");
+    let mut look = Apart::new(context.root.clone());
+    loop {
+        let found = look.look(DEADLINE, |root| host::users::Accounts::read(root));
+        match found.await {
+            Ok(Ok(accounts)) => {
+                let mut found = items(&accounts.users);
+                found.extend(items(&accounts.groups));
+                let scopes = [Kind::USER, Kind::GROUP].map(Scope::Kind).into();
+                sink.all(scopes, found, Vec::new()).await;
+            }
+            Ok(Err(error)) => sink.fault(&error).await,
+            Err(error) => sink.fault(&error).await,
+        }
+        if !context.pause(context.config.interval).await {
+            return;
+        }
+    }
+}
+
+/// Interfaces and routes.
+pub(crate) async fn network(context: Context) {
+    let sink = context.sink("network");
+    let mut look = Apart::new(context.root.clone());
+    loop {
+        match look.look(DEADLINE, |root| host::network::read(root)).await {
+            Ok(Ok(network)) => {
+                let mut found = items(&network.interfaces);
+                found.extend(items(&network.routes));
+                let scopes = [Kind::INTERFACE, Kind::ROUTE].map(Scope::Kind).into();
+                sink.all(scopes, found, Vec::new()).await;
+            }
+            Ok(Err(error)) => sink.fault(&error).await,
+            Err(error) => sink.fault(&error).await,
+        }
+        if !context.pause(context.config.interval).await {
+            return;
+        }
+    }
+}
+
+/// Block devices and mounted filesystems.
+pub(crate) async fn disks(context: Context) {
+    let sink = context.sink("disks");
+    let mut look = Apart::new(context.root.clone());
+    loop {
+        let found = look.look(DEADLINE, |root| {
+            Ok::<_, host::disks::Error>((host::disks::disks(root)?, host::disks::filesystems(root)?))
+        });
+        match found.await {
+            Ok(Ok((disks, filesystems))) => {
+                let mut found = items(&disks);
+                found.extend(items(&filesystems));
+                let scopes = [Kind::DISK, Kind::FILESYSTEM].map(Scope::Kind).into();
+                sink.all(scopes, found, Vec::new()).await;
+            }
+            Ok(Err(error)) => sink.fault(&error).await,
+            Err(error) => sink.fault(&error).await,
+        }
+        if !context.pause(context.config.interval).await {
+            return;
+        }
+    }
+}
+
+/// Graphics processors. Seldom: asking their driver is not cheap.
+pub(crate) async fn gpus(context: Context) {
+    let sink = context.sink("gpus");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let program = host::gpu::find_nvidia_smi(&path);
+    loop {
+        let seen = host::gpu::observe(&context.root, program.as_deref(), DEADLINE).await;
+        match &seen.fault {
+            Some(fault) => sink.fault(fault).await,
+            None => sink.all(vec![Scope::Kind(Kind::GPU)], items(&seen.gpus), Vec::new()).await,
+        }
+        let pause = context.config.interval.max(Duration::from_secs(60));
+        if !context.pause(pause).await {
+            return;
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! Processes and what is seen through them: sockets, dependencies, language-model workloads,
+//! and the load of the machine.
+//!
+//! One task owns the scanner, since each of these reads what it found. Between full looks the
+//! kernel's exec and exit events tell which processes to read; where they are not to be had,
+//! the full look is all there is, and the collector says so.
+
+use super::apart::{self, Apart};
+use super::transient::Transients;
+use super::{Context, DEADLINE, Sink, item, items};
+use crate::clock;
+use crate::engine::{Scope, Seen};
+use host::Now;
+use host::dependencies::dependencies;
+use host::exec_events::{Event, ExecEvents};
+use host::load::Sampler;
+use host::process::{Group, Scan, Scanner};
+use host::sockets::{Connection, Depth, Sockets};
+use host::workload::Workloads;
+use model::entity::Unit;
+use model::load::Load;
+use model::redact::Redactor;
+use model::{Item, Kind, Subject};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// A process that lives shorter than this after its exec is never read.
+const SETTLE: Duration = Duration::from_millis(40);
+/// Exits are gathered this long.
+const GATHER: Duration = Duration::from_millis(10);
+/// After something started or ended: when to look for new listening sockets.
+const SOCKETS_AFTER: Duration = Duration::from_millis(300);
+/// Events that may wait; beyond it a full look is cheaper.
+const MOST_PENDING: usize = 2048;
+const RETRY_EVENTS: Duration = Duration::from_secs(60);
+
+/// All that reads through processes.
+struct Sight {
+    scanner: Scanner,
+    sockets: Sockets,
+    sampler: Sampler,
+    workloads: Workloads,
+    redactor: Redactor,
+    origin: std::time::Instant,
+}
+
+/// What a full look came to.
+struct Picture {
+    scan: Result<Scan, host::process::Error>,
+    groups: Vec<(Arc<str>, Option<Group>)>,
+    sockets: Result<host::sockets::Observation, host::sockets::Error>,
+    workloads: Vec<(Subject, Item)>,
+    load: Box<Load>,
+}
+
+impl Sight {
+    fn now(&self) -> Now {
+        Now { at: clock::now(), clock: self.origin.elapsed() }
+    }
+
+    /// Looks at everything.
+    fn picture(&mut self, units: &[Unit], names: BTreeMap<String, String>) -> Picture {
+        let now = self.now();
+        self.scanner.name_containers(names);
+        let scan = self.scanner.scan(now, &self.redactor);
+        let changed = scan.as_ref().map(|scan| scan.changed.clone()).unwrap_or_default();
+        let sockets = self.sockets.observe(&self.scanner, Depth::Connections);
+        let listening = sockets.as_ref().map_or(&[][..], |seen| &seen.sockets);
+        let workloads = items(&self.workloads.observe(&self.scanner, listening));
+        let cgroups = units.iter().filter_map(|unit| Some((unit.id.as_str(), unit.cgroup.as_deref()?)));
+        let load = Box::new(self.sampler.sample(now, &self.scanner, cgroups));
+        Picture { scan, groups: self.by_id(changed), sockets, workloads, load }
+    }
+
+    /// Looks at some processes.
+    fn refresh(&mut self, pids: &[u32]) -> Vec<(Arc<str>, Option<Group>)> {
+        let now = self.now();
+        let changed = self.scanner.refresh(pids, now, &self.redactor);
+        self.by_id(changed)
+    }
+
+    fn by_id(&self, ids: BTreeSet<Arc<str>>) -> Vec<(Arc<str>, Option<Group>)> {
+        ids.into_iter().map(|id| (Arc::clone(&id), self.scanner.group(&id))).collect()
+    }
+}
+
+/// The task and what it remembers between looks.
+struct Watcher {
+    context: Context,
+    sight: Apart<Sight>,
+    processes: Sink,
+    sockets: Sink,
+    dependencies: Sink,
+    workloads: Sink,
+    transients: Transients,
+    /// Alive and not told, being transient so far.
+    held: HashSet<Arc<str>>,
+    began: bool,
+    connections: Vec<Connection>,
+    units: watch::Receiver<Arc<Vec<Unit>>>,
+    /// Why processes are not followed by events.
+    no_events: Option<String>,
+}
+
+pub(crate) async fn run(context: Context) {
+    let sink = context.sink("processes");
+    let root = context.root.clone();
+    let sight = Scanner::new(&root).map_err(|error| crate::outbox::describe(&error)).and_then(|scanner| {
+        let sockets = Sockets::new(&root).map_err(|error| crate::outbox::describe(&error))?;
+        Ok(Sight {
+            scanner,
+            sockets,
+            sampler: Sampler::new(&root),
+            workloads: Workloads::new(&root),
+            redactor: context.redactor.clone(),
+            origin: std::time::Instant::now(),
+        })
+    });
+    let sight = match sight {
+        Ok(sight) => Apart::new(sight),
+        Err(error) => return sink.say(Seen::Fault(error)).await,
+    };
+    let watcher = Watcher {
+        units: context.units.subscribe(),
+        sight,
+        processes: sink,
+        sockets: context.sink("sockets"),
+        dependencies: context.sink("dependencies"),
+        workloads: context.sink("workloads"),
+        transients: Transients::default(),
+        held: HashSet::new(),
+        began: false,
+        connections: Vec::new(),
+        no_events: None,
+        context,
+    };
+    watcher.run().await;
+}
+
+impl Watcher {
+    async fn run(mut self) {
+        let mut events = self.open_events();
+        self.look().await;
+        if self.context.once {
+            return;
+        }
+        let mut scan = tokio::time::interval(self.context.config.interval);
+        scan.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        scan.tick().await;
+        let mut reopen = tokio::time::interval(RETRY_EVENTS);
+        reopen.tick().await;
+        let mut batch: Vec<Event> = Vec::new();
+        let mut pending: BTreeMap<u32, Instant> = BTreeMap::new();
+        let mut sockets_due: Option<Instant> = None;
+        let shutdown = self.context.shutdown.clone();
+        loop {
+            let next = pending.values().min().copied();
+            tokio::select! {
+                read = next_events(&mut events, &mut batch) => match read {
+                    Ok(()) => {
+                        let lost = self.sort(&mut batch, &mut pending);
+                        if lost || pending.len() > MOST_PENDING {
+                            pending.clear();
+                            self.look().await;
+                        }
+                    }
+                    Err(error) => {
+                        self.no_events = Some(crate::outbox::describe(&error));
+                        events = None;
+                    }
+                },
+                () = until(next) => {
+                    let now = Instant::now();
+                    let due: Vec<u32> = pending.iter().filter(|(_, at)| **at <= now).map(|(pid, _)| *pid).collect();
+                    pending.retain(|_, at| *at > now);
+                    if self.refresh(due).await {
+                        sockets_due.get_or_insert(now + SOCKETS_AFTER);
+                    }
+                }
+                () = until(sockets_due) => {
+                    sockets_due = None;
+                    self.listeners().await;
+                    self.tell_dependencies().await;
+                }
+                changed = self.units.changed() => {
+                    if changed.is_err() { return; }
+                    sockets_due.get_or_insert(Instant::now() + SOCKETS_AFTER);
+                }
+                _ = scan.tick() => self.look().await,
+                _ = reopen.tick(), if events.is_none() => events = self.open_events(),
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    fn open_events(&mut self) -> Option<ExecEvents> {
+        if !self.context.config.processes || self.context.once {
+            return None;
+        }
+        match ExecEvents::open(&self.context.root) {
+            Ok(events) => {
+                self.no_events = None;
+                Some(events)
+            }
+            Err(error) => {
+                let every = self.context.config.interval;
+                self.no_events = Some(format!("spawn and exit only every {every:?}: {}", crate::outbox::describe(&error)));
+                None
+            }
+        }
+    }
+
+    /// Notes when which process is to be read; whether events were lost.
+    fn sort(&mut self, batch: &mut Vec<Event>, pending: &mut BTreeMap<u32, Instant>) -> bool {
+        let now = Instant::now();
+        let mut lost = false;
+        for event in batch.drain(..) {
+            match event {
+                Event::Exec(pid) => {
+                    pending.entry(pid).or_insert(now + SETTLE);
+                }
+                Event::Exit(pid) => match pending.get(&pid) {
+                    // Came and went within the settling time.
+                    Some(due) if due.saturating_duration_since(now) > GATHER => {
+                        pending.insert(pid, now + GATHER);
+                    }
+                    Some(_) => {}
+                    None => {
+                        pending.insert(pid, now + GATHER);
+                    }
+                },
+                Event::Lost => lost = true,
+            }
+        }
+        lost
+    }
+
+    /// A full look.
+    async fn look(&mut self) {
+        let units = Arc::clone(&self.units.borrow());
+        let names = self.context.containers.borrow().clone();
+        match self.sight.look(DEADLINE, move |sight| sight.picture(&units, names)).await {
+            Ok(picture) => self.tell(picture).await,
+            Err(error) => self.hung(&error).await,
+        }
+    }
+
+    async fn hung(&self, error: &apart::Error) {
+        for sink in [&self.processes, &self.sockets, &self.dependencies, &self.workloads] {
+            sink.fault(error).await;
+        }
+    }
+
+    async fn tell(&mut self, picture: Picture) {
+        self.processes.say(Seen::Load(picture.load)).await;
+        match picture.scan {
+            Ok(scan) => self.tell_scan(&scan, picture.groups).await,
+            Err(error) => self.processes.fault(&error).await,
+        }
+        match picture.sockets {
+            Ok(seen) => self.tell_sockets(&seen, true).await,
+            Err(error) => self.sockets.fault(&error).await,
+        }
+        self.workloads.all(vec![Scope::Kind(Kind::WORKLOAD)], picture.workloads, Vec::new()).await;
+        self.tell_dependencies().await;
+    }
+
+    async fn tell_scan(&mut self, scan: &Scan, changed: Vec<(Arc<str>, Option<Group>)>) {
+        if !self.context.config.processes {
+            return;
+        }
+        if self.began {
+            // Those held back that have stayed are told now.
+            let held: Vec<Arc<str>> = self.held.drain().collect();
+            let again = self.sight.look(DEADLINE, move |sight| sight.by_id(held.into_iter().collect())).await;
+            let mut groups = changed;
+            groups.extend(again.unwrap_or_default());
+            self.tell_groups(groups).await;
+            return;
+        }
+        self.began = true;
+        let now = Instant::now();
+        let mut found = Vec::new();
+        for (id, group) in changed {
+            let Some(group) = group else { continue };
+            self.transients.alive(&id, now);
+            found.push(item(&group.process));
+        }
+        let mut limits = scan.limits();
+        limits.extend(self.no_events.clone());
+        self.processes.all(vec![Scope::Kind(Kind::PROCESS)], found, limits).await;
+    }
+
+    /// Tells which groups changed, but for the transient ones; whether there was anything.
+    async fn tell_groups(&mut self, groups: Vec<(Arc<str>, Option<Group>)>) -> bool {
+        let now = Instant::now();
+        let (mut put, mut gone) = (Vec::new(), Vec::new());
+        for (id, group) in groups {
+            match group {
+                Some(group) if self.transients.alive(&id, now) => put.push(item(&group.process)),
+                Some(_) => {
+                    self.held.insert(id);
+                }
+                None => {
+                    self.held.remove(&id);
+                    if self.transients.ended(&id, now) {
+                        gone.push(Subject::escaped(Kind::PROCESS, &id));
+                    }
+                }
+            }
+        }
+        let any = !put.is_empty() || !gone.is_empty();
+        self.processes.some(put, gone).await;
+        any
+    }
+
+    /// Reads some processes; whether that told anything.
+    async fn refresh(&mut self, pids: Vec<u32>) -> bool {
+        match self.sight.look(DEADLINE, move |sight| sight.refresh(&pids)).await {
+            Ok(groups) => self.tell_groups(groups).await,
+            Err(error) => {
+                self.processes.fault(&error).await;
+                false
+            }
+        }
+    }
+
+    async fn listeners(&mut self) {
+        let seen = self.sight.look(DEADLINE, |sight| sight.sockets.observe(&sight.scanner, Depth::Listeners));
+        match seen.await {
+            Ok(Ok(seen)) => self.tell_sockets(&seen, false).await,
+            Ok(Err(error)) => self.sockets.fault(&error).await,
+            Err(error) => self.sockets.fault(&error).await,
+        }
+    }
+
+    async fn tell_sockets(&mut self, seen: &host::sockets::Observation, with_connections: bool) {
+        if with_connections {
+            self.connections.clone_from(&seen.connections);
+        }
+        if self.context.config.network {
+            self.sockets.all(vec![Scope::Kind(Kind::SOCKET)], items(&seen.sockets), seen.limits()).await;
+        }
+    }
+
+    async fn tell_dependencies(&mut self) {
+        let units = Arc::clone(&self.units.borrow());
+        let found = items(&dependencies(&units, &self.connections));
+        self.dependencies.all(vec![Scope::Kind(Kind::DEPENDENCY)], found, Vec::new()).await;
+    }
+}
+
+async fn next_events(events: &mut Option<ExecEvents>, batch: &mut Vec<Event>) -> Result<(), host::exec_events::Error> {
+    match events {
+        Some(events) => events.read(batch).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
