@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Sets up SafetyTwin on this machine and starts it: server, agent, command line.
+#
+#   ./install.sh                 install and start
+#   ./install.sh --no-start      install only
+#   ./install.sh --prefix DIR    where the programs go (root: /usr/local, others: ~/.local)
+#
+# As root it installs for the machine; as an ordinary user for that user. Where systemd is
+# PID 1 it starts services; elsewhere it runs `twin up` in the foreground. Run it again at any
+# time: what is there already stays, programs are replaced, data and configuration are kept.
+set -euo pipefail
+
+cd "$(dirname "$(readlink -f "$0")")"
+
+say() { printf '== %s\n' "$*"; }
+die() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
+
+start=yes
+prefix=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --no-start) start=no ;;
+        --prefix) [ $# -ge 2 ] || die '--prefix wants a directory'; prefix=$2; shift ;;
+        --prefix=*) prefix=${1#--prefix=} ;;
+        -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) die "unknown option $1; see --help" ;;
+    esac
+    shift
+done
+
+root=no
+[ "$(id -u)" -eq 0 ] && root=yes
+if [ -z "$prefix" ]; then
+    if [ $root = yes ]; then prefix=/usr/local; else prefix=$HOME/.local; fi
+fi
+
+# --- what it is built with -------------------------------------------------------------
+
+. ./packaging/toolchain.sh
+ensure_packages gcc libc6-dev
+ensure_rust
+
+# --- build and install -----------------------------------------------------------------
+
+say "building (the first time takes a few minutes)"
+cargo build --locked --release -p cli
+cargo build --locked --profile agent -p agent
+target=${CARGO_TARGET_DIR:-target}
+
+say "installing into $prefix"
+mkdir -p "$prefix/bin"
+install -m 0755 "$target/release/twin" "$prefix/bin/twin"
+install -m 0755 "$target/agent/twin-agent" "$prefix/bin/twin-agent"
+"$prefix/bin/twin" man --dir "$prefix/share/man/man1"
+for shell in bash zsh fish; do
+    case $shell in
+        bash) place=$prefix/share/bash-completion/completions/twin ;;
+        zsh) place=$prefix/share/zsh/site-functions/_twin ;;
+        fish) place=$prefix/share/fish/vendor_completions.d/twin.fish ;;
+    esac
+    mkdir -p "$(dirname "$place")"
+    "$prefix/bin/twin" completions "$shell" >"$place"
+done
+case ":$PATH:" in
+    *":$prefix/bin:"*) ;;
+    *) say "note: $prefix/bin is not in PATH; add it, or call $prefix/bin/twin" ;;
+esac
+
+# --- configuration: written once, never overwritten --------------------------------------
+
+if [ $root = yes ]; then config=/etc/safetytwin; else config=${XDG_CONFIG_HOME:-$HOME/.config}/safetytwin; fi
+mkdir -p "$config"
+for file in twin.yaml agent.yaml; do
+    if [ -e "$config/$file" ]; then
+        say "keeping $config/$file"
+    else
+        install -m 0644 "packaging/$file" "$config/$file"
+        say "wrote $config/$file"
+    fi
+done
+
+[ $start = yes ] || { say "installed; start it with: twin up"; exit 0; }
+
+# --- start -------------------------------------------------------------------------------
+
+if [ -d /run/systemd/system ] && [ "$(cat /proc/1/comm)" = systemd ]; then
+    if [ $root = yes ]; then
+        units=/etc/systemd/system
+        control=(systemctl)
+    else
+        units=${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user
+        control=(systemctl --user)
+    fi
+    mkdir -p "$units"
+    for unit in safetytwin-server safetytwin-agent; do
+        variant=packaging/systemd/$unit.service
+        [ $root = yes ] || variant=packaging/systemd/user/$unit.service
+        sed "s|@PREFIX@|$prefix|g" "$variant" >"$units/$unit.service"
+    done
+    "${control[@]}" daemon-reload
+    "${control[@]}" enable safetytwin-server.service safetytwin-agent.service
+    "${control[@]}" restart safetytwin-server.service safetytwin-agent.service
+    say "running as services; look at them with: ${control[*]} status 'safetytwin-*'"
+    say "what is known of this machine: twin show"
+else
+    say "systemd is not PID 1 here: running in the foreground, end with Ctrl-C"
+    exec "$prefix/bin/twin" up
+fi

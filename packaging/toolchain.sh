@@ -1,0 +1,50 @@
+# Sourced by install.sh and test.sh: makes sure of system packages and of the Rust toolchain.
+# Expects the function `say`.
+
+# Installs the Debian packages that are missing. Without root it says which to ask for.
+ensure_packages() {
+    local missing=() package
+    for package in "$@"; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] && return
+    if ! command -v apt-get >/dev/null; then
+        say "this machine has no apt-get; install the equivalents of: ${missing[*]}"
+        return
+    fi
+    if [ "$(id -u)" -ne 0 ]; then
+        printf 'missing packages; ask root for: apt-get install %s\n' "${missing[*]}" >&2
+        return 1
+    fi
+    say "installing packages: ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq || say "apt-get update failed; trying with the lists there are"
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# Makes the pinned toolchain available: through rustup, or a system Rust that is new enough.
+ensure_rust() {
+    local wanted have
+    wanted=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+    # shellcheck disable=SC1091
+    [ -f "${CARGO_HOME:-$HOME/.cargo}/env" ] && . "${CARGO_HOME:-$HOME/.cargo}/env"
+    if ! command -v cargo >/dev/null && [ "$(id -u)" -eq 0 ] && apt-cache show rustup >/dev/null 2>&1; then
+        ensure_packages rustup
+    fi
+    if command -v rustup >/dev/null; then
+        if ! rustup toolchain list | grep -q "^$wanted"; then
+            say "fetching Rust $wanted"
+            rustup toolchain install "$wanted" --profile minimal -c rustfmt -c clippy
+        fi
+        return
+    fi
+    if ! command -v cargo >/dev/null; then
+        printf 'Rust %s is needed and not there; install it from https://rustup.rs and run this again\n' "$wanted" >&2
+        return 1
+    fi
+    have=$(rustc --version | cut -d' ' -f2)
+    if [ "$(printf '%s\n%s\n' "$wanted" "$have" | sort -V | head -n1)" != "$wanted" ]; then
+        printf 'Rust %s or newer is needed; this machine has %s\n' "$wanted" "$have" >&2
+        return 1
+    fi
+}

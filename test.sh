@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Sets up what the tests need and runs every check and test. CI runs this.
+#
+#   ./test.sh                    everything
+#   ./test.sh --allow-missing    leave out what this machine can't run, and say so
+#   ./test.sh STEP...            only these steps; see --list
+#
+# Nothing is left out silently: what can't run is named, and fails the run.
+set -euo pipefail
+
+cd "$(dirname "$(readlink -f "$0")")"
+root=$PWD
+
+say() { printf '\n== %s\n' "$*"; }
+
+steps=(shell format lint unit openapi deny lab observe endtoend kills fuzz)
+allow_missing=no
+chosen=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --allow-missing) allow_missing=yes ;;
+        --list) printf '%s\n' "${steps[@]}"; exit 0 ;;
+        -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -*) printf 'test.sh: unknown option %s\n' "$1" >&2; exit 64 ;;
+        *) chosen+=("$1") ;;
+    esac
+    shift
+done
+[ ${#chosen[@]} -gt 0 ] || chosen=("${steps[@]}")
+
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$root/target}"
+export CARGO_TERM_PROGRESS_WHEN=never
+binaries=$CARGO_TARGET_DIR/debug
+
+# Says why a step can't run; a failure unless that is allowed.
+missing() {
+    printf 'MISSING: %s\n' "$*" >&2
+    [ $allow_missing = yes ]
+}
+
+need_root() {
+    [ "$(id -u)" -eq 0 ] || missing "$1 needs root, for namespaces of its own"
+}
+
+step_shell() {
+    ensure_packages shellcheck
+    shellcheck -x install.sh test.sh .ci/run packaging/toolchain.sh lab/host lab/docker lab/test lab/endtoend \
+        lab/src/build-rootfs lab/src/common.sh
+}
+
+step_format() { cargo fmt --all --check; }
+
+step_lint() { cargo clippy --locked --workspace --all-targets --quiet -- -D warnings; }
+
+step_unit() { cargo test --locked --workspace --quiet; }
+
+step_openapi() {
+    cargo build --locked --quiet -p cli
+    "$binaries/twin" openapi | diff -u openapi/safetytwin.json - || {
+        printf 'openapi/safetytwin.json is not what the routes say; run: just openapi\n' >&2
+        return 1
+    }
+}
+
+# Advisories need a database from outside; what can be judged here is.
+step_deny() {
+    command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
+    cargo deny --offline check bans licenses sources
+}
+
+step_lab() {
+    need_root 'the lab' || return 1
+    [ "$(id -u)" -eq 0 ] || return 0
+    lab/test
+}
+
+# The collectors against real systemd, D-Bus and Docker.
+step_observe() {
+    need_root 'the lab' || return 1
+    [ "$(id -u)" -eq 0 ] || return 0
+    lab/observe
+}
+
+step_endtoend() {
+    need_root 'the lab' || return 1
+    [ "$(id -u)" -eq 0 ] || return 0
+    cargo build --locked --quiet -p cli -p agent
+    lab/endtoend "$binaries"
+}
+
+step_kills() {
+    cargo build --locked --quiet -p cli -p agent
+    bench/kills --count 12 --binaries "$binaries"
+}
+
+step_fuzz() { fuzz/run --seconds "${FUZZ_SECONDS:-5}"; }
+
+# shellcheck source=packaging/toolchain.sh
+. packaging/toolchain.sh
+ensure_packages gcc libc6-dev git ca-certificates
+ensure_rust
+
+passed=0
+failed=()
+for step in "${chosen[@]}"; do
+    declare -F "step_$step" >/dev/null || { printf 'test.sh: no step %s; see --list\n' "$step" >&2; exit 64; }
+    say "$step"
+    begin=$SECONDS
+    # A subshell with its own errexit: a condition would switch it off.
+    set +e
+    (set -e; "step_$step")
+    status=$?
+    set -e
+    if [ $status -eq 0 ]; then
+        passed=$((passed + 1))
+        printf -- '-- %s passed in %s s\n' "$step" $((SECONDS - begin))
+    else
+        failed+=("$step")
+        printf -- '-- %s FAILED in %s s\n' "$step" $((SECONDS - begin))
+    fi
+done
+
+printf '\n'
+[ ${#failed[@]} -eq 0 ] || printf 'failed: %s\n' "${failed[*]}"
+printf '%s passed, %s failed\n' "$passed" "${#failed[@]}"
+[ ${#failed[@]} -eq 0 ]
