@@ -173,7 +173,7 @@ mod tests {
         check("web", "container:web");
         check(
             "ngimx.service",
-            "? unit:nginx.service process:nginx#1 process:nginx#2 package:nginx",
+            "? unit:nginx.service",
         );
         check("zzzzzz", "? ");
     }

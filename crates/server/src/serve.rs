@@ -176,7 +176,8 @@ async fn watchdog(app: Arc<App>) {
             () = tokio::time::sleep(period / 3) => {}
             () = app.shutdown.cancelled() => return,
         }
-        let answers = tokio::time::timeout(period / 3, app.read(|app| Ok(app.history.stats()))).await;
+        let answers =
+            tokio::time::timeout(period / 3, app.read(|app| Ok(app.history.stats()))).await;
         if matches!(answers, Ok(Ok(_))) {
             notify(sd_notify::NotifyState::Watchdog);
         }

@@ -343,7 +343,7 @@ impl Tokens {
         if rustix::process::geteuid().is_root() && directory.uid() != 0 {
             let (uid, gid) = (Uid::from_raw(directory.uid()), Gid::from_raw(directory.gid()));
             // Where this fails, the server says that it can't read the file.
-            drop(rustix::fs::fchown(file, Some(uid), Some(gid)));
+            let _kept = rustix::fs::fchown(file, Some(uid), Some(gid));
         }
     }
 }

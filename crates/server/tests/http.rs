@@ -1,0 +1,365 @@
+//! The routes, over a real socket, with a real history in a folder of the test's own.
+
+use api::client::Client;
+use api::wire::{self, Batch, Body, Delta};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::{Method, StatusCode};
+use model::{Facts, Fields, Item, Kind, Subject, Time, Value, diff};
+use serde_json::{Value as Json, json};
+use server::Server;
+use server::config::{Config, File};
+use std::path::Path;
+use tokio_util::sync::CancellationToken;
+
+struct Bench {
+    client: Client,
+    stop: CancellationToken,
+    running: tokio::task::JoinHandle<()>,
+    url: String,
+}
+
+impl Bench {
+    async fn start(dir: &Path) -> Self {
+        Self::with(
+            File {
+                data_dir: Some(dir.to_owned()),
+                listen: vec!["127.0.0.1:0".into()],
+                ..File::default()
+            },
+            None,
+        )
+        .await
+    }
+
+    async fn with(file: File, token: Option<String>) -> Self {
+        let config: Config = file.check().unwrap();
+        let server = Server::bind(config).await.unwrap();
+        let url = format!("http://{}", server.addresses()[0]);
+        let stop = CancellationToken::new();
+        #[expect(clippy::disallowed_methods, reason = "ended by Bench::end")]
+        let running = tokio::spawn(server.run(stop.clone()));
+        Self { client: Client::new(&url, token).unwrap(), stop, running, url }
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.running.await.unwrap();
+    }
+
+    async fn ask(
+        &mut self,
+        method: Method,
+        path: &str,
+        media: &str,
+        body: impl Into<Bytes>,
+    ) -> (StatusCode, Json) {
+        let response = self.client.open(method, path, media, body.into()).await.unwrap();
+        let status = response.status();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&bytes).unwrap_or(Json::Null))
+    }
+
+    async fn get(&mut self, path: &str) -> (StatusCode, Json) {
+        self.ask(Method::GET, path, "", Bytes::new()).await
+    }
+
+    async fn update(&mut self, body: &str) -> (StatusCode, Json) {
+        self.ask(Method::POST, "/api/v1/update_state", "application/json", body.to_owned()).await
+    }
+
+    async fn send(&mut self, host: &str, deltas: Vec<Delta>) -> (StatusCode, Json) {
+        let batch = Batch { stream: "test".into(), deltas, load: Vec::new(), agent: String::new() };
+        let path = format!("/api/v1/hosts/{host}/deltas");
+        self.ask(Method::POST, &path, wire::MEDIA_TYPE, wire::encode(&batch)).await
+    }
+}
+
+fn facts(state: &str) -> Facts {
+    let fields: Fields = [("active_state".to_owned(), Value::from(state))].into();
+    [(Subject::escaped(Kind::UNIT, "nginx.service"), Item::new(&fields))].into_iter().collect()
+}
+
+fn keyframe(sequence: u64, at: i64, state: &str) -> Delta {
+    Delta { sequence, at: Time::from_seconds(at), body: Body::Keyframe(facts(state)), gap: None }
+}
+
+fn patch(sequence: u64, at: i64, from: &str, to: &str) -> Delta {
+    let (before, after) = (facts(from), facts(to));
+    let body =
+        Body::Patch { base: before.digest(), next: after.digest(), patch: diff(&before, &after) };
+    Delta { sequence, at: Time::from_seconds(at), body, gap: None }
+}
+
+#[tokio::test]
+async fn the_bridges_calls_get_the_bridges_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::start(dir.path()).await;
+    let state = |status: &str| {
+        json!({"services":[{"name":"nginx","type":"systemd","status":status}],"processes":[],"hardware":{"hostname":"server1"}}).to_string()
+    };
+    assert_eq!(bench.get("/api/v1/status").await.1["status"], "not_initialized");
+    let (status, first) = bench.update(&state("active")).await;
+    assert_eq!(status, 200);
+    assert_eq!(
+        (&first["status"], &first["snapshot"], &first["state_id"]),
+        (&json!("updated"), &json!("base_state"), &json!(1))
+    );
+    assert_eq!(bench.update(&state("active")).await.1, json!({"status":"no_changes"}));
+    let (_, second) = bench.update(&state("inactive")).await;
+    let name = second["snapshot"].as_str().unwrap().to_owned();
+    assert!(name.starts_with("state_") && name.len() == "state_20261120_090000".len(), "{name}");
+    assert_eq!(second["changes"], json!(["unit:nginx.service"]));
+    assert_eq!(
+        bench.get("/api/v1/snapshots").await.1,
+        json!({"current": name, "history": ["base_state", name]})
+    );
+    let (_, now) = bench.get("/api/v1/status").await;
+    assert_eq!(
+        (&now["status"], &now["vm_name"], &now["vm_running"]),
+        (&json!("ok"), &json!("digital-twin"), &json!(false))
+    );
+    assert_eq!((&now["current_snapshot"], &now["snapshot_count"]), (&json!(name), &json!(2)));
+    let (status, error) = bench.update("").await;
+    assert_eq!((status.as_u16(), &error["status"]), (400, &json!("error")));
+    assert!(error["message"].is_string() && error["request_id"].is_string());
+    assert_eq!(bench.ask(Method::POST, "/api/v1/snapshots/nothing", "", "").await.0, 404);
+    assert_eq!(
+        bench.ask(Method::POST, "/api/v1/snapshots/base_state", "", "").await.1["code"],
+        "no_twin"
+    );
+    assert_eq!(bench.ask(Method::DELETE, "/api/v1/snapshots/base_state", "", "").await.0, 409);
+    bench.end().await;
+    let mut bench = Bench::start(dir.path()).await;
+    assert_eq!(
+        bench.get("/api/v1/snapshots").await.1["current"],
+        json!(name),
+        "names survive a restart"
+    );
+    assert_eq!(bench.get("/api/v1/hosts/server1").await.1["version"], 2);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn bad_input_gets_a_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::start(dir.path()).await;
+    let checks: &[(&str, &[u8], u16, &str)] = &[
+        ("/api/v1/update_state", b"[", 400, "bad_json"),
+        ("/api/v1/update_state", b"{\"a\":1,\"a\":2}", 400, "bad_json"),
+        ("/api/v1/update_state", b"{\"a\":\"\xff\"}", 400, "bad_json"),
+        ("/api/v1/update_state", b"[1]", 400, "bad_type"),
+        ("/api/v1/update_state", b"{\"services\":7}", 400, "bad_type"),
+        ("/api/v1/update_state", b"{\"hardware\":{\"hostname\":\"../../etc\"}}", 400, "bad_host"),
+        ("/api/v1/hosts/a/deltas", b"garbage", 400, "bad_batch"),
+        ("/api/v1/hosts/..%2fetc/deltas", b"", 400, "bad_host"),
+        ("/api/v1/hosts/a%00b/deltas", b"", 400, "bad_host"),
+        ("/api/v1/hosts/a/contents", b"garbage", 400, "bad_batch"),
+        ("/api/v1/nothing", b"", 404, "not_found"),
+        ("/api/v1/hosts", b"", 405, "method_not_allowed"),
+    ];
+    for (path, body, status, code) in checks {
+        let (got, answer) = bench.ask(Method::POST, path, "", Bytes::from_static(body)).await;
+        assert_eq!(
+            (got.as_u16(), &answer["code"]),
+            (*status, &json!(code)),
+            "{path} {}",
+            String::from_utf8_lossy(body)
+        );
+    }
+    let deep = format!("{{\"a\":{}", "[".repeat(200_000));
+    assert_eq!(bench.update(&deep).await.1["code"], "bad_json");
+    let huge = vec![b' '; api::MAX_BODY + 1];
+    let (status, answer) = bench.ask(Method::POST, "/api/v1/update_state", "", huge).await;
+    assert_eq!((status.as_u16(), &answer["code"]), (413, &json!("too_large")));
+    for (path, status, code) in [
+        ("/api/v1/hosts/nobody", 404, "unknown_host"),
+        ("/api/v1/hosts/nobody/state", 404, "unknown_host"),
+        ("/api/v1/hosts/nobody/log", 404, "unknown_host"),
+        ("/api/v1/hosts/nobody/events", 404, "unknown_host"),
+        ("/api/v1/hosts/..%2f..", 404, "unknown_host"),
+        ("/api/v1/hosts?limt=3", 400, "bad_query"),
+    ] {
+        let (got, answer) = bench.get(path).await;
+        assert_eq!((got.as_u16(), &answer["code"]), (status, &json!(code)), "{path}");
+    }
+    assert!(
+        bench.get("/api/v1/hosts").await.1["hosts"].as_array().unwrap().is_empty(),
+        "nothing was stored"
+    );
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn deltas_are_recorded_once_and_read_at_any_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::start(dir.path()).await;
+    assert_eq!(bench.send("web01", vec![keyframe(1, 1000, "active")]).await.0, 200);
+    assert_eq!(bench.send("web01", vec![patch(2, 2000, "active", "failed")]).await.0, 200);
+    assert_eq!(
+        bench.send("web01", vec![patch(2, 2000, "active", "failed")]).await.0,
+        200,
+        "a replay is acknowledged"
+    );
+    let (status, error) = bench.send("web01", vec![patch(3, 3000, "active", "failed")]).await;
+    assert_eq!((status.as_u16(), &error["code"]), (409, &json!("base_mismatch")));
+    assert_eq!(
+        bench.send("web01", vec![patch(7, 4000, "failed", "active")]).await.0,
+        200,
+        "a merged delta may skip numbers"
+    );
+    let state = |json: &Json| json["facts"]["unit:nginx.service"]["active_state"].clone();
+    for (at, expected) in [
+        ("@1", "active"),
+        ("@2", "failed"),
+        ("1970-01-01T00:40:00Z", "failed"),
+        ("now", "active"),
+        ("@3", "active"),
+    ] {
+        let (_, json) = bench.get(&format!("/api/v1/hosts/web01/state?at={at}")).await;
+        assert_eq!(state(&json), expected, "{at}: {json}");
+    }
+    assert_eq!(bench.get("/api/v1/hosts/web01/state?at=@9").await.1["code"], "unknown_version");
+    assert_eq!(
+        bench.get("/api/v1/hosts/web01/state?at=1970-01-01T00:00:01Z").await.1["code"],
+        "before_history"
+    );
+    assert_eq!(bench.get("/api/v1/hosts/web01/state?at=yesterday").await.1["code"], "bad_moment");
+    let (_, log) = bench.get("/api/v1/hosts/web01/log?subject=nginx&limit=2").await;
+    let versions: Vec<u64> =
+        log["entries"].as_array().unwrap().iter().map(|e| e["version"].as_u64().unwrap()).collect();
+    assert_eq!((versions, &log["next"]), (vec![3, 2], &json!(2)));
+    assert_eq!(
+        log["entries"][1]["changes"][0]["edited"],
+        json!({"was":{"active_state":"active"},"now":{"active_state":"failed"}})
+    );
+    let (_, missing) = bench.get("/api/v1/hosts/web01/log?subject=ngimx.service").await;
+    assert_eq!(
+        (&missing["code"], &missing["details"]["similar"]),
+        (&json!("unknown_subject"), &json!("unit:nginx.service"))
+    );
+    let (_, diff) = bench.get("/api/v1/hosts/web01/diff?from=@1&to=@2").await;
+    assert_eq!(diff["changes"][0]["edited"]["now"]["active_state"], "failed");
+    bench.send("web02", vec![keyframe(1, 1000, "failed")]).await;
+    let (_, diff) = bench.get("/api/v1/hosts/web01/diff?with=web02").await;
+    assert_eq!(
+        (&diff["to"]["host"], diff["changes"].as_array().unwrap().len()),
+        (&json!("web02"), 1)
+    );
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_live_stream_resumes_without_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::start(dir.path()).await;
+    bench.send("web01", vec![keyframe(1, 1, "s0")]).await;
+    let mut reader = Client::new(&bench.url, None).unwrap();
+    let mut seen = Vec::new();
+    for round in 0..4_u64 {
+        let from = seen.last().copied().unwrap_or(0_u64);
+        let response = reader
+            .open(Method::GET, &format!("/api/v1/hosts/web01/events?from={from}"), "", Bytes::new())
+            .await
+            .unwrap();
+        let mut body = response.into_body();
+        let first = round * 5 + 1;
+        for n in first..first + 5 {
+            let (before, after) = (format!("s{}", n - 1), format!("s{n}"));
+            assert_eq!(
+                bench
+                    .send("web01", vec![patch(n + 1, i64::try_from(n).unwrap(), &before, &after)])
+                    .await
+                    .0,
+                200
+            );
+        }
+        // The reader leaves in the middle of each round, and comes back where it was.
+        let stop = first + 3;
+        let mut text = String::new();
+        while seen.last().copied().unwrap_or(0) < stop {
+            let frame = body.frame().await.unwrap().unwrap();
+            text.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap());
+            while let Some(end) = text.find("\n\n") {
+                let event: String = text.drain(..end + 2).collect();
+                let id = event.lines().find_map(|line| line.strip_prefix("id: "));
+                seen.extend(id.and_then(|id| id.parse::<u64>().ok()).filter(|id| *id <= stop));
+            }
+        }
+        reader = Client::new(&bench.url, None).unwrap();
+    }
+    let last = *seen.last().unwrap();
+    assert_eq!(seen, (1..=last).collect::<Vec<_>>());
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn roles_decide_beyond_loopback() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = || File {
+        data_dir: Some(dir.path().to_owned()),
+        listen: vec!["127.0.0.1:0".into()],
+        require_tokens: Some(true),
+        ..File::default()
+    };
+    let refused = Server::bind(file().check().unwrap()).await.unwrap_err();
+    assert!(refused.to_string().contains("twin token create"), "{refused}");
+    let tokens = server::tokens::Tokens::open(dir.path()).unwrap();
+    let make = |role, host: Option<&str>| {
+        let host = host.map(|name| model::HostId::new(name).unwrap());
+        tokens.create(role, "test", host, Time(1)).unwrap()
+    };
+    use server::tokens::Role;
+    let agent = make(Role::Agent, Some("web01"));
+    let viewer = make(Role::Viewer, None);
+    let mut bench = Bench::with(file(), None).await;
+    assert_eq!(bench.get("/healthz").await.0, 200);
+    assert_eq!(bench.get("/api/v1/hosts").await.0, 401);
+    let url = bench.url.clone();
+    let mut with = |token: &str| bench.client = Client::new(&url, Some(token.to_owned())).unwrap();
+    with("twt_wrong");
+    assert_eq!(bench.get("/api/v1/hosts").await.0, 401);
+    bench.client = Client::new(&url, Some(agent.text.clone())).unwrap();
+    assert_eq!(bench.send("web01", vec![keyframe(1, 1, "x")]).await.0, 200);
+    assert_eq!(
+        bench.send("web02", vec![keyframe(1, 1, "x")]).await.0,
+        403,
+        "another host's history"
+    );
+    assert_eq!(bench.get("/api/v1/hosts").await.0, 403, "agents read nothing");
+    bench.client = Client::new(&url, Some(viewer.text.clone())).unwrap();
+    assert_eq!(bench.get("/api/v1/hosts").await.0, 200);
+    assert_eq!(bench.send("web01", vec![]).await.0, 403);
+    tokens.revoke(&viewer.token.id).unwrap();
+    assert_eq!(bench.get("/api/v1/hosts").await.0, 401, "revoked at once");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_second_server_on_the_same_folder_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(dir.path()).await;
+    let file = File {
+        data_dir: Some(dir.path().to_owned()),
+        listen: vec!["127.0.0.1:0".into()],
+        ..File::default()
+    };
+    let error = Server::bind(file.check().unwrap()).await.unwrap_err();
+    assert!(error.to_string().contains("in use"), "{error}");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn probes_metrics_and_documents_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::start(dir.path()).await;
+    bench.send("web01", vec![keyframe(1, 1, "x")]).await;
+    for path in ["/healthz", "/readyz", "/docs/", "/openapi.json", "/metrics"] {
+        assert_eq!(bench.get(path).await.0, 200, "{path}");
+    }
+    let metrics = bench.client.send(Method::GET, "/metrics", "", Bytes::new()).await.unwrap();
+    let metrics = String::from_utf8(metrics.to_vec()).unwrap();
+    assert!(metrics.contains("safetytwin_host_version{host=\"web01\"} 1"), "{metrics}");
+    assert!(metrics.trim_end().ends_with("# EOF"));
+    bench.end().await;
+}
