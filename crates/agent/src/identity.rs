@@ -34,7 +34,8 @@ impl Identity {
         let half = dir.join("redaction.key.new");
         let write = || {
             let mut options = OpenOptions::new();
-            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&half)?;
+            let mut file =
+                options.write(true).create(true).truncate(true).mode(0o600).open(&half)?;
             file.write_all(&fresh.key)?;
             file.sync_all()?;
             fs::rename(&half, &path)

@@ -55,7 +55,9 @@ pub enum Error {
     Spool(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the system gives no random bytes")]
     Random(#[source] getrandom::Error),
-    #[error("this host has no name that can be one: {0}; give it one with `host:` in the configuration")]
+    #[error(
+        "this host has no name that can be one: {0}; give it one with `host:` in the configuration"
+    )]
     Name(#[from] model::HostIdError),
     #[error(transparent)]
     Server(#[from] api::client::Error),
@@ -80,10 +82,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let (outgoing, incoming) = mpsc::channel(QUEUE);
     let (standing, standings) = watch::channel(Standing::default());
     let (missing, wanted) = watch::channel(Vec::new());
-    let outbox = Outbox { host, spool, contents, incoming, standing, new_stream: identity::new_stream };
+    let outbox =
+        Outbox { host, spool, contents, incoming, standing, new_stream: identity::new_stream };
     let (reports, received) = mpsc::channel(QUEUE);
     let context = context(config, identity, reports, wanted, stop.clone(), false);
-    let awaited = collect::FIRST.into_iter().filter(|name| *name != "network" || context.config.network);
+    let awaited =
+        collect::FIRST.into_iter().filter(|name| *name != "network" || context.config.network);
     let engine = Engine::new(facts, awaited);
 
     // The outbox outlives the engine, and the engine the collectors: each is told to stop by
@@ -147,13 +151,19 @@ fn context(
         shutdown,
         units: watch::Sender::new(Arc::default()),
         containers: watch::Sender::default(),
+        packages_changed: watch::Sender::default(),
+        gpus: watch::Sender::default(),
         missing,
     }
 }
 
 /// Says in the log, once each, when deliveries fail and when they go on; and passes on what
 /// the server asks for again.
-async fn tell(mut standings: watch::Receiver<Standing>, missing: watch::Sender<Vec<ContentId>>, stop: CancellationToken) {
+async fn tell(
+    mut standings: watch::Receiver<Standing>,
+    missing: watch::Sender<Vec<ContentId>>,
+    stop: CancellationToken,
+) {
     let mut trouble: Option<String> = None;
     loop {
         tokio::select! {
@@ -162,8 +172,13 @@ async fn tell(mut standings: watch::Receiver<Standing>, missing: watch::Sender<V
         }
         let standing = standings.borrow_and_update().clone();
         match (&trouble, &standing.trouble) {
-            (None, Some(now)) => tracing::warn!(trouble = now, "changes are kept in the spool until they can be delivered"),
-            (Some(_), None) => tracing::info!(version = standing.version, "changes are delivered again"),
+            (None, Some(now)) => tracing::warn!(
+                trouble = now,
+                "changes are kept in the spool until they can be delivered"
+            ),
+            (Some(_), None) => {
+                tracing::info!(version = standing.version, "changes are delivered again")
+            }
             _ => {}
         }
         trouble = standing.trouble;

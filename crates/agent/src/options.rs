@@ -10,7 +10,11 @@ use std::path::PathBuf;
 /// Runs with whatever rights it is given: as root it sees everything; as an ordinary user it
 /// sees what that user may, and says what it can't.
 #[derive(Debug, Clone, Default, Parser)]
-#[command(name = "twin-agent", version, after_help = "Exit status: 0 ended in order, 1 failed, 2 wrong usage, 64 wrong configuration.\n\nThe older agent's flags with one dash (-interval, -bridge, -log, -state-dir, -proc, -net, -verbose, -output, -pretty, -version) are understood.")]
+#[command(
+    name = "twin-agent",
+    version,
+    after_help = "Exit status: 0 ended in order, 1 failed, 2 wrong usage, 64 wrong configuration.\n\nThe older agent's flags with one dash (-interval, -bridge, -log, -state-dir, -proc, -net, -verbose, -output, -pretty, -version) are understood."
+)]
 pub struct Options {
     /// Configuration file [default: /etc/safetytwin/agent.yaml; for users ~/.config/safetytwin/agent.yaml]
     #[arg(long, value_name = "FILE")]
@@ -57,8 +61,18 @@ pub struct Options {
 }
 
 /// The older agent's flags, which had one dash.
-const OLD: [&str; 10] =
-    ["interval", "bridge", "log", "state-dir", "proc", "net", "verbose", "output", "pretty", "version"];
+const OLD: [&str; 10] = [
+    "interval",
+    "bridge",
+    "log",
+    "state-dir",
+    "proc",
+    "net",
+    "verbose",
+    "output",
+    "pretty",
+    "version",
+];
 
 /// Arguments with the older agent's flags in today's form.
 pub fn modern(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
@@ -102,18 +116,24 @@ mod tests {
     use super::*;
 
     fn check(line: &str) -> Options {
-        let words = std::iter::once("twin-agent").chain(line.split_whitespace()).map(OsString::from);
+        let words =
+            std::iter::once("twin-agent").chain(line.split_whitespace()).map(OsString::from);
         Options::try_parse_from(modern(words)).unwrap()
     }
 
     #[test]
     fn old_flags() {
-        let options = check("-interval 5 -bridge http://x:1/api -log /l -state-dir /s -proc=false -net -verbose");
+        let options = check(
+            "-interval 5 -bridge http://x:1/api -log /l -state-dir /s -proc=false -net -verbose",
+        );
         assert_eq!(options.interval, Some(5.0));
         assert_eq!(options.server.as_deref(), Some("http://x:1/api"));
         assert_eq!(options.log, Some("/l".into()));
         assert_eq!(options.state_dir, Some("/s".into()));
-        assert_eq!((options.proc, options.net, options.verbose), (Some(false), Some(true), Some(true)));
+        assert_eq!(
+            (options.proc, options.net, options.verbose),
+            (Some(false), Some(true), Some(true))
+        );
         let options = check("-output - -pretty");
         assert_eq!((options.output, options.pretty), (Some("-".into()), true));
     }

@@ -1,7 +1,7 @@
 //! The machine itself: what seldom changes and is cheap to look at.
 
 use super::apart::Apart;
-use super::{Context, DEADLINE, item, items};
+use super::{Context, DEADLINE, Gpus, item, items};
 use crate::engine::Scope;
 use host::Root;
 use model::Kind;
@@ -81,7 +81,10 @@ pub(crate) async fn disks(context: Context) {
     let mut look = Apart::new(context.root.clone());
     loop {
         let found = look.look(DEADLINE, |root| {
-            Ok::<_, host::disks::Error>((host::disks::disks(root)?, host::disks::filesystems(root)?))
+            Ok::<_, host::disks::Error>((
+                host::disks::disks(root)?,
+                host::disks::filesystems(root)?,
+            ))
         });
         match found.await {
             Ok(Ok((disks, filesystems))) => {
@@ -106,6 +109,8 @@ pub(crate) async fn gpus(context: Context) {
     let program = host::gpu::find_nvidia_smi(&path);
     loop {
         let seen = host::gpu::observe(&context.root, program.as_deref(), DEADLINE).await;
+        let gpus = Gpus { load: seen.load, processes: seen.processes };
+        context.gpus.send_replace(gpus);
         match &seen.fault {
             Some(fault) => sink.fault(fault).await,
             None => sink.all(vec![Scope::Kind(Kind::GPU)], items(&seen.gpus), Vec::new()).await,

@@ -17,6 +17,7 @@ use crate::engine::{Report, Scope, Seen};
 use host::Root;
 use host::packages::Packages;
 use model::entity::{Entity, Unit};
+use model::load::GpuLoad;
 use model::redact::Redactor;
 use model::{ContentId, Item, Subject};
 use std::collections::BTreeMap;
@@ -47,8 +48,18 @@ pub(crate) struct Context {
     /// Names of containers by id.
     pub(crate) containers: watch::Sender<BTreeMap<String, String>>,
     pub(crate) packages: Arc<Mutex<Packages>>,
+    /// Counts up when packages were looked at.
+    pub(crate) packages_changed: watch::Sender<u64>,
+    pub(crate) gpus: watch::Sender<Gpus>,
     /// Contents that the server asked for again.
     pub(crate) missing: watch::Receiver<Vec<ContentId>>,
+}
+
+/// What drivers of graphics processors say: their load, and who computes on them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Gpus {
+    pub(crate) load: BTreeMap<String, GpuLoad>,
+    pub(crate) processes: BTreeMap<u32, Vec<String>>,
 }
 
 /// Where one collector's reports go.
@@ -77,15 +88,23 @@ impl Context {
 
 impl Sink {
     /// The engine is gone only when the agent stops; then nobody needs the report.
-    async fn say(&self, seen: Seen) {
+    fn say(&self, seen: Seen) -> impl Future<Output = ()> + Send + use<> {
         let report = Report { collector: self.collector, seen };
-        if self.reports.send(report).await.is_err() {
-            tracing::debug!(collector = self.collector, "reported into the shutdown");
+        let reports = self.reports.clone();
+        async move {
+            if let Err(unheard) = reports.send(report).await {
+                tracing::debug!(collector = unheard.0.collector, "reported into the shutdown");
+            }
         }
     }
 
-    async fn all(&self, scopes: Vec<Scope>, items: Vec<(Subject, Item)>, limits: Vec<String>) {
-        self.say(Seen::All { scopes, items, limits }).await;
+    fn all(
+        &self,
+        scopes: Vec<Scope>,
+        items: Vec<(Subject, Item)>,
+        limits: Vec<String>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        self.say(Seen::All { scopes, items, limits })
     }
 
     async fn some(&self, put: Vec<(Subject, Item)>, gone: Vec<Subject>) {
@@ -94,8 +113,13 @@ impl Sink {
         }
     }
 
-    async fn fault(&self, error: &(dyn std::error::Error + Sync)) {
-        self.say(Seen::Fault(crate::outbox::describe(error))).await;
+    /// A look that found nothing new.
+    async fn unchanged(&self) {
+        self.say(Seen::Some { put: Vec::new(), gone: Vec::new() }).await;
+    }
+
+    fn fault(&self, error: &dyn std::error::Error) -> impl Future<Output = ()> + Send + use<> {
+        self.say(Seen::Fault(crate::outbox::describe(error)))
     }
 }
 

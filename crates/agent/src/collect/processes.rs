@@ -7,7 +7,7 @@
 
 use super::apart::{self, Apart};
 use super::transient::Transients;
-use super::{Context, DEADLINE, Sink, item, items};
+use super::{Context, DEADLINE, Gpus, Sink, item, items};
 use crate::clock;
 use crate::engine::{Scope, Seen};
 use host::Now;
@@ -16,7 +16,7 @@ use host::exec_events::{Event, ExecEvents};
 use host::load::Sampler;
 use host::process::{Group, Scan, Scanner};
 use host::sockets::{Connection, Depth, Sockets};
-use host::workload::Workloads;
+use host::workload::Detector;
 use model::entity::Unit;
 use model::load::Load;
 use model::redact::Redactor;
@@ -42,7 +42,7 @@ struct Sight {
     scanner: Scanner,
     sockets: Sockets,
     sampler: Sampler,
-    workloads: Workloads,
+    workloads: Detector,
     redactor: Redactor,
     origin: std::time::Instant,
 }
@@ -62,16 +62,18 @@ impl Sight {
     }
 
     /// Looks at everything.
-    fn picture(&mut self, units: &[Unit], names: BTreeMap<String, String>) -> Picture {
+    fn picture(&mut self, units: &[Unit], names: BTreeMap<String, String>, gpus: &Gpus) -> Picture {
         let now = self.now();
         self.scanner.name_containers(names);
         let scan = self.scanner.scan(now, &self.redactor);
         let changed = scan.as_ref().map(|scan| scan.changed.clone()).unwrap_or_default();
         let sockets = self.sockets.observe(&self.scanner, Depth::Connections);
         let listening = sockets.as_ref().map_or(&[][..], |seen| &seen.sockets);
-        let workloads = items(&self.workloads.observe(&self.scanner, listening));
-        let cgroups = units.iter().filter_map(|unit| Some((unit.id.as_str(), unit.cgroup.as_deref()?)));
-        let load = Box::new(self.sampler.sample(now, &self.scanner, cgroups));
+        let workloads = items(&self.workloads.observe(&self.scanner, listening, &gpus.processes));
+        let cgroups =
+            units.iter().filter_map(|unit| Some((unit.id.as_str(), unit.cgroup.as_deref()?)));
+        let mut load = Box::new(self.sampler.sample(now, &self.scanner, cgroups));
+        load.gpus.clone_from(&gpus.load);
         Picture { scan, groups: self.by_id(changed), sockets, workloads, load }
     }
 
@@ -108,17 +110,18 @@ struct Watcher {
 pub(crate) async fn run(context: Context) {
     let sink = context.sink("processes");
     let root = context.root.clone();
-    let sight = Scanner::new(&root).map_err(|error| crate::outbox::describe(&error)).and_then(|scanner| {
-        let sockets = Sockets::new(&root).map_err(|error| crate::outbox::describe(&error))?;
-        Ok(Sight {
-            scanner,
-            sockets,
-            sampler: Sampler::new(&root),
-            workloads: Workloads::new(&root),
-            redactor: context.redactor.clone(),
-            origin: std::time::Instant::now(),
-        })
-    });
+    let sight =
+        Scanner::new(&root).map_err(|error| crate::outbox::describe(&error)).and_then(|scanner| {
+            let sockets = Sockets::new(&root).map_err(|error| crate::outbox::describe(&error))?;
+            Ok(Sight {
+                scanner,
+                sockets,
+                sampler: Sampler::new(&root),
+                workloads: Detector::new(&root),
+                redactor: context.redactor.clone(),
+                origin: std::time::Instant::now(),
+            })
+        });
     let sight = match sight {
         Ok(sight) => Apart::new(sight),
         Err(error) => return sink.say(Seen::Fault(error)).await,
@@ -207,7 +210,10 @@ impl Watcher {
             }
             Err(error) => {
                 let every = self.context.config.interval;
-                self.no_events = Some(format!("spawn and exit only every {every:?}: {}", crate::outbox::describe(&error)));
+                self.no_events = Some(format!(
+                    "spawn and exit only every {every:?}: {}",
+                    crate::outbox::describe(&error)
+                ));
                 None
             }
         }
@@ -242,7 +248,8 @@ impl Watcher {
     async fn look(&mut self) {
         let units = Arc::clone(&self.units.borrow());
         let names = self.context.containers.borrow().clone();
-        match self.sight.look(DEADLINE, move |sight| sight.picture(&units, names)).await {
+        let gpus = self.context.gpus.borrow().clone();
+        match self.sight.look(DEADLINE, move |sight| sight.picture(&units, names, &gpus)).await {
             Ok(picture) => self.tell(picture).await,
             Err(error) => self.hung(&error).await,
         }
@@ -275,7 +282,10 @@ impl Watcher {
         if self.began {
             // Those held back that have stayed are told now.
             let held: Vec<Arc<str>> = self.held.drain().collect();
-            let again = self.sight.look(DEADLINE, move |sight| sight.by_id(held.into_iter().collect())).await;
+            let again = self
+                .sight
+                .look(DEADLINE, move |sight| sight.by_id(held.into_iter().collect()))
+                .await;
             let mut groups = changed;
             groups.extend(again.unwrap_or_default());
             self.tell_groups(groups).await;
@@ -329,7 +339,9 @@ impl Watcher {
     }
 
     async fn listeners(&mut self) {
-        let seen = self.sight.look(DEADLINE, |sight| sight.sockets.observe(&sight.scanner, Depth::Listeners));
+        let seen = self
+            .sight
+            .look(DEADLINE, |sight| sight.sockets.observe(&sight.scanner, Depth::Listeners));
         match seen.await {
             Ok(Ok(seen)) => self.tell_sockets(&seen, false).await,
             Ok(Err(error)) => self.sockets.fault(&error).await,
@@ -342,7 +354,9 @@ impl Watcher {
             self.connections.clone_from(&seen.connections);
         }
         if self.context.config.network {
-            self.sockets.all(vec![Scope::Kind(Kind::SOCKET)], items(&seen.sockets), seen.limits()).await;
+            self.sockets
+                .all(vec![Scope::Kind(Kind::SOCKET)], items(&seen.sockets), seen.limits())
+                .await;
         }
     }
 
@@ -353,7 +367,10 @@ impl Watcher {
     }
 }
 
-async fn next_events(events: &mut Option<ExecEvents>, batch: &mut Vec<Event>) -> Result<(), host::exec_events::Error> {
+async fn next_events(
+    events: &mut Option<ExecEvents>,
+    batch: &mut Vec<Event>,
+) -> Result<(), host::exec_events::Error> {
     match events {
         Some(events) => events.read(batch).await,
         None => std::future::pending().await,

@@ -35,8 +35,10 @@ pub(crate) async fn system(context: Context) {
     };
     let sink = context.sink("units");
     // Where systemd runs it has to be there; where it doesn't, there are no units.
-    let expected = context.config.systemd_bus.is_some() || context.root.path("/run/systemd/system").exists();
-    let follower = Follower { context, sink, bus, scope: Scope::SystemUnits, known: BTreeMap::new() };
+    let expected =
+        context.config.systemd_bus.is_some() || context.root.path("/run/systemd/system").exists();
+    let follower =
+        Follower { context, sink, bus, scope: Scope::SystemUnits, known: BTreeMap::new() };
     follower.run(expected).await;
 }
 
@@ -55,8 +57,10 @@ pub(crate) async fn users(context: Context) {
             Ok(Ok(managers)) => managers,
             _ => Vec::new(),
         };
-        let present: Vec<String> = managers.iter().filter_map(|bus| bus.owner().map(str::to_owned)).collect();
-        let ended: Vec<String> = running.keys().filter(|name| !present.contains(name)).cloned().collect();
+        let present: Vec<String> =
+            managers.iter().filter_map(|bus| bus.owner().map(str::to_owned)).collect();
+        let ended: Vec<String> =
+            running.keys().filter(|name| !present.contains(name)).cloned().collect();
         for name in ended {
             if let Some(task) = running.remove(&name) {
                 task.abort();

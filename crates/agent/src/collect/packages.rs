@@ -1,0 +1,52 @@
+//! Installed packages: read when the package manager's database changes.
+
+use super::apart::Apart;
+use super::{Context, items};
+use crate::engine::Scope;
+use host::watch::{Wanted, Watch};
+use model::{Item, Kind, Subject};
+use std::sync::PoisonError;
+use std::time::Duration;
+
+/// `rpm` may take this long.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// A package manager writes its database many times in one run.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// What a look came to: what is installed, if it changed, and what to watch.
+type Found = (Option<Vec<(Subject, Item)>>, Wanted);
+
+pub(crate) async fn run(context: Context) {
+    let sink = context.sink("packages");
+    let mut look = Apart::new(context.packages.clone());
+    let mut watch = Watch::new();
+    loop {
+        let found = look.look(DEADLINE, |packages| -> Result<Found, host::packages::Error> {
+            let mut packages = packages.lock().unwrap_or_else(PoisonError::into_inner);
+            let changed = packages.refresh()?;
+            Ok((changed.then(|| items(packages.list())), packages.watched()))
+        });
+        match found.await {
+            Ok(Ok((found, wanted))) => {
+                match found {
+                    Some(found) => {
+                        sink.all(vec![Scope::Kind(Kind::PACKAGE)], found, Vec::new()).await
+                    }
+                    None => sink.unchanged().await,
+                }
+                watch.set(wanted);
+                context.packages_changed.send_modify(|generation| *generation += 1);
+            }
+            Ok(Err(error)) => sink.fault(&error).await,
+            Err(error) => sink.fault(&error).await,
+        }
+        if context.once {
+            return;
+        }
+        tokio::select! {
+            _ = watch.next_change() => tokio::time::sleep(SETTLE).await,
+            () = tokio::time::sleep(context.config.interval) => {}
+            () = context.shutdown.cancelled() => return,
+        }
+    }
+}

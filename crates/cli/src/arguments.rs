@@ -1,0 +1,297 @@
+//! The command line.
+
+use crate::commands::token::tokens::Role;
+use crate::failure::EXIT_CODES;
+use crate::target::MomentText;
+use crate::view::Color;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use model::{HostId, Kind, Moment};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const MOMENTS: &str = "\
+HOST may carry a moment: web01@-5m, web01@2026-11-20T09:00Z, web01@412 (a version).
+On a server with one host the name may be left out: twin show, twin state @-5m.
+A subject is a unit, container, package, file or process: nginx, nginx.service,
+/etc/hosts, or with its kind, unit:nginx.service.";
+
+/// A live, rewindable twin of every Linux host you run.
+#[derive(Debug, Parser)]
+#[command(name = "twin", version, after_help = EXIT_CODES, after_long_help = format!("{MOMENTS}\n\n{EXIT_CODES}"))]
+#[command(propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Address of the server.
+    #[arg(long, global = true, value_name = "URL", env = "SAFETYTWIN_SERVER", default_value = DEFAULT_SERVER)]
+    pub(crate) server: String,
+    /// File that holds a token; SAFETYTWIN_TOKEN may hold the token itself.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Print JSON, exact and complete.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// When to colour; NO_COLOR is honoured.
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t)]
+    pub(crate) color: Color,
+    /// Show times in UTC instead of the local time zone.
+    #[arg(long, global = true)]
+    pub(crate) utc: bool,
+}
+
+/// The same port as `api::DEFAULT_PORT`, which a test sees to.
+const DEFAULT_SERVER: &str = "http://127.0.0.1:8470";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the hosts: version, last change, faults.
+    List,
+    /// Show one host at a glance.
+    Show(ShowArguments),
+    /// Show the facts of a host, now or at any moment.
+    State(StateArguments),
+    /// Show what happened to a unit, container, package, file, or to the whole host.
+    Log(LogArguments),
+    /// Show what differs between two moments, or two hosts.
+    Diff(DiffArguments),
+    /// Follow changes as they happen.
+    Watch(WatchArguments),
+    /// Show the load of a host, its units and processes.
+    Load(LoadArguments),
+    /// Create, list and revoke tokens of the server on this machine.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Find what is missing or misconfigured, and how to mend it.
+    Doctor(DataDirectory),
+    /// Print a completion script for a shell.
+    Completions {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write those of all commands to a directory.
+    Man {
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = MOMENTS)]
+pub(crate) struct ShowArguments {
+    #[arg(value_name = "HOST[@MOMENT]")]
+    pub(crate) target: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = MOMENTS)]
+pub(crate) struct StateArguments {
+    #[arg(value_name = "HOST[@MOMENT] | SUBJECT")]
+    pub(crate) words: Vec<String>,
+    /// Only items of this kind: unit, container, process, package, file, socket, …
+    #[arg(long, value_parser = kind)]
+    pub(crate) kind: Option<Kind>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = MOMENTS)]
+pub(crate) struct LogArguments {
+    #[arg(value_name = "HOST[@MOMENT] | SUBJECT")]
+    pub(crate) words: Vec<String>,
+    /// How many entries.
+    #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) limit: u32,
+    /// All entries.
+    #[arg(long, conflicts_with = "limit")]
+    pub(crate) all: bool,
+    /// Not before this moment.
+    #[arg(long, value_name = "MOMENT", allow_hyphen_values = true)]
+    pub(crate) since: Option<MomentText>,
+    /// Not after this moment.
+    #[arg(long, value_name = "MOMENT", allow_hyphen_values = true)]
+    pub(crate) until: Option<MomentText>,
+    /// Only major changes.
+    #[arg(long)]
+    pub(crate) major: bool,
+    /// Show how the text of files changed; on by itself for a file.
+    #[arg(long, short)]
+    pub(crate) patch: bool,
+    /// Leave out what belongs to the subject: processes, sockets, files, package.
+    #[arg(long)]
+    pub(crate) only: bool,
+    /// Also tell what else changed within so many seconds; 0 for nothing.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub(crate) around: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+twin diff web01@-10m            then and now
+twin diff web01@407 @412        two versions
+twin diff web01 web02           two hosts
+twin diff web01@-1h web02@-1h   two hosts at a moment")]
+pub(crate) struct DiffArguments {
+    #[arg(value_name = "HOST[@MOMENT]", num_args = 1..=2, required = true)]
+    pub(crate) ends: Vec<String>,
+    /// Only items of this kind.
+    #[arg(long, value_parser = kind)]
+    pub(crate) kind: Option<Kind>,
+    /// Only major changes.
+    #[arg(long)]
+    pub(crate) major: bool,
+    /// Show how the text of files differs.
+    #[arg(long, short)]
+    pub(crate) patch: bool,
+    /// All items of each kind, however many.
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArguments {
+    /// A host, subjects of it, or nothing: all hosts.
+    #[arg(value_name = "HOST | SUBJECT")]
+    pub(crate) words: Vec<String>,
+    /// End after so many entries.
+    #[arg(long, short = 'n', value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// End after this time: 10s, 5m, 1h30m.
+    #[arg(long = "for", value_name = "TIME", value_parser = time)]
+    pub(crate) time: Option<Duration>,
+    /// Begin after this version instead of the newest one.
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) from: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Sort {
+    #[default]
+    Cpu,
+    Memory,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoadArguments {
+    #[arg(value_name = "HOST")]
+    pub(crate) target: Option<String>,
+    /// What the busiest are judged by.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) sort: Sort,
+    /// How many units and processes.
+    #[arg(long, short = 'n', default_value_t = 12)]
+    pub(crate) limit: usize,
+    /// The course of the load from this moment.
+    #[arg(long, value_name = "MOMENT", allow_hyphen_values = true)]
+    pub(crate) from: Option<MomentText>,
+    /// … to this one.
+    #[arg(long, value_name = "MOMENT", allow_hyphen_values = true)]
+    pub(crate) to: Option<MomentText>,
+    /// How many points of it.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub(crate) points: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DataDirectory {
+    /// Where the server keeps its data: /var/lib/safetytwin as root, else under XDG_DATA_HOME.
+    #[arg(long, value_name = "DIR", env = "SAFETYTWIN_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Create a token and print it, once.
+    #[command(after_help = "\
+viewer    reads
+operator  also acts on twins and runs
+admin     also changes configuration
+agent     sends what a host's agent sees, and reads nothing")]
+    Create {
+        #[arg(long, value_enum)]
+        role: RoleArgument,
+        /// Whose it is, for the list.
+        #[arg(long, default_value = "")]
+        name: String,
+        /// The only host an agent's token may speak for.
+        #[arg(long)]
+        host: Option<HostId>,
+        #[command(flatten)]
+        data: DataDirectory,
+    },
+    /// List the tokens, without their texts.
+    List {
+        #[command(flatten)]
+        data: DataDirectory,
+    },
+    /// Take a token back.
+    Revoke {
+        id: String,
+        #[command(flatten)]
+        data: DataDirectory,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoleArgument {
+    Viewer,
+    Operator,
+    Admin,
+    Agent,
+}
+
+impl From<RoleArgument> for Role {
+    fn from(role: RoleArgument) -> Self {
+        match role {
+            RoleArgument::Viewer => Self::Viewer,
+            RoleArgument::Operator => Self::Operator,
+            RoleArgument::Admin => Self::Admin,
+            RoleArgument::Agent => Self::Agent,
+        }
+    }
+}
+
+/// `unit`, also written `units`.
+fn kind(text: &str) -> Result<Kind, String> {
+    let known = Kind::ALL.iter().find(|kind| crate::view::plural(kind.as_str()) == text);
+    known.copied().or_else(|| Kind::parse(text)).ok_or_else(|| {
+        let names: Vec<String> = Kind::ALL.iter().map(Kind::to_string).collect();
+        format!("a kind is one of {}", names.join(", "))
+    })
+}
+
+/// A length of time, in the units of an age.
+fn time(text: &str) -> Result<Duration, String> {
+    match format!("-{text}").parse() {
+        Ok(Moment::Ago(time)) if !time.is_zero() => Ok(time),
+        _ => Err("write a time as 10s, 5m or 1h30m".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+        assert!(DEFAULT_SERVER.ends_with(&format!(":{}", api::DEFAULT_PORT)));
+    }
+
+    #[test]
+    fn values() {
+        assert_eq!(kind("unit"), Ok(Kind::UNIT));
+        assert_eq!(kind("processes"), Ok(Kind::PROCESS));
+        assert!(kind("Unit").unwrap_err().contains("container"));
+        assert_eq!(time("1h30m"), Ok(Duration::from_secs(5400)));
+        for bad in ["", "10", "0s", "-5s", "x"] {
+            assert!(time(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The commands: each asks, and renders with a pure function.
+
+pub(crate) mod diff;
+pub(crate) mod doctor;
+pub(crate) mod list;
+pub(crate) mod load;
+pub(crate) mod log;
+pub(crate) mod manual;
+pub(crate) mod show;
+pub(crate) mod state;
+pub(crate) mod token;
+pub(crate) mod watch;

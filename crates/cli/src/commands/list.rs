@@ -1,0 +1,85 @@
+//! `twin list`: the hosts.
+
+use crate::failure::Failure;
+use crate::session::{Session, note};
+use crate::table::{Cell, Table};
+use crate::view::{Paint, View};
+use api::answer::Hosts;
+
+/// Hosts that are listed at most.
+const MAX_HOSTS: usize = 100_000;
+
+pub(crate) async fn run(session: &mut Session) -> Result<(), Failure> {
+    let hosts = session.remote.hosts(MAX_HOSTS).await?;
+    if hosts.is_empty() {
+        let url = session.remote.url();
+        note(&format!("no hosts yet; start an agent on one with: twin agent --server {url}"));
+    }
+    session.answer(&Hosts { hosts, next: None }, render)
+}
+
+fn render(answer: &Hosts, view: &View) -> String {
+    if answer.hosts.is_empty() {
+        return String::new();
+    }
+    let heading = ["HOST", "VERSION", "CHANGED", "SEEN", "SYSTEM", "FAULTS", "LAST CHANGE"];
+    let mut table = Table::new(view, &heading);
+    for host in &answer.hosts {
+        let faults: Vec<&str> = host.faults.keys().map(String::as_str).collect();
+        table.row([
+            Cell::painted(host.host.as_str(), Paint::Bold),
+            Cell::number(host.version.to_string()),
+            Cell::from(view.age(host.changed_at)),
+            Cell::from(host.seen_at.map_or_else(|| "-".to_owned(), |time| view.age(time))),
+            Cell::from(host.system.as_deref().unwrap_or("-")),
+            match faults.as_slice() {
+                [] => Cell::from("-"),
+                faults => Cell::painted(faults.join(","), Paint::Red),
+            },
+            Cell::from(host.last_change.as_deref().unwrap_or("-")),
+        ]);
+    }
+    table.render("")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::entry::tests::at;
+    use api::answer::Host;
+    use expect_test::expect;
+    use model::{HostId, Version};
+
+    pub(crate) fn host(name: &str) -> Host {
+        Host {
+            host: HostId::new(name).unwrap(),
+            version: Version(412),
+            first_at: at(-86_400 * 3),
+            changed_at: at(0),
+            seen_at: Some(at(896)),
+            items: [("unit".to_owned(), 212)].into(),
+            faults: [("docker".to_owned(), "connection refused".to_owned())].into(),
+            last_change: Some("unit:nginx.service active → failed".to_owned()),
+            system: Some("debian 12".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_table_of_hosts() {
+        let hostile = Host {
+            faults: [].into(),
+            seen_at: None,
+            system: None,
+            last_change: Some("file:\x1b[2Jx\nweb03 @1 all well".to_owned()),
+            version: Version(7),
+            ..host("db.example")
+        };
+        let hosts = Hosts { hosts: vec![host("web01"), hostile], next: None };
+        expect![[r#"
+            HOST        VERSION  CHANGED     SEEN     SYSTEM     FAULTS  LAST CHANGE
+            web01          @412  15 min ago  4 s ago  debian 12  docker  unit:nginx.service active → failed
+            db.example       @7  15 min ago  -        -          -       file:\x1b[2Jx\nweb03 @1 all well
+        "#]].assert_eq(&render(&hosts, &View::of_tests()));
+        assert_eq!(render(&Hosts { hosts: vec![], next: None }, &View::of_tests()), "");
+    }
+}

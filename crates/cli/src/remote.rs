@@ -1,0 +1,230 @@
+//! The server's answers, asked for one by one. What each means for the user is decided by
+//! the commands; what a refusal means, by [`Failure`].
+
+use crate::failure::Failure;
+use api::answer::{Diff, Host, Hosts, Loads, Log, State};
+use api::client::{Body, Client, segment};
+use bytes::Bytes;
+use hyper::{Method, Response};
+use model::{ContentId, HostId, Version};
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::time::Duration;
+
+/// Hosts in one page of the list.
+const HOSTS_PAGE: usize = 500;
+
+/// Time until the first byte of a stream.
+const OPENING: Duration = Duration::from_secs(30);
+
+/// One server.
+pub(crate) struct Remote {
+    client: Client,
+    /// As the user wrote it.
+    url: String,
+    token: Option<String>,
+}
+
+/// A path and its query; values are encoded here and nowhere else.
+#[derive(Debug, Clone)]
+pub(crate) struct Query(String);
+
+impl Query {
+    /// `/api/v1/…`, each segment encoded.
+    pub(crate) fn of(segments: &[&str]) -> Self {
+        let mut path = "/api/v1".to_owned();
+        for one in segments {
+            path.push('/');
+            path.push_str(&segment(one));
+        }
+        Self(path)
+    }
+
+    pub(crate) fn with(mut self, key: &str, value: impl fmt::Display) -> Self {
+        let separator = if self.0.contains('?') { '&' } else { '?' };
+        self.0.push(separator);
+        self.0.push_str(key);
+        self.0.push('=');
+        self.0.push_str(&segment(&value.to_string()));
+        self
+    }
+
+    pub(crate) fn with_some(self, key: &str, value: Option<impl fmt::Display>) -> Self {
+        match value {
+            Some(value) => self.with(key, value),
+            None => self,
+        }
+    }
+
+    pub(crate) fn with_each<T: fmt::Display>(self, key: &str, values: &[T]) -> Self {
+        values.iter().fold(self, |query, value| query.with(key, value))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Which part of a log.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LogQuery {
+    pub(crate) subjects: Vec<String>,
+    pub(crate) since: Option<String>,
+    pub(crate) until: Option<String>,
+    pub(crate) before: Option<Version>,
+    pub(crate) limit: usize,
+    pub(crate) major: bool,
+    /// Seconds to either side in which other changes are told, too.
+    pub(crate) around: Option<u64>,
+    pub(crate) related: bool,
+}
+
+impl Remote {
+    pub(crate) fn new(url: &str, token: Option<String>) -> Result<Self, Failure> {
+        let client =
+            Client::new(url, token.clone()).map_err(|error| Failure::from_client(url, error))?;
+        Ok(Self { client, url: url.to_owned(), token })
+    }
+
+    /// The same server on a connection of its own, since a stream occupies one.
+    pub(crate) fn another(&self) -> Result<Self, Failure> {
+        Self::new(&self.url, self.token.clone())
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    pub(crate) async fn get<T: DeserializeOwned>(&mut self, query: &Query) -> Result<T, Failure> {
+        let answer = self.client.get(query.as_str()).await;
+        answer.map_err(|error| Failure::from_client(&self.url, error))
+    }
+
+    /// An answer whose body still comes in.
+    pub(crate) async fn open(&mut self, path: &str) -> Result<Response<Body>, Failure> {
+        let opening = self.client.open(Method::GET, path, "", Bytes::new());
+        match tokio::time::timeout(OPENING, opening).await {
+            Ok(answer) => answer.map_err(|error| Failure::from_client(&self.url, error)),
+            Err(_elapsed) => Err(Failure::NoServer {
+                server: self.url.clone(),
+                reason: format!("no answer within {} s", OPENING.as_secs()),
+            }),
+        }
+    }
+
+    /// The first hosts, at most `limit`, in the server's order.
+    pub(crate) async fn hosts(&mut self, limit: usize) -> Result<Vec<Host>, Failure> {
+        let mut hosts = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let page = HOSTS_PAGE.min(limit - hosts.len());
+            let query = Query::of(&["hosts"]).with("limit", page).with_some("after", after.take());
+            let answer: Hosts = self.get(&query).await?;
+            // A page without hosts would make this loop endless.
+            let more = answer.next.filter(|_| !answer.hosts.is_empty());
+            hosts.extend(answer.hosts);
+            match more {
+                Some(next) if hosts.len() < limit => after = Some(next),
+                _ => return Ok(hosts),
+            }
+        }
+    }
+
+    /// `None` when the server knows no such host.
+    pub(crate) async fn host(&mut self, host: &HostId) -> Result<Option<Host>, Failure> {
+        match self.get(&Query::of(&["hosts", host.as_str()])).await {
+            Ok(host) => Ok(Some(host)),
+            Err(Failure::NotThere(_)) => Ok(None),
+            Err(other) => Err(other),
+        }
+    }
+
+    pub(crate) async fn state(
+        &mut self,
+        host: &HostId,
+        at: Option<&str>,
+        kind: Option<&str>,
+    ) -> Result<State, Failure> {
+        let query = Query::of(&["hosts", host.as_str(), "state"])
+            .with_some("at", at)
+            .with_some("kind", kind);
+        self.get(&query).await
+    }
+
+    pub(crate) async fn log(&mut self, host: &HostId, part: &LogQuery) -> Result<Log, Failure> {
+        let query = Query::of(&["hosts", host.as_str(), "log"])
+            .with_each("subject", &part.subjects)
+            .with_some("since", part.since.as_deref())
+            .with_some("until", part.until.as_deref())
+            .with_some("before", part.before.map(|version| version.0))
+            .with("limit", part.limit)
+            .with_some("significance", part.major.then_some("major"))
+            .with_some("around", part.around)
+            .with_some("related", part.related.then_some("true"));
+        self.get(&query).await
+    }
+
+    pub(crate) async fn diff(
+        &mut self,
+        host: &HostId,
+        from: &str,
+        to: &str,
+        with: Option<&HostId>,
+    ) -> Result<Diff, Failure> {
+        let query = Query::of(&["hosts", host.as_str(), "diff"])
+            .with("from", from)
+            .with("to", to)
+            .with_some("with", with);
+        self.get(&query).await
+    }
+
+    pub(crate) async fn load(
+        &mut self,
+        host: &HostId,
+        from: Option<&str>,
+        to: Option<&str>,
+        points: Option<usize>,
+    ) -> Result<Loads, Failure> {
+        let query = Query::of(&["hosts", host.as_str(), "load"])
+            .with_some("from", from)
+            .with_some("to", to)
+            .with_some("points", points);
+        self.get(&query).await
+    }
+
+    /// The redacted text of a file; `None` when the server does not have it.
+    pub(crate) async fn content(
+        &mut self,
+        host: &HostId,
+        id: &ContentId,
+    ) -> Result<Option<String>, Failure> {
+        let query = Query::of(&["hosts", host.as_str(), "contents", &id.to_string()]);
+        let answer = self.client.send(Method::GET, query.as_str(), "", Bytes::new()).await;
+        match answer.map_err(|error| Failure::from_client(&self.url, error)) {
+            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+            Err(Failure::NotThere(_)) => Ok(None),
+            Err(other) => Err(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_do_not_leave_their_place() {
+        let query = Query::of(&["hosts", "web01", "log"])
+            .with_each("subject", &["unit:a@b.service", "/etc/x&y=?#"])
+            .with_some("since", None::<&str>)
+            .with("until", "@412");
+        assert_eq!(
+            query.as_str(),
+            "/api/v1/hosts/web01/log?subject=unit%3Aa%40b.service&subject=%2Fetc%2Fx%26y%3D%3F%23&until=%40412"
+        );
+    }
+}

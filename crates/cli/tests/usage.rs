@@ -1,0 +1,277 @@
+//! The command line as a user meets it: help, mistakes, exit codes.
+
+use expect_test::{Expect, expect};
+use std::process::{Command, Output};
+
+fn twin(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_twin"))
+        .args(arguments)
+        .env_remove("SAFETYTWIN_SERVER")
+        .env_remove("SAFETYTWIN_TOKEN")
+        .env("COLUMNS", "100")
+        .output()
+        .expect("the program is built")
+}
+
+/// What a command says on standard error, and its exit code; nothing goes to standard output.
+fn check(arguments: &[&str], expected: &Expect) {
+    let output = twin(arguments);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "standard output is data");
+    let said = String::from_utf8(output.stderr).expect("text");
+    expected
+        .assert_eq(&format!("{said}exit {}\n", output.status.code().expect("it ends by itself")));
+}
+
+const NOWHERE: &str = "--server=http://127.0.0.1:1";
+
+#[test]
+fn mistakes() {
+    check(
+        &["lst"],
+        &expect![[r#"
+        error: unrecognized subcommand 'lst'
+
+          tip: a similar subcommand exists: 'list'
+
+        Usage: twin [OPTIONS] <COMMAND>
+
+        For more information, try '--help'.
+        exit 2
+    "#]],
+    );
+    check(
+        &["log", "--limit", "0"],
+        &expect![[r#"
+        error: invalid value '0' for '--limit <LIMIT>': 0 is not in 1..=1000000
+
+        For more information, try '--help'.
+        exit 2
+    "#]],
+    );
+    check(
+        &["log", "--since", "yesterday"],
+        &expect![[r#"
+        error: invalid value 'yesterday' for '--since <MOMENT>': "yesterday" is not a moment: write a time (2026-11-20T09:00Z), an age (-10m, -2h30m, -1d), a version (@412) or now
+
+        For more information, try '--help'.
+        exit 2
+    "#]],
+    );
+    check(
+        &["state", "--kind", "Unit"],
+        &expect![[r#"
+        error: invalid value 'Unit' for '--kind <KIND>': a kind is one of unit, container, process, package, file, socket, dependency, workload, user, group, platform, cpu, memory, disk, filesystem, interface, route, gpu, collector
+
+        For more information, try '--help'.
+        exit 2
+    "#]],
+    );
+}
+
+#[test]
+fn what_is_missing() {
+    check(
+        &["diff"],
+        &expect![[r#"
+        error: the following required arguments were not provided:
+          <HOST[@MOMENT]>...
+
+        Usage: twin diff <HOST[@MOMENT]>...
+
+        For more information, try '--help'.
+        exit 2
+    "#]],
+    );
+    check(
+        &["watch", "--for", "10"],
+        &expect![[r#"
+        error: invalid value '10' for '--for <TIME>': write a time as 10s, 5m or 1h30m
+
+        For more information, try '--help'.
+        exit 2
+    "#]],
+    );
+    check(
+        &["token", "create"],
+        &expect![[r#"
+        error: the following required arguments were not provided:
+          --role <ROLE>
+
+        Usage: twin token create --role <ROLE>
+
+        For more information, try '--help'.
+        exit 2
+    "#]],
+    );
+    check(
+        &["list", "--token", "twt_x"],
+        &expect![[r#"
+        error: unexpected argument '--token' found
+
+          tip: a similar argument exists: '--token-file'
+
+        Usage: twin list --token-file <FILE>
+
+        For more information, try '--help'.
+        exit 2
+    "#]],
+    );
+}
+
+#[test]
+fn no_server() {
+    let told = expect![[r#"
+        twin: no server at http://127.0.0.1:1 (connection refused); start one with: twin up
+        exit 3
+    "#]];
+    for command in [&["list"][..], &["show", "web01"], &["log", "nginx"], &["watch"], &["load"]] {
+        check(&[&[NOWHERE], command].concat(), &told);
+    }
+}
+
+#[test]
+fn bad_configuration() {
+    check(
+        &["--server", "127.0.0.1:8470", "list"],
+        &expect![[r#"
+        twin: "127.0.0.1:8470" is not a server's address; write http://HOST:PORT
+        exit 64
+    "#]],
+    );
+    check(
+        &["--server", "https://x", "list"],
+        &expect![[r#"
+        twin: "https://x" asks for TLS, which this client does not speak; use http:// through a tunnel or proxy that does
+        exit 64
+    "#]],
+    );
+    check(
+        &[NOWHERE, "--token-file", "/nowhere", "list"],
+        &expect![[r#"
+        twin: could not read /nowhere: No such file or directory (os error 2)
+        exit 64
+    "#]],
+    );
+    check(
+        &[NOWHERE, "--token-file", "/dev/null", "list"],
+        &expect![[r#"
+        twin: /dev/null does not hold a token
+        exit 64
+    "#]],
+    );
+}
+
+#[test]
+fn help() {
+    let output = twin(&["--help"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    expect![[r#"
+        A live, rewindable twin of every Linux host you run
+
+        Usage: twin [OPTIONS] <COMMAND>
+
+        Commands:
+          list         List the hosts: version, last change, faults
+          show         Show one host at a glance
+          state        Show the facts of a host, now or at any moment
+          log          Show what happened to a unit, container, package, file, or to the whole host
+          diff         Show what differs between two moments, or two hosts
+          watch        Follow changes as they happen
+          load         Show the load of a host, its units and processes
+          token        Create, list and revoke tokens of the server on this machine
+          doctor       Find what is missing or misconfigured, and how to mend it
+          completions  Print a completion script for a shell
+          man          Print the manual page, or write those of all commands to a directory
+          help         Print this message or the help of the given subcommand(s)
+
+        Options:
+          -h, --help
+                  Print help (see a summary with '-h')
+
+          -V, --version
+                  Print version
+
+        Global options:
+              --server <URL>
+                  Address of the server
+
+                  [env: SAFETYTWIN_SERVER=]
+                  [default: http://127.0.0.1:8470]
+
+              --token-file <FILE>
+                  File that holds a token; SAFETYTWIN_TOKEN may hold the token itself
+
+              --json
+                  Print JSON, exact and complete
+
+              --color <WHEN>
+                  When to colour; NO_COLOR is honoured
+
+                  Possible values:
+                  - auto:   On a terminal, unless NO_COLOR is set
+                  - always
+                  - never
+
+                  [default: auto]
+
+              --utc
+                  Show times in UTC instead of the local time zone
+
+        HOST may carry a moment: web01@-5m, web01@2026-11-20T09:00Z, web01@412 (a version).
+        On a server with one host the name may be left out: twin show, twin state @-5m.
+        A subject is a unit, container, package, file or process: nginx, nginx.service,
+        /etc/hosts, or with its kind, unit:nginx.service.
+
+        Exit codes:
+          0    done
+          1    failed, or `twin doctor` found an error
+          2    the command line is wrong
+          3    the server can't be reached
+          4    there is no such host, subject, moment or token
+          5    not allowed: a token is missing, wrong, or of too small a role
+          64   bad configuration: a token file, an address, a configuration file
+          130  interrupted
+    "#]]
+    .assert_eq(&(lines.join("\n") + "\n"));
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = |arguments: &[&str]| {
+        twin(&[&["token"], arguments, &["--data-dir", dir.path().to_str().unwrap()]].concat())
+    };
+    let text = |output: Output| String::from_utf8(output.stdout).unwrap();
+    let made = text(token(&["create", "--role", "viewer", "--name", "laptop"]));
+    assert!(made.starts_with("twt_") && made.len() == 48, "only the token: {made}");
+    let listed = text(token(&["list"]));
+    assert!(listed.contains("laptop") && !listed.contains(made.trim()), "{listed}");
+    let id = listed.lines().nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    assert_eq!(token(&["revoke", &id]).status.code(), Some(0));
+    assert_eq!(token(&["revoke", &id]).status.code(), Some(4));
+    assert_eq!(text(token(&["list", "--json"])), "[]\n");
+    assert_eq!(token(&["create", "--role", "viewer", "--host", "a"]).status.code(), Some(2));
+}
+
+#[test]
+fn doctor_finds_the_server_missing() {
+    let output = twin(&[NOWHERE, "doctor"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.starts_with(
+            "[ERROR]   server: none at http://127.0.0.1:1 (connection refused)\n          twin up\n"
+        ),
+        "{text}"
+    );
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn completions() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = twin(&["completions", shell]).stdout;
+        assert!(String::from_utf8(script).unwrap().contains("token-file"), "{shell}");
+    }
+}

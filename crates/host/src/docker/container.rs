@@ -1,0 +1,330 @@
+//! Turns what Docker says of a container into a container of the model. Pure.
+//!
+//! # Invariants
+//! - Any field may be missing or null: then it is absent.
+//! - Ports are those somebody asked for; ones that Docker chose are added while it runs.
+
+use crate::text::{printable, printable_lines};
+use model::Time;
+use model::entity::Container;
+use model::redact::Redactor;
+use serde::{Deserialize, Deserializer};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One line of the list of containers.
+#[derive(Debug, Deserialize)]
+pub(super) struct Summary {
+    #[serde(rename = "Id")]
+    pub(super) id: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct Image {
+    #[serde(deserialize_with = "or_default")]
+    repo_digests: Vec<String>,
+}
+
+impl Image {
+    /// `sha256:…`, by which the registry knows it.
+    pub(super) fn digest(&self) -> Option<String> {
+        let mut digests: Vec<&str> =
+            self.repo_digests.iter().filter_map(|name| Some(name.split_once('@')?.1)).collect();
+        digests.sort_unstable();
+        digests.first().map(|digest| printable(digest.as_bytes()))
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(super) struct Inspected {
+    #[serde(deserialize_with = "or_default")]
+    id: String,
+    #[serde(deserialize_with = "or_default")]
+    name: String,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) image: String,
+    created: Option<String>,
+    restart_count: Option<i64>,
+    #[serde(deserialize_with = "or_default")]
+    state: State,
+    #[serde(deserialize_with = "or_default")]
+    config: Config,
+    #[serde(deserialize_with = "or_default")]
+    host_config: HostConfig,
+    #[serde(deserialize_with = "or_default")]
+    network_settings: NetworkSettings,
+    #[serde(deserialize_with = "or_default")]
+    mounts: Vec<Mount>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct State {
+    status: Option<String>,
+    pid: Option<i64>,
+    exit_code: Option<i64>,
+    started_at: Option<String>,
+    health: Option<Health>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Health {
+    status: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Config {
+    image: Option<String>,
+    user: Option<String>,
+    working_dir: Option<String>,
+    #[serde(deserialize_with = "or_default")]
+    env: Vec<String>,
+    #[serde(deserialize_with = "words")]
+    cmd: Vec<String>,
+    #[serde(deserialize_with = "words")]
+    entrypoint: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct HostConfig {
+    memory: Option<i64>,
+    nano_cpus: Option<i64>,
+    cpu_quota: Option<i64>,
+    cpu_period: Option<i64>,
+    privileged: Option<bool>,
+    #[serde(deserialize_with = "or_default")]
+    restart_policy: RestartPolicy,
+    #[serde(deserialize_with = "or_default")]
+    links: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    tmpfs: BTreeMap<String, String>,
+    #[serde(deserialize_with = "or_default")]
+    port_bindings: Ports,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct RestartPolicy {
+    name: Option<String>,
+    maximum_retry_count: Option<i64>,
+}
+
+/// By `80/tcp`.
+type Ports = BTreeMap<String, Option<Vec<Binding>>>;
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Binding {
+    host_ip: Option<String>,
+    host_port: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct NetworkSettings {
+    #[serde(deserialize_with = "or_default")]
+    ports: Ports,
+    #[serde(deserialize_with = "or_default")]
+    networks: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Mount {
+    #[serde(rename = "Type")]
+    kind: Option<String>,
+    name: Option<String>,
+    source: Option<String>,
+    destination: Option<String>,
+    #[serde(rename = "RW")]
+    writable: Option<bool>,
+}
+
+/// Null is as good as missing.
+fn or_default<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// A list of words; some engines write a single word as itself.
+fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Words {
+        Many(Vec<String>),
+        One(String),
+    }
+    Ok(match Option::deserialize(deserializer)? {
+        Some(Words::Many(words)) => words,
+        Some(Words::One(word)) => vec![word],
+        None => Vec::new(),
+    })
+}
+
+pub(super) fn container(
+    seen: Inspected,
+    image_digest: Option<String>,
+    redactor: &Redactor,
+) -> Container {
+    let (entrypoint, command) = command(&seen.config, redactor);
+    let ports = ports(&seen.host_config.port_bindings, &seen.network_settings.ports);
+    let text = |text: Option<String>| {
+        text.filter(|text| !text.is_empty()).map(|text| printable(text.as_bytes()))
+    };
+    let state = text(seen.state.status).unwrap_or_default();
+    let ended = ["exited", "dead"].contains(&state.as_str());
+    let name = seen.name.strip_prefix('/').unwrap_or(&seen.name);
+    Container {
+        name: printable(if name.is_empty() { seen.id.as_bytes() } else { name.as_bytes() }),
+        container_id: printable(seen.id.as_bytes()),
+        image: text(seen.config.image).unwrap_or_default(),
+        image_digest,
+        health: seen.state.health.and_then(|health| text(health.status)).filter(|h| h != "none"),
+        exit_code: seen.state.exit_code.filter(|_| ended),
+        pid: seen.state.pid.filter(|&pid| pid > 0),
+        started_at: time(seen.state.started_at.as_deref()),
+        created_at: time(seen.created.as_deref()),
+        command,
+        entrypoint,
+        user: text(seen.config.user),
+        working_directory: text(seen.config.working_dir),
+        ports,
+        mounts: mounts(&seen.mounts, &seen.host_config.tmpfs),
+        environment: environment(&seen.config.env, redactor),
+        networks: seen.network_settings.networks.keys().map(|n| printable(n.as_bytes())).collect(),
+        labels: labels(&seen.config.labels, redactor),
+        links: seen.host_config.links.iter().map(|link| self::link(link)).collect(),
+        restart_policy: restart_policy(&seen.host_config.restart_policy),
+        restarts: seen.restart_count,
+        memory_limit_bytes: seen.host_config.memory.filter(|&bytes| bytes > 0),
+        cpu_limit_millis: cpu_limit_millis(
+            seen.host_config.nano_cpus,
+            seen.host_config.cpu_quota,
+            seen.host_config.cpu_period,
+        ),
+        privileged: seen.host_config.privileged.unwrap_or(false),
+        state,
+    }
+}
+
+/// Docker writes year 1 for "never".
+fn time(text: Option<&str>) -> Option<Time> {
+    text?.parse().ok().filter(|time: &Time| time.0 > 0)
+}
+
+/// Entry point and command are one command line: the redactor must see the program's name.
+fn command(config: &Config, redactor: &Redactor) -> (Vec<String>, Vec<String>) {
+    let line = config.entrypoint.iter().chain(&config.cmd);
+    let line: Vec<String> = line.map(|word| printable_lines(word.as_bytes())).collect();
+    let mut entrypoint = redactor.arguments(&line);
+    let command = entrypoint.split_off(config.entrypoint.len().min(entrypoint.len()));
+    (entrypoint, command)
+}
+
+fn environment(assignments: &[String], redactor: &Redactor) -> BTreeMap<String, String> {
+    let pair = |assignment: &String| {
+        let (name, value) = assignment.split_once('=')?;
+        let name = printable(name.as_bytes());
+        let value = redactor.environment(&name, value);
+        Some((name, printable(value.as_bytes())))
+    };
+    assignments.iter().filter_map(pair).collect()
+}
+
+/// A label is judged like a line of a configuration file, so that its name counts.
+fn labels(labels: &BTreeMap<String, String>, redactor: &Redactor) -> BTreeMap<String, String> {
+    let label = |(name, value): (&String, &String)| {
+        let name = printable(name.as_bytes());
+        let line = redactor.text(&format!("{name}={value}"));
+        let value = match line.strip_prefix(&format!("{name}=")) {
+            Some(value) => printable_lines(value.as_bytes()),
+            None => redactor.mark(value),
+        };
+        (name, value)
+    };
+    labels.iter().map(label).collect()
+}
+
+fn ports(declared: &Ports, actual: &Ports) -> Vec<String> {
+    let mut ports = BTreeSet::new();
+    let is_fixed = |binding: &Binding| {
+        binding.host_port.as_deref().is_some_and(|port| !port.is_empty() && port != "0")
+    };
+    let shown = |port: &str, binding: &Binding| {
+        let ip = binding.host_ip.as_deref().filter(|ip| !ip.is_empty()).unwrap_or("0.0.0.0");
+        let ip = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+        let host_port = binding.host_port.as_deref().unwrap_or_default();
+        printable(format!("{ip}:{host_port}->{port}").as_bytes())
+    };
+    let bindings = |ports: &Ports| -> Vec<(String, Binding)> {
+        let all = ports.iter().flat_map(|(port, bindings)| {
+            bindings.iter().flatten().map(|binding| (port.clone(), binding.clone()))
+        });
+        all.collect()
+    };
+    let mut settled = BTreeSet::new();
+    for (port, binding) in bindings(declared) {
+        if is_fixed(&binding) {
+            ports.insert(shown(&port, &binding));
+            settled.insert(port);
+        }
+    }
+    for (port, binding) in bindings(actual) {
+        if !settled.contains(&port) && is_fixed(&binding) {
+            ports.insert(shown(&port, &binding));
+        }
+    }
+    ports.into_iter().collect()
+}
+
+fn mounts(mounts: &[Mount], tmpfs: &BTreeMap<String, String>) -> Vec<String> {
+    let tmpfs = tmpfs.keys().map(|path| printable(format!("tmpfs -> {path}").as_bytes()));
+    let all: BTreeSet<String> = mounts.iter().filter_map(mount).chain(tmpfs).collect();
+    all.into_iter().collect()
+}
+
+/// `bind /src -> /dst ro`; of a volume its name.
+fn mount(mount: &Mount) -> Option<String> {
+    let kind = mount.kind.as_deref().unwrap_or("bind");
+    let name = mount.name.as_deref().filter(|name| !name.is_empty());
+    let source = name.or(mount.source.as_deref()).unwrap_or_default();
+    let destination = mount.destination.as_deref()?;
+    let access = if mount.writable.unwrap_or(true) { "" } else { " ro" };
+    let source = if source.is_empty() { String::new() } else { format!(" {source}") };
+    Some(printable(format!("{kind}{source} -> {destination}{access}").as_bytes()))
+}
+
+/// `/redis:/app/cache` is redis, called cache.
+fn link(link: &str) -> String {
+    let (target, alias) = link.split_once(':').unwrap_or((link, ""));
+    let target = target.strip_prefix('/').unwrap_or(target);
+    let alias = crate::text::base_name(alias);
+    let link = if alias.is_empty() { target.to_owned() } else { format!("{target}:{alias}") };
+    printable(link.as_bytes())
+}
+
+fn restart_policy(policy: &RestartPolicy) -> Option<String> {
+    let name = policy.name.as_deref().filter(|name| !name.is_empty() && *name != "no")?;
+    let name = printable(name.as_bytes());
+    match policy.maximum_retry_count {
+        Some(count) if count > 0 => Some(format!("{name}:{count}")),
+        _ => Some(name),
+    }
+}
+
+/// Thousandths of a processor.
+fn cpu_limit_millis(nano: Option<i64>, quota: Option<i64>, period: Option<i64>) -> Option<i64> {
+    if let Some(nano) = nano.filter(|&nano| nano > 0) {
+        return Some(nano / 1_000_000);
+    }
+    let quota = quota.filter(|&quota| quota > 0)?;
+    let period = period.filter(|&period| period > 0).unwrap_or(100_000);
+    quota.checked_mul(1000)?.checked_div(period)
+}

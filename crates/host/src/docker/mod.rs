@@ -1,0 +1,192 @@
+//! Containers of a Docker engine (or Podman, which speaks the same), over its socket.
+//!
+//! [`Docker::containers`] reads all of them once; then [`Watch`] says which one to read again.
+//! A client of our own over hyper, because the agent must stay small: it asks five questions.
+//!
+//! # Invariants
+//! - Asks only: every request is a GET.
+//! - Every request has a deadline of [`DEADLINE`], every answer a limit of bytes.
+//! - Commands, environment and labels leave this module redacted.
+
+mod container;
+mod http;
+mod watch;
+
+pub use watch::{ContainerEvent, Watch};
+
+use container::{Image, Inspected, Summary};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use model::entity::Container;
+use model::redact::Redactor;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// Where Docker listens.
+pub const SOCKET: &str = "/var/run/docker.sock";
+
+/// How long one request may take.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Requests under way at once.
+const IN_FLIGHT: usize = 8;
+
+/// Images whose digests are remembered.
+const IMAGES_MAX: usize = 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody listens: there is no Docker here, or it does not run. Normal, not a fault.
+    #[error("no Docker at {path}")]
+    Absent { path: PathBuf },
+    #[error("could not connect to Docker at {path}")]
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("Docker did not answer {request}")]
+    Request {
+        request: String,
+        #[source]
+        source: hyper::Error,
+    },
+    #[error("Docker did not answer {request} within {} s", DEADLINE.as_secs())]
+    Deadline { request: String },
+    #[error("Docker answered {request} with status {status}")]
+    Status { request: String, status: u16 },
+    #[error("Docker's answer to {request} has more than {limit} bytes")]
+    TooLarge { request: String, limit: usize },
+    #[error("could not read what Docker answered to {request}")]
+    Answer {
+        request: String,
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The stream of events ended: Docker was stopped or restarted.
+    #[error("Docker closed the stream of events")]
+    Closed,
+}
+
+impl Error {
+    /// Whether there is nothing to see, as opposed to something that can't be seen.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent { .. })
+    }
+
+    fn is_not_found(&self) -> bool {
+        matches!(self, Self::Status { status: 404, .. })
+    }
+}
+
+/// A Docker engine. Holds no connection: each request makes its own.
+#[derive(Debug)]
+pub struct Docker {
+    socket: PathBuf,
+    redactor: Redactor,
+    /// Digests by the id of the image, which says exactly what the image is.
+    digests: Mutex<BTreeMap<String, String>>,
+}
+
+impl Docker {
+    /// An engine that listens on a socket; whether it does shows with the first question.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>, redactor: Redactor) -> Self {
+        Self { socket: socket.into(), redactor, digests: Mutex::default() }
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// All containers, running or not, in order of name.
+    ///
+    /// # Errors
+    /// [`Error::Absent`] where nobody listens. Any other means that what was known is old.
+    pub async fn containers(&self) -> Result<Vec<Container>, Error> {
+        let listed: Vec<Summary> = self.get("/containers/json?all=1").await?;
+        let mut containers: Vec<Container> = stream::iter(listed)
+            .map(|summary| async move { self.container(&summary.id).await })
+            .buffer_unordered(IN_FLIGHT)
+            .try_filter_map(|container| async move { Ok(container) })
+            .try_collect()
+            .await?;
+        containers.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(containers)
+    }
+
+    /// One container, by its id. `None` when there is none.
+    ///
+    /// # Errors
+    /// When Docker does not answer.
+    pub async fn container(&self, id: &str) -> Result<Option<Container>, Error> {
+        if !is_id(id) {
+            return Ok(None);
+        }
+        let inspected: Inspected = match self.get(&format!("/containers/{id}/json")).await {
+            Err(error) if error.is_not_found() => return Ok(None),
+            inspected => inspected?,
+        };
+        let digest = self.digest(&inspected.image).await?;
+        Ok(Some(container::container(inspected, digest, &self.redactor)))
+    }
+
+    /// Starts to watch. What happens from here on is reported, so watch first, then read.
+    ///
+    /// # Errors
+    /// As for [`Docker::containers`].
+    pub async fn watch(&self) -> Result<Watch, Error> {
+        Watch::start(&self.socket).await
+    }
+
+    /// The digest of an image in its registry, or its id where it has none.
+    async fn digest(&self, image: &str) -> Result<Option<String>, Error> {
+        if image.is_empty() || !is_id(image) {
+            return Ok(None);
+        }
+        if let Some(known) = self.known(|digests| digests.get(image).cloned()) {
+            return Ok(Some(known));
+        }
+        let digest = match self.get::<Image>(&format!("/images/{image}/json")).await {
+            Ok(inspected) => inspected.digest().unwrap_or_else(|| image.to_owned()),
+            // Deleted by force under a container that still has it.
+            Err(error) if error.is_not_found() => image.to_owned(),
+            Err(error) => return Err(error),
+        };
+        self.known(|digests| {
+            if digests.len() >= IMAGES_MAX {
+                digests.clear();
+            }
+            digests.insert(image.to_owned(), digest.clone());
+        });
+        Ok(Some(digest))
+    }
+
+    fn known<T>(&self, with: impl FnOnce(&mut BTreeMap<String, String>) -> T) -> T {
+        // A map of strings is never left half-changed by a panic.
+        with(&mut self.digests.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        let request = || format!("GET {path}");
+        let body = tokio::time::timeout(DEADLINE, http::get(&self.socket, path))
+            .await
+            .map_err(|_late| Error::Deadline { request: request() })??;
+        serde_json::from_slice(&body)
+            .map_err(|source| Error::Answer { request: request(), source })
+    }
+}
+
+/// Whether this is what ids and names look like: it becomes part of a path.
+fn is_id(text: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"_.-:".contains(&b);
+    (1..=256).contains(&text.len()) && text.bytes().all(legal) && !text.starts_with('.')
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,387 @@
+//! Which files are tracked: those of units, the configuration of what runs, and chosen ones.
+//!
+//! # Invariants
+//! - Bounded: [`FILES_MAX`] files, [`DEPTH_MAX`] directories deep; what is left out is counted.
+//! - No path with `..` in it, and none below `/proc`, `/sys`, `/dev` or `/run`.
+//! - Symbolic links to directories are not descended into.
+
+use crate::Root;
+use crate::packages::Packages;
+use crate::watch::Wanted;
+use model::entity::Unit;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Files tracked at most.
+pub const FILES_MAX: usize = 4096;
+/// Of one directory tree or pattern.
+const TREE_MAX: usize = 1000;
+const DEPTH_MAX: usize = 8;
+
+/// Why a file is tracked. The first reason there is counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    Unit,
+    DropIn,
+    Config,
+    Chosen,
+}
+
+impl Role {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::DropIn => "dropin",
+            Self::Config => "config",
+            Self::Chosen => "chosen",
+        }
+    }
+}
+
+/// Paths somebody chose: a file, a directory with all below it, or a pattern with `*` and `?`
+/// in some of its components.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(Vec<String>);
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    #[error("{0:?} is not an absolute path")]
+    Relative(String),
+    #[error("{0:?} must not contain `..`")]
+    Parent(String),
+    #[error("{0:?} must not contain `**`: name a directory to track all below it")]
+    Recursive(String),
+    #[error("a path has at most 1024 bytes and no control characters")]
+    Form,
+    #[error("{0:?} is the whole machine, or a file system of the kernel's")]
+    TooWide(String),
+}
+
+impl std::str::FromStr for Pattern {
+    type Err = PatternError;
+
+    fn from_str(text: &str) -> Result<Self, PatternError> {
+        if text.len() > 1024 || text.chars().any(char::is_control) {
+            return Err(PatternError::Form);
+        }
+        let relative = text.strip_prefix('/');
+        let relative = relative.ok_or_else(|| PatternError::Relative(text.to_owned()))?;
+        let components = relative.split('/').filter(|part| !part.is_empty() && *part != ".");
+        let components: Vec<String> = components.map(str::to_owned).collect();
+        if components.iter().any(|part| part == "..") {
+            return Err(PatternError::Parent(text.to_owned()));
+        }
+        if text.contains("**") {
+            return Err(PatternError::Recursive(text.to_owned()));
+        }
+        match components.first() {
+            None => Err(PatternError::TooWide(text.to_owned())),
+            Some(first) if is_kernels(first) || first.contains(['*', '?']) => {
+                Err(PatternError::TooWide(text.to_owned()))
+            }
+            Some(_) => Ok(Self(components)),
+        }
+    }
+}
+
+fn is_kernels(first: &str) -> bool {
+    ["proc", "sys", "dev", "run"].contains(&first)
+}
+
+/// Why a file is tracked, and what it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Tracked {
+    pub(super) role: Role,
+    pub(super) package: Option<String>,
+}
+
+/// The files that are tracked, by absolute path.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrackedSet {
+    files: BTreeMap<String, Tracked>,
+    /// Directories in which a new file would be tracked, too.
+    directories: BTreeSet<String>,
+    left_out: usize,
+}
+
+impl TrackedSet {
+    /// The files of these units, the configuration of the packages whose services run, and
+    /// what was chosen. Lists directories, and asks `packages` for owners.
+    #[must_use]
+    pub fn build<'u>(
+        root: &Root,
+        units: impl IntoIterator<Item = &'u Unit>,
+        packages: &mut Packages,
+        chosen: &[Pattern],
+    ) -> Self {
+        let mut set = Self::default();
+        let mut running = Vec::new();
+        for unit in units {
+            set.add_unit(root, unit);
+            if unit.active_state == "active" && unit.id.ends_with(".service") {
+                running.push(unit);
+            }
+        }
+        set.add_configuration(root, &running, packages);
+        for pattern in chosen {
+            set.expand(root, pattern, Role::Chosen);
+        }
+        let owners = packages.owners(set.files.keys().map(String::as_str));
+        for (path, tracked) in &mut set.files {
+            tracked.package = owners.get(path).cloned();
+        }
+        set
+    }
+
+    /// How many files are tracked.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// How many files were found beyond the limits, at least.
+    #[must_use]
+    pub fn left_out(&self) -> usize {
+        self.left_out
+    }
+
+    /// The directories whose changes mean that a tracked file may have changed.
+    #[must_use]
+    pub fn watched(&self, root: &Root) -> Wanted {
+        let mut wanted = Wanted::new();
+        for path in self.files.keys() {
+            let path = root.path(path);
+            if let (Some(directory), Some(name)) = (path.parent(), path.file_name()) {
+                wanted.entry(directory.to_owned()).or_default().insert(name.to_owned());
+            }
+        }
+        // No name means every name.
+        wanted.extend(self.directories.iter().map(|path| (root.path(path), BTreeSet::new())));
+        wanted
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Tracked)> {
+        self.files.iter().map(|(path, tracked)| (path.as_str(), tracked))
+    }
+
+    fn add(&mut self, path: &str, role: Role) {
+        let mut parts = path.split('/').skip(1);
+        let legal = path.starts_with('/')
+            && !path.chars().any(char::is_control)
+            && !parts.clone().any(|part| part == "..")
+            && parts.next().is_some_and(|first| !is_kernels(first));
+        if !legal {
+            return;
+        }
+        if let Some(tracked) = self.files.get_mut(path) {
+            tracked.role = tracked.role.min(role);
+        } else if self.files.len() < FILES_MAX {
+            self.files.insert(path.to_owned(), Tracked { role, package: None });
+        } else {
+            self.left_out += 1;
+        }
+    }
+
+    fn add_unit(&mut self, root: &Root, unit: &Unit) {
+        let loaded = unit.load_state != "not-loaded";
+        if let Some(path) = &unit.fragment_path {
+            // The files of packages that nothing has loaded are known by their packages.
+            if loaded || !(path.starts_with("/lib/") || path.starts_with("/usr/lib/")) {
+                self.add(path, Role::Unit);
+            }
+        }
+        for path in &unit.drop_ins {
+            self.add(path, Role::DropIn);
+        }
+        for path in &unit.environment_files {
+            let path = path.strip_prefix('-').unwrap_or(path);
+            if let Ok(pattern) = path.parse() {
+                self.expand(root, &pattern, Role::Config);
+            }
+        }
+    }
+
+    fn add_configuration(&mut self, root: &Root, running: &[&Unit], packages: &mut Packages) {
+        let fragments = running.iter().filter_map(|unit| unit.fragment_path.as_deref());
+        let owners = packages.owners(fragments);
+        let mut directories = BTreeSet::new();
+        for package in owners.values().collect::<BTreeSet<_>>() {
+            for path in packages.configuration(package) {
+                self.add(path, Role::Config);
+            }
+            directories.extend(config_names(package).map(str::to_owned));
+        }
+        let services = running.iter().filter_map(|unit| unit.id.strip_suffix(".service"));
+        let services = services.map(|name| name.split('@').next().unwrap_or(name));
+        directories.extend(services.filter(|name| !name.contains('/')).map(str::to_owned));
+        for name in directories {
+            // `/etc/default`, `/etc/ssl` and the like belong to no service.
+            let shared = ["default", "systemd", "ssl", "init", "init.d", "opt", "security"];
+            if !shared.contains(&name.as_str()) {
+                self.add_tree(root, &format!("/etc/{name}"), Role::Config);
+            }
+        }
+    }
+
+    fn add_tree(&mut self, root: &Root, directory: &str, role: Role) {
+        let mut count = 0;
+        self.walk(root, directory, role, (0, &mut count));
+    }
+
+    /// Adds what is below a directory, and the directory itself to what is watched.
+    fn walk(&mut self, root: &Root, directory: &str, role: Role, (depth, count): (usize, &mut usize)) {
+        let is_directory = std::fs::symlink_metadata(root.path(directory))
+            .is_ok_and(|metadata| metadata.is_dir());
+        if !is_directory || depth > DEPTH_MAX {
+            return;
+        }
+        self.directories.insert(directory.to_owned());
+        for name in names(&root.path(directory)) {
+            let path = format!("{directory}/{name}");
+            if *count >= TREE_MAX {
+                self.left_out += 1;
+                return;
+            }
+            let kind = std::fs::symlink_metadata(root.path(&path));
+            if kind.is_ok_and(|metadata| metadata.is_dir()) {
+                self.walk(root, &path, role, (depth + 1, count));
+            } else {
+                *count += 1;
+                self.add(&path, role);
+            }
+        }
+    }
+
+    /// Adds the files that a pattern stands for now.
+    fn expand(&mut self, root: &Root, pattern: &Pattern, role: Role) {
+        let mut paths = vec![String::new()];
+        for component in &pattern.0 {
+            if !component.contains(['*', '?']) {
+                paths.iter_mut().for_each(|path| {
+                    path.push('/');
+                    path.push_str(component);
+                });
+                continue;
+            }
+            let mut next = Vec::new();
+            for path in &paths {
+                self.directories.insert(path.clone());
+                let found = names(&root.path(path)).into_iter();
+                let found = found.filter(|name| matches(component, name));
+                next.extend(found.map(|name| format!("{path}/{name}")));
+            }
+            self.left_out += next.len().saturating_sub(TREE_MAX);
+            next.truncate(TREE_MAX);
+            paths = next;
+        }
+        for path in paths {
+            match std::fs::symlink_metadata(root.path(&path)) {
+                Ok(metadata) if metadata.is_dir() => self.add_tree(root, &path, role),
+                // What is missing is tracked, too: it may come.
+                _ => self.add(&path, role),
+            }
+        }
+    }
+}
+
+/// The names under which a package may keep its configuration.
+fn config_names(package: &str) -> impl Iterator<Item = &str> {
+    let package = package.split(':').next().unwrap_or(package);
+    let endings = ["-common", "-server", "-daemon", "-core", "-base", "-data", "-bin"];
+    let stem = endings.iter().find_map(|ending| package.strip_suffix(ending));
+    std::iter::once(package).chain(stem)
+}
+
+/// The printable names in a directory, sorted.
+fn names(directory: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let names = entries.flatten().take(10 * TREE_MAX);
+    let mut names: Vec<String> = names
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| !name.chars().any(char::is_control))
+        .collect();
+    names.sort();
+    names
+}
+
+/// Whether a name is what a pattern with `*` and `?` stands for. Hidden files must be meant.
+fn matches(pattern: &str, name: &str) -> bool {
+    if name.starts_with('.') && !pattern.starts_with('.') {
+        return false;
+    }
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut p, mut n) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while n < name.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, n));
+                p += 1;
+            }
+            Some(c) if *c == '?' || Some(c) == name.get(n) => {
+                p += 1;
+                n += 1;
+            }
+            // Let the last star take one character more.
+            _ => match star {
+                Some((at, taken)) => {
+                    star = Some((at, taken + 1));
+                    p = at + 1;
+                    n = taken + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern.iter().skip(p).all(|c| *c == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn patterns() {
+        for good in ["/etc/app.conf", "/etc/app/", "/srv/*/conf.d/?.yaml", "//etc//x"] {
+            assert!(good.parse::<Pattern>().is_ok(), "{good}");
+        }
+        for bad in ["etc", "", "/", "/etc/../shadow", "/a/**/b", "/proc/1/environ", "/*", "/a\nb"] {
+            assert!(bad.parse::<Pattern>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn wildcards() {
+        for (pattern, name, expected) in [
+            ("*.conf", "a.conf", true),
+            ("*.conf", ".conf", false),
+            (".*", ".conf", true),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("*a*b*", "xaybz", true),
+            ("*a*b*", "xbya", false),
+            ("", "", true),
+            ("*", "", true),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn anything_goes_in(pattern in "[a*?.]{0,12}", name in "[ab.]{0,12}", path: String) {
+            matches(&pattern, &name);
+            prop_assert!(name.starts_with('.') || matches("*", &name));
+            let mut set = TrackedSet::default();
+            set.add(&path, Role::Config);
+            path.parse::<Pattern>().ok();
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Reads one Linux machine: what is true of it ([`model::entity`]) and how busy it is
+//! ([`model::load`]). Changes nothing.
+//!
+//! Each module owns one part of the sight and names what it can't see. Roots and sockets are
+//! arguments ([`Root`]), so that a captured tree is read by the same code as a live machine.
+//!
+//! # Invariants
+//! - Whatever a file, a name or an answer holds: no panic, and bounded memory.
+//! - Names from the machine are made printable before they become part of an item.
+//! - What could not be read is absent, never zero or empty.
+
+mod bounded;
+#[cfg(test)]
+mod captured;
+pub mod dependencies;
+pub mod disks;
+pub mod docker;
+pub mod exec_events;
+pub mod files;
+pub mod gpu;
+pub mod load;
+pub mod network;
+mod now;
+pub mod packages;
+pub mod platform;
+pub mod process;
+mod readiness;
+mod root;
+pub mod sockets;
+pub mod systemd;
+mod text;
+pub mod users;
+pub mod watch;
+pub mod workload;
+
+pub use now::Now;
+pub use root::Root;

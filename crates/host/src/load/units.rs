@@ -1,0 +1,368 @@
+//! What each unit uses, by its control group: the unified hierarchy, version 1, or both side
+//! by side, as systemd's "hybrid" layout has them.
+//!
+//! # Invariants
+//! - A controller that is missing reads as `None`.
+//! - A unit that used no processor time since the last sample did nothing: its memory and
+//!   tasks are not read again, but for every sixth time.
+
+use super::host::pressure;
+use super::source::Counter;
+use crate::Root;
+use crate::text::{decimal, lines, words};
+use model::load::{Pressure, UnitLoad};
+use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::read;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Units that are measured.
+const UNITS_MAX: usize = 4096;
+/// Samples after which an idle unit is looked at in full.
+const IDLE_SAMPLES: u8 = 6;
+const PRESSURES: [&str; 3] = ["cpu", "memory", "io"];
+
+/// The hierarchies of this machine, each kept open.
+#[derive(Debug, Default)]
+struct Hierarchies {
+    unified: Option<OwnedFd>,
+    processor: Option<OwnedFd>,
+    memory: Option<OwnedFd>,
+    tasks: Option<OwnedFd>,
+    blocks: Option<OwnedFd>,
+}
+
+impl Hierarchies {
+    fn open(root: &Root) -> Self {
+        let base = root.sys("fs/cgroup");
+        if base.join("cgroup.controllers").exists() {
+            return Self { unified: directory(&base), ..Self::default() };
+        }
+        let any = |names: &[&str]| names.iter().find_map(|name| directory(&base.join(name)));
+        Self {
+            unified: any(&["unified"]),
+            processor: any(&["cpuacct", "cpu,cpuacct"]),
+            memory: any(&["memory"]),
+            tasks: any(&["pids"]),
+            blocks: any(&["blkio"]),
+        }
+    }
+}
+
+fn directory(path: &Path) -> Option<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, path, flags, Mode::empty()).ok()
+}
+
+#[derive(Debug, Default)]
+struct State {
+    round: u32,
+    processor: Counter,
+    read: Counter,
+    written: Counter,
+    idle_samples: u8,
+    last: UnitLoad,
+}
+
+/// Measures units, and remembers their counters.
+#[derive(Debug)]
+pub(super) struct Units {
+    hierarchies: Hierarchies,
+    states: HashMap<String, State>,
+    round: u32,
+    path: PathBuf,
+    buffer: Vec<u8>,
+}
+
+impl Units {
+    pub(super) fn new(root: &Root) -> Self {
+        Self {
+            hierarchies: Hierarchies::open(root),
+            states: HashMap::new(),
+            round: 0,
+            path: PathBuf::new(),
+            buffer: vec![0; 8192],
+        }
+    }
+
+    /// Measures each unit given by its id and control group.
+    pub(super) fn load<'u>(
+        &mut self,
+        clock: Duration,
+        units: impl IntoIterator<Item = (&'u str, &'u str)>,
+    ) -> BTreeMap<String, UnitLoad> {
+        self.round = self.round.wrapping_add(1);
+        let mut loads = BTreeMap::new();
+        for (id, cgroup) in units.into_iter().take(UNITS_MAX) {
+            let group = cgroup.trim_matches('/');
+            let outside = group.is_empty() || group.split('/').any(|part| part == "..");
+            if outside || group.contains('\0') {
+                continue;
+            }
+            if !self.states.contains_key(id) {
+                self.states.insert(id.to_owned(), State::default());
+            }
+            let Some(mut state) = self.states.get_mut(id).map(std::mem::take) else { continue };
+            state.round = self.round;
+            if self.measure(&mut state, clock, group) {
+                loads.insert(id.to_owned(), state.last.clone());
+            }
+            if let Some(place) = self.states.get_mut(id) {
+                *place = state;
+            }
+        }
+        let round = self.round;
+        self.states.retain(|_, state| state.round == round);
+        loads
+    }
+
+    /// `false` when the unit has no control group now.
+    fn measure(&mut self, state: &mut State, clock: Duration, group: &str) -> bool {
+        let before = state.processor.last();
+        let used = self.processor_micros(group);
+        let cpu = state.processor.rate(clock, used);
+        state.last.cpu_percent = cpu.map(|micros| micros / 10_000.0);
+        let idle = used.is_some() && used == before;
+        let calm = state.last.pressure.values().all(is_calm);
+        if idle && calm && state.idle_samples < IDLE_SAMPLES {
+            state.idle_samples += 1;
+            let still = |rate: Option<f64>| rate.map(|_| 0.0);
+            state.last.read_bytes_per_second = still(state.last.read_bytes_per_second);
+            state.last.written_bytes_per_second = still(state.last.written_bytes_per_second);
+            return true;
+        }
+        state.idle_samples = 0;
+        state.last.memory_bytes = self.memory_bytes(group);
+        state.last.tasks = self.tasks(group);
+        let (read, written) = self.block_bytes(group).unzip();
+        state.last.read_bytes_per_second = state.read.rate(clock, read);
+        state.last.written_bytes_per_second = state.written.rate(clock, written);
+        state.last.pressure = self.pressures(group);
+        used.is_some() || state.last.memory_bytes.is_some() || state.last.tasks.is_some()
+    }
+
+    fn processor_micros(&mut self, group: &str) -> Option<u64> {
+        let Self { hierarchies, path, buffer, .. } = self;
+        file(&hierarchies.unified, path, buffer, [group, "cpu.stat"])
+            .and_then(|text| value_of(text, b"usage_usec"))
+            .or_else(|| {
+                let text = file(&hierarchies.processor, path, buffer, [group, "cpuacct.usage"])?;
+                Some(decimal(text.trim_ascii())? / 1000)
+            })
+    }
+
+    fn memory_bytes(&mut self, group: &str) -> Option<u64> {
+        let Self { hierarchies, path, buffer, .. } = self;
+        file(&hierarchies.memory, path, buffer, [group, "memory.usage_in_bytes"])
+            .and_then(|text| decimal(text.trim_ascii()))
+            .or_else(|| {
+                let text = file(&hierarchies.unified, path, buffer, [group, "memory.current"])?;
+                decimal(text.trim_ascii())
+            })
+    }
+
+    fn tasks(&mut self, group: &str) -> Option<u64> {
+        let Self { hierarchies, path, buffer, .. } = self;
+        file(&hierarchies.tasks, path, buffer, [group, "pids.current"])
+            .and_then(|text| decimal(text.trim_ascii()))
+            .or_else(|| {
+                let text = file(&hierarchies.unified, path, buffer, [group, "pids.current"])?;
+                decimal(text.trim_ascii())
+            })
+    }
+
+    /// Bytes read and written, of all devices together.
+    fn block_bytes(&mut self, group: &str) -> Option<(u64, u64)> {
+        const OLD: &str = "blkio.throttle.io_service_bytes";
+        let Self { hierarchies, path, buffer, .. } = self;
+        file(&hierarchies.blocks, path, buffer, [group, OLD]).map(old_block_bytes).or_else(|| {
+            file(&hierarchies.unified, path, buffer, [group, "io.stat"]).map(block_bytes)
+        })
+    }
+
+    fn pressures(&mut self, group: &str) -> BTreeMap<String, Pressure> {
+        let Self { hierarchies, path, buffer, .. } = self;
+        let mut pressures = BTreeMap::new();
+        for name in PRESSURES {
+            let file_name = match name {
+                "cpu" => "cpu.pressure",
+                "memory" => "memory.pressure",
+                _ => "io.pressure",
+            };
+            let text = file(&hierarchies.unified, path, buffer, [group, file_name]);
+            if let Some(pressure) = text.and_then(pressure) {
+                pressures.insert(name.to_owned(), pressure);
+            }
+        }
+        pressures
+    }
+}
+
+/// What one file of a group says now.
+fn file<'b>(
+    hierarchy: &Option<OwnedFd>,
+    path: &mut PathBuf,
+    buffer: &'b mut [u8],
+    [group, name]: [&str; 2],
+) -> Option<&'b [u8]> {
+    let hierarchy = hierarchy.as_ref()?;
+    path.clear();
+    path.push(group);
+    path.push(name);
+    let file = openat(hierarchy, &*path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let length = read(&file, &mut *buffer).ok()?;
+    buffer.get(..length)
+}
+
+fn is_calm(pressure: &Pressure) -> bool {
+    let calm = |averages: Option<[f64; 3]>| averages.is_none_or(|a| a == [0.0; 3]);
+    calm(pressure.some) && calm(pressure.full)
+}
+
+/// The number after a name at the start of a line.
+fn value_of(text: &[u8], name: &[u8]) -> Option<u64> {
+    lines(text).find_map(|line| {
+        let mut fields = words(line);
+        (fields.next() == Some(name)).then(|| fields.next().and_then(decimal)).flatten()
+    })
+}
+
+/// `8:0 rbytes=1 wbytes=2 rios=3 …` for each device.
+fn block_bytes(text: &[u8]) -> (u64, u64) {
+    let mut sums = (0_u64, 0_u64);
+    for field in lines(text).flat_map(words) {
+        let number = |prefix: &[u8]| field.strip_prefix(prefix).and_then(decimal).unwrap_or(0);
+        sums.0 = sums.0.saturating_add(number(b"rbytes="));
+        sums.1 = sums.1.saturating_add(number(b"wbytes="));
+    }
+    sums
+}
+
+/// `8:0 Read 1`, `8:0 Write 2`, … for each device.
+fn old_block_bytes(text: &[u8]) -> (u64, u64) {
+    let mut sums = (0_u64, 0_u64);
+    for line in lines(text) {
+        let mut fields = words(line).skip(1);
+        let (kind, bytes) = (fields.next(), fields.next().and_then(decimal).unwrap_or(0));
+        match kind {
+            Some(b"Read") => sums.0 = sums.0.saturating_add(bytes),
+            Some(b"Write") => sums.1 = sums.1.saturating_add(bytes),
+            _ => {}
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::fs;
+
+    const GROUP: &str = "/system.slice/web.service";
+
+    fn put(root: &Root, hierarchy: &str, file: &str, text: &str) {
+        let group = root.sys("fs/cgroup").join(hierarchy).join(GROUP.trim_matches('/'));
+        fs::create_dir_all(&group).unwrap();
+        fs::write(group.join(file), text).unwrap();
+    }
+
+    fn load(units: &mut Units, seconds: u64) -> Option<UnitLoad> {
+        units.load(Duration::from_secs(seconds), [("web.service", GROUP)]).remove("web.service")
+    }
+
+    #[test]
+    fn unified() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::at(directory.path());
+        fs::create_dir_all(root.sys("fs/cgroup")).unwrap();
+        fs::write(root.sys("fs/cgroup/cgroup.controllers"), "cpu io memory pids\n").unwrap();
+        put(&root, "", "cpu.stat", "usage_usec 1000000\nuser_usec 1\n");
+        put(&root, "", "memory.current", "4096\n");
+        put(&root, "", "pids.current", "3\n");
+        put(&root, "", "io.stat", "8:0 rbytes=100 wbytes=0 rios=1\n8:16 rbytes=0 wbytes=50\n");
+        put(&root, "", "memory.pressure", "some avg10=1.00 avg60=0.00 avg300=0.00 total=1\n");
+        let mut units = Units::new(&root);
+        let first = load(&mut units, 10).unwrap();
+        assert_eq!(
+            (first.cpu_percent, first.memory_bytes, first.tasks),
+            (None, Some(4096), Some(3))
+        );
+        assert_eq!(first.pressure["memory"].some, Some([1.0, 0.0, 0.0]));
+        put(&root, "", "cpu.stat", "usage_usec 6000000\n");
+        put(&root, "", "io.stat", "8:0 rbytes=300 wbytes=0\n8:16 rbytes=0 wbytes=60\n");
+        let second = load(&mut units, 20).unwrap();
+        assert_eq!(second.cpu_percent, Some(50.0));
+        assert_eq!(
+            (second.read_bytes_per_second, second.written_bytes_per_second),
+            (Some(20.0), Some(1.0))
+        );
+    }
+
+    #[test]
+    fn idle_units_are_looked_at_seldom() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::at(directory.path());
+        fs::create_dir_all(root.sys("fs/cgroup")).unwrap();
+        fs::write(root.sys("fs/cgroup/cgroup.controllers"), "").unwrap();
+        put(&root, "", "cpu.stat", "usage_usec 1000000\n");
+        put(&root, "", "memory.current", "1\n");
+        let mut units = Units::new(&root);
+        load(&mut units, 1);
+        put(&root, "", "memory.current", "2\n");
+        let seen: Vec<_> =
+            (2..10).map(|at| load(&mut units, at).unwrap().memory_bytes.unwrap()).collect();
+        assert_eq!(seen, [1, 1, 1, 1, 1, 1, 2, 2]);
+        assert_eq!(load(&mut units, 10).unwrap().cpu_percent, Some(0.0));
+        fs::remove_dir_all(root.sys("fs/cgroup/system.slice")).unwrap();
+        assert_eq!(load(&mut units, 11), None);
+    }
+
+    #[test]
+    fn version_one_and_hybrid() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::at(directory.path());
+        put(&root, "cpu,cpuacct", "cpuacct.usage", "1000000000\n");
+        put(&root, "memory", "memory.usage_in_bytes", "8192\n");
+        put(
+            &root,
+            "blkio",
+            "blkio.throttle.io_service_bytes",
+            "8:0 Read 5\n8:0 Write 6\n8:0 Total 11\nTotal 11\n",
+        );
+        let mut units = Units::new(&root);
+        load(&mut units, 10).unwrap();
+        put(&root, "cpu,cpuacct", "cpuacct.usage", "1500000000\n");
+        put(&root, "blkio", "blkio.throttle.io_service_bytes", "8:0 Read 105\n8:0 Write 6\n");
+        let one = load(&mut units, 11).unwrap();
+        assert_eq!((one.cpu_percent, one.memory_bytes, one.tasks), (Some(50.0), Some(8192), None));
+        assert_eq!(
+            (one.read_bytes_per_second, one.written_bytes_per_second),
+            (Some(100.0), Some(0.0))
+        );
+        put(&root, "unified", "cpu.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n");
+        let mut units = Units::new(&root);
+        assert!(load(&mut units, 10).unwrap().pressure.contains_key("cpu"));
+    }
+
+    #[test]
+    fn groups_that_lead_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut units = Units::new(&Root::at(directory.path()));
+        let odd = [("a", ""), ("b", "/"), ("c", "/../../etc"), ("d", "x\0y"), ("e", "/absent")];
+        assert!(units.load(Duration::from_secs(1), odd).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn anything_goes_in(bytes: Vec<u8>, text in "([0-9]:[0-9]|rbytes=|wbytes=|Read|Write|usage_usec|[0-9]{1,22}|[ \n]){0,40}") {
+            for bytes in [bytes.as_slice(), text.as_bytes()] {
+                value_of(bytes, b"usage_usec");
+                block_bytes(bytes);
+                old_block_bytes(bytes);
+            }
+        }
+    }
+}

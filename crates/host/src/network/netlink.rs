@@ -1,0 +1,184 @@
+//! The rtnetlink protocol: one question, and the messages of its answer.
+//!
+//! # Invariants
+//! - No slice of an answer is taken on trust: lengths that don't fit end the iteration.
+//! - An answer has at most [`ANSWER_MAX`] bytes and comes within [`DEADLINE`].
+
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
+    sockopt::{Timeout, set_socket_timeout},
+};
+use std::io;
+use std::time::Duration;
+
+pub(super) const NEW_LINK: u16 = 16;
+pub(super) const NEW_ADDRESS: u16 = 20;
+pub(super) const NEW_ROUTE: u16 = 24;
+
+const DEADLINE: Duration = Duration::from_secs(5);
+const ANSWER_MAX: usize = 64 * 1024 * 1024;
+const HEADER: usize = 16;
+
+/// What to ask for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Dump {
+    Links,
+    Addresses,
+    Routes,
+}
+
+/// All messages of the answer, one after the other.
+pub(super) fn dump(what: Dump) -> io::Result<Vec<u8>> {
+    // The kernel marks a dump during which things changed. A third attempt is as good as it
+    // gets on a machine that is never still.
+    let mut answer = Vec::new();
+    for _ in 0..3 {
+        let interrupted;
+        (answer, interrupted) = dump_once(what)?;
+        if !interrupted {
+            break;
+        }
+    }
+    Ok(answer)
+}
+
+fn dump_once(what: Dump) -> io::Result<(Vec<u8>, bool)> {
+    // Protocol 0 is NETLINK_ROUTE.
+    let socket =
+        socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(DEADLINE))?;
+    send(&socket, &request(what), SendFlags::empty())?;
+    let mut answer = Vec::new();
+    let mut interrupted = false;
+    let mut chunk = vec![0; 64 * 1024];
+    loop {
+        let (count, _) = recv(&socket, chunk.as_mut_slice(), RecvFlags::empty())?;
+        let part = chunk.get(..count).unwrap_or_default();
+        match scan(part)? {
+            Scan { done: true, .. } => return Ok((answer, interrupted)),
+            Scan { interrupted: marked, .. } => interrupted |= marked,
+        }
+        answer.extend_from_slice(part);
+        if count == 0 || answer.len() > ANSWER_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    }
+}
+
+struct Scan {
+    done: bool,
+    interrupted: bool,
+}
+
+/// Looks for the end of the answer, or the error in its place.
+fn scan(part: &[u8]) -> io::Result<Scan> {
+    const ERROR: u16 = 2;
+    const DONE: u16 = 3;
+    const INTERRUPTED: u16 = 0x10;
+    let mut interrupted = false;
+    let mut rest = part;
+    while let Some((header, body, tail)) = split(rest) {
+        interrupted |= header.flags & INTERRUPTED != 0;
+        match header.kind {
+            DONE => return Ok(Scan { done: true, interrupted }),
+            ERROR => {
+                let code = u32_at(body, 0).map_or(0, u32::cast_signed);
+                return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+            }
+            _ => rest = tail,
+        }
+    }
+    Ok(Scan { done: false, interrupted })
+}
+
+fn request(what: Dump) -> Vec<u8> {
+    const REQUEST_DUMP: u16 = 0x301;
+    // The body is a struct of its own size, all zero for "everything".
+    let (kind, size): (u16, usize) = match what {
+        Dump::Links => (18, 16),
+        Dump::Addresses => (22, 8),
+        Dump::Routes => (26, 12),
+    };
+    let mut message = Vec::with_capacity(HEADER + size);
+    let length = u32::try_from(HEADER + size).unwrap_or(0);
+    message.extend_from_slice(&length.to_ne_bytes());
+    message.extend_from_slice(&kind.to_ne_bytes());
+    message.extend_from_slice(&REQUEST_DUMP.to_ne_bytes());
+    message.extend_from_slice(&[0; 8]);
+    message.resize(HEADER + size, 0);
+    message
+}
+
+struct Header {
+    kind: u16,
+    flags: u16,
+}
+
+/// The first message: its header, its body, and what comes after it.
+fn split(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
+    let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
+    let header = Header { kind: u16_at(bytes, 4)?, flags: u16_at(bytes, 6)? };
+    let body = bytes.get(HEADER..length)?;
+    let tail = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Some((header, body, tail))
+}
+
+/// The messages of an answer, each with its type.
+pub(super) fn messages(answer: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = answer;
+    std::iter::from_fn(move || {
+        let (header, body, tail) = split(rest)?;
+        rest = tail;
+        Some((header.kind, body))
+    })
+}
+
+/// The attributes of a message, by their codes.
+pub(super) struct Attributes<'m>(&'m [u8]);
+
+impl<'m> Attributes<'m> {
+    /// Those that follow a struct of `size` bytes.
+    pub(super) fn after(body: &'m [u8], size: usize) -> Self {
+        Self(body.get(size..).unwrap_or_default())
+    }
+
+    pub(super) fn get(&self, code: u16) -> Option<&'m [u8]> {
+        let mut rest = self.0;
+        while let (Some(length), Some(found)) = (u16_at(rest, 0), u16_at(rest, 2)) {
+            let length = usize::from(length);
+            let value = rest.get(4..length)?;
+            // The two highest bits are flags.
+            if found & 0x3fff == code {
+                return Some(value);
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        None
+    }
+}
+
+/// Of a route with several ways: the interface of each, and its attributes.
+pub(super) fn next_hops(value: &[u8]) -> impl Iterator<Item = (u32, Attributes<'_>)> {
+    let mut rest = value;
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(rest, 0)?);
+        let hop = rest.get(..length).filter(|hop| hop.len() >= 8)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((u32_at(hop, 4)?, Attributes::after(hop, 8)))
+    })
+}
+
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    let end = at.checked_add(2)?;
+    Some(u16::from_ne_bytes(bytes.get(at..end)?.try_into().ok()?))
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    let end = at.checked_add(4)?;
+    Some(u32::from_ne_bytes(bytes.get(at..end)?.try_into().ok()?))
+}
+
+/// The bytes before the terminating zero.
+pub(super) fn c_string(bytes: &[u8]) -> &[u8] {
+    bytes.split(|&b| b == 0).next().unwrap_or_default()
+}

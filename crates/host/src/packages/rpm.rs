@@ -1,0 +1,182 @@
+//! rpm's database, whose format only rpm knows: asks `rpm`, with fixed arguments and a
+//! deadline, without a shell.
+
+use super::{Database, Error, merged, word};
+use crate::Root;
+use model::entity::Package;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Where the database is, in its several formats.
+pub(super) const DATABASES: [&str; 6] = [
+    "/var/lib/rpm/rpmdb.sqlite",
+    "/var/lib/rpm/Packages.db",
+    "/var/lib/rpm/Packages",
+    "/usr/lib/sysimage/rpm/rpmdb.sqlite",
+    "/usr/lib/sysimage/rpm/Packages.db",
+    "/usr/lib/sysimage/rpm/Packages",
+];
+
+const PROGRAM: &str = "rpm";
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Bytes of one answer: the names of about three million files.
+const ANSWER_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of one line of an answer.
+const LINE_MAX: usize = 64 * 1024;
+
+const PACKAGES: &str = "%{NAME}\\t%{EPOCHNUM}:%{VERSION}-%{RELEASE}\\t%{ARCH}\\n";
+const FILES: &str = "[%{FILEFLAGS:fflags}\\t%{=NAME}\\t%{FILENAMES}\\n]";
+
+pub(super) fn read(root: &Root) -> Result<Database, Error> {
+    let mut answer = Vec::new();
+    run(command(root).args(["-qa", "--qf", PACKAGES]), |line| {
+        answer.extend_from_slice(line);
+        answer.push(b'\n');
+    })?;
+    let mut database = parse(&answer);
+    run(command(root).args(["-qa", "--qf", FILES]), |line| {
+        let Some(File { flags, package, path }) = file(line) else { return };
+        if flags.contains('c') && path.starts_with("/etc/") {
+            database.configuration.entry(package.to_owned()).or_default().push(path.to_owned());
+        }
+    })?;
+    Ok(database)
+}
+
+/// `NAME <tab> EPOCH:VERSION-RELEASE <tab> ARCHITECTURE` per line.
+pub(super) fn parse(answer: &[u8]) -> Database {
+    let mut database = Database::default();
+    let mut entries: Vec<(String, Package)> = crate::text::lines(answer).filter_map(entry).collect();
+    entries.sort_by(|(_, a), (_, b)| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
+    for (name, package) in entries {
+        // Several versions (kernels) or architectures of one name are told apart.
+        let key = match database.packages.get(&name) {
+            None => name,
+            Some(other) if other.architecture != package.architecture => {
+                format!("{name}:{}", package.architecture.as_deref().unwrap_or("none"))
+            }
+            Some(_) => format!("{name}-{}", package.version),
+        };
+        database.packages.insert(key.clone(), Package { name: key, ..package });
+    }
+    database
+}
+
+fn entry(line: &[u8]) -> Option<(String, Package)> {
+    let mut fields = line.split(|&b| b == b'\t');
+    let name = word(fields.next()?)?;
+    let version = word(fields.next()?)?;
+    let architecture = fields.next().and_then(word).filter(|arch| arch != "(none)");
+    let package = Package {
+        name: name.clone(),
+        // An epoch of 0 is the same as none.
+        version: version.strip_prefix("0:").unwrap_or(&version).to_owned(),
+        architecture,
+        manager: PROGRAM.to_owned(),
+        state: None,
+    };
+    // Keys of the vendor are listed as packages and have no files.
+    (name != "gpg-pubkey").then_some((name, package))
+}
+
+struct File<'l> {
+    flags: &'l str,
+    package: &'l str,
+    path: &'l str,
+}
+
+fn file(line: &[u8]) -> Option<File<'_>> {
+    let line = std::str::from_utf8(line).ok()?;
+    let (flags, line) = line.split_once('\t')?;
+    let (package, path) = line.split_once('\t')?;
+    let printable = !line.chars().any(|c| c.is_control() && c != '\t');
+    (printable && path.starts_with('/')).then_some(File { flags, package, path })
+}
+
+/// One listing of all files of all packages: rpm's answers to single paths don't name them.
+pub(super) fn owners(root: &Root, asked: &HashMap<&str, &str>) -> HashMap<String, String> {
+    let mut found = HashMap::new();
+    let listed = run(command(root).args(["-qa", "--qf", FILES]), |line| {
+        let Some(File { package, path, .. }) = file(line) else { return };
+        if let Some(path) = asked.get(merged(path)) {
+            found.insert((*path).to_owned(), package.to_owned());
+        }
+    });
+    if let Err(error) = listed {
+        tracing::warn!(%error, "could not ask rpm who owns files");
+    }
+    found
+}
+
+fn command(root: &Root) -> Command {
+    let mut command = Command::new(PROGRAM);
+    if !root.is_live() {
+        command.arg("--root").arg(root.path("/"));
+    }
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
+    command
+}
+
+/// Runs the program, and gives each line it writes to `visit`.
+fn run(command: &mut Command, visit: impl FnMut(&[u8])) -> Result<(), Error> {
+    let failed = |source| Error::Run { program: PROGRAM, source };
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(failed)?;
+    let answered = read_lines(&mut child, Instant::now() + DEADLINE, visit);
+    if answered.is_err() {
+        child.kill().map_err(failed)?;
+    }
+    let status = child.wait().map_err(failed)?;
+    answered.map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => {
+            Error::Deadline { program: PROGRAM, seconds: DEADLINE.as_secs() }
+        }
+        _ => failed(error),
+    })?;
+    if !status.success() {
+        return Err(Error::Failed { program: PROGRAM, message: status.to_string() });
+    }
+    Ok(())
+}
+
+/// Reads until the program closes its output. A line longer than [`LINE_MAX`] is cut.
+fn read_lines(
+    child: &mut Child,
+    deadline: Instant,
+    mut visit: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    let Some(mut output) = child.stdout.take() else { return Ok(()) };
+    let mut chunk = vec![0; 64 * 1024];
+    let mut line = Vec::new();
+    let mut total = 0;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+        let mut waiting = [PollFd::new(&output, PollFlags::IN)];
+        if poll(&mut waiting, Some(&timeout))? == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let count = output.read(&mut chunk)?;
+        let part = chunk.get(..count).unwrap_or_default();
+        total += count;
+        for piece in part.split_inclusive(|&b| b == b'\n') {
+            let ended = piece.ends_with(b"\n");
+            let room = LINE_MAX.saturating_sub(line.len());
+            let text = piece.strip_suffix(b"\n").unwrap_or(piece);
+            line.extend_from_slice(text.get(..room).unwrap_or(text));
+            if ended {
+                visit(&line);
+                line.clear();
+            }
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        if total > ANSWER_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+    }
+}

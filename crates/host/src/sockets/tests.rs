@@ -1,0 +1,161 @@
+//! Sockets of a made-up machine, and of this one.
+
+use super::*;
+use crate::Now;
+use model::redact::Redactor;
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+
+fn row(local: &str, remote: &str, state: u8, inode: u64) -> String {
+    format!(
+        "   0: {local} {remote} {state:02X} 00000000:00000000 00:00000000 00000000   33        0 {inode} 1\n"
+    )
+}
+
+/// `127.0.0.1:PORT` and `0.0.0.0:PORT` as the kernel writes them.
+fn here(port: u16) -> String {
+    format!("{:08X}:{port:04X}", u32::from_ne_bytes([127, 0, 0, 1]))
+}
+
+fn put_process(root: &Root, pid: u32, unit: &str, inodes: &[u64]) {
+    let directory = root.proc(pid.to_string());
+    fs::create_dir_all(directory.join("fd")).unwrap();
+    let stat = format!("{pid} (p{pid}) S 1 0 0 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {pid} 4096 10 0\n");
+    fs::write(directory.join("stat"), stat).unwrap();
+    fs::write(directory.join("cmdline"), format!("p{pid}\0")).unwrap();
+    fs::write(directory.join("status"), "Uid:\t0\t7\t0\t0\n").unwrap();
+    fs::write(directory.join("cgroup"), format!("0::/system.slice/{unit}\n")).unwrap();
+    for inode in inodes {
+        symlink(format!("socket:[{inode}]"), directory.join(format!("fd/{inode}"))).unwrap();
+    }
+}
+
+/// A web server that talks to a cache, a socket of pid 1 shared with its service.
+fn machine() -> (tempfile::TempDir, Root) {
+    let directory = tempfile::tempdir().unwrap();
+    let root = Root::at(directory.path());
+    fs::create_dir_all(root.proc("net")).unwrap();
+    let head = "  sl  local_address rem_address   st\n";
+    let any = format!("00000000:{:04X}", 80);
+    let none = "00000000:0000";
+    let tcp = [
+        head.to_owned(),
+        row(&any, none, LISTENING, 100),
+        row(&here(6379), none, LISTENING, 200),
+        row(&here(40_000), &here(6379), ESTABLISHED, 101),
+        row(&here(6379), &here(40_000), ESTABLISHED, 201),
+        // To another host, to the same port.
+        row(&here(40_001), "08080808:18EB", ESTABLISHED, 102),
+        "   7: torn".to_owned(),
+    ];
+    fs::write(root.proc("net/tcp"), tcp.concat()).unwrap();
+    let udp = [row(&here(53), none, CLOSED, 300), row(&here(40_123), none, CLOSED, 301)];
+    fs::write(root.proc("net/udp"), udp.concat()).unwrap();
+    let unix = "Num RefCount Protocol Flags Type St Inode Path\n\
+        0: 00000002 00000000 00010000 0001 01 400 /run/x.sock\n";
+    fs::write(root.proc("net/unix"), unix).unwrap();
+    put_process(&root, 1, "init.scope", &[300, 400]);
+    put_process(&root, 50, "web.service", &[100, 101, 102]);
+    put_process(&root, 51, "web.service", &[100]);
+    put_process(&root, 60, "redis.service", &[200, 201]);
+    put_process(&root, 70, "named.service", &[300]);
+    (directory, root)
+}
+
+fn scanned(root: &Root) -> Scanner {
+    let mut scanner = Scanner::new(root).unwrap();
+    scanner.scan(Now::default(), &Redactor::new([7; 32], Vec::new())).unwrap();
+    scanner
+}
+
+fn lines(observation: &Observation) -> Vec<String> {
+    let line = |s: &entity::Socket| {
+        let process = s.process.as_deref().unwrap_or("-");
+        format!("{} {process} {}", s.id, s.unit.as_deref().unwrap_or("-"))
+    };
+    observation.sockets.iter().map(line).collect()
+}
+
+#[test]
+fn listeners_and_their_processes() {
+    let (_directory, root) = machine();
+    let mut sockets = Sockets::new(&root).unwrap();
+    let observation = sockets.observe(&scanned(&root), Depth::Listeners).unwrap();
+    let expected = [
+        "tcp 0.0.0.0:80 p50 web.service",
+        "tcp 127.0.0.1:6379 p60 redis.service",
+        "udp 127.0.0.1:53 p70 named.service",
+        "unix /run/x.sock p1 init.scope",
+    ];
+    assert_eq!(lines(&observation), expected);
+    assert_eq!((observation.unresolved, observation.connections.len()), (0, 0));
+    let first = &observation.sockets[0];
+    assert_eq!((first.address.as_str(), first.port, first.uid), ("0.0.0.0", Some(80), Some(33)));
+    // A socket on a passing port that is still there is no passing one.
+    let again = sockets.observe(&scanned(&root), Depth::Listeners).unwrap();
+    assert!(lines(&again).contains(&"udp 127.0.0.1:40123 - -".to_owned()));
+    assert_eq!(again.unresolved, 1);
+}
+
+#[test]
+fn connections_stay_while_both_run() {
+    let (_directory, root) = machine();
+    let mut sockets = Sockets::new(&root).unwrap();
+    let expected = [Connection {
+        from: "web.service".into(),
+        to: "redis.service".into(),
+        by: "tcp 127.0.0.1:6379".into(),
+    }];
+    let observe = |sockets: &mut Sockets| {
+        sockets.observe(&scanned(&root), Depth::Connections).unwrap().connections
+    };
+    assert_eq!(observe(&mut sockets), expected);
+    let listening = [
+        row("00000000:0050", "00000000:0000", LISTENING, 100),
+        row(&here(6379), "00000000:0000", LISTENING, 200),
+    ];
+    fs::write(root.proc("net/tcp"), listening.concat()).unwrap();
+    assert_eq!(observe(&mut sockets), expected);
+    fs::write(root.proc("net/tcp"), &listening[0]).unwrap();
+    assert_eq!(observe(&mut sockets), []);
+}
+
+#[test]
+fn the_owner_is_found_again_when_it_restarts() {
+    let (_directory, root) = machine();
+    let mut sockets = Sockets::new(&root).unwrap();
+    sockets.observe(&scanned(&root), Depth::Listeners).unwrap();
+    fs::remove_dir_all(root.proc("50")).unwrap();
+    let observation = sockets.observe(&scanned(&root), Depth::Listeners).unwrap();
+    assert_eq!(lines(&observation)[0], "tcp 0.0.0.0:80 p51 web.service");
+}
+
+#[test]
+fn a_missing_table_says_which() {
+    let (_directory, root) = machine();
+    fs::remove_file(root.proc("net/tcp")).unwrap();
+    let error =
+        Sockets::new(&root).unwrap().observe(&scanned(&root), Depth::Listeners).unwrap_err();
+    assert!(error.to_string().ends_with("/proc/net/tcp"), "{error}");
+}
+
+#[test]
+fn this_machine() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a b.sock");
+    let _unix = UnixListener::bind(&path).unwrap();
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = tcp.local_addr().unwrap();
+    let _client = TcpStream::connect(address).unwrap();
+    let root = Root::live();
+    let scanner = scanned(&root);
+    let mut sockets = Sockets::new(&root).unwrap();
+    let observation = sockets.observe(&scanner, Depth::Connections).unwrap();
+    let me = scanner.process(std::process::id()).unwrap().name();
+    for id in [format!("tcp {address}"), format!("unix {}", path.display())] {
+        let socket = observation.sockets.iter().find(|socket| socket.id == id).unwrap();
+        assert_eq!(socket.process.as_deref(), Some(me.as_str()));
+    }
+}

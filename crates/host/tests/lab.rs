@@ -1,0 +1,153 @@
+//! The parts of this crate that talk to others, against real ones: a systemd and a Docker
+//! engine of the lab. Compiled with the feature `lab` only.
+//!
+//! `SAFETYTWIN_LAB_BUS` is the D-Bus address of a lab host's system bus, and
+//! `SAFETYTWIN_LAB_DOCKER` the path of a lab engine's socket.
+
+use host::docker::{ContainerEvent, Docker};
+use host::systemd::{Bus, Systemd, UnitEvent};
+use model::entity::Unit;
+use model::redact::Redactor;
+use std::process::Command;
+use std::time::Duration;
+
+/// How long anything in the lab may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn variable(name: &str, how: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_unset| panic!("{name} is not set: {how}"))
+}
+
+fn redactor() -> Redactor {
+    Redactor::new([7; 32], Vec::new())
+}
+
+fn bus_address() -> String {
+    variable(
+        "SAFETYTWIN_LAB_BUS",
+        "lab/host up, then unix:path=$(lab/host root)/run/dbus/system_bus_socket",
+    )
+}
+
+async fn systemd() -> Systemd {
+    Systemd::connect(&Bus::Address(bus_address()), redactor()).await.unwrap()
+}
+
+async fn unit(systemd: &Systemd, id: &str) -> Unit {
+    systemd.unit(id).await.unwrap().unwrap_or_else(|| panic!("the lab has no {id}"))
+}
+
+/// Makes systemd do something, which the crate itself never does.
+async fn order(method: &str, unit: Option<&str>) {
+    let connection =
+        zbus::connection::Builder::address(bus_address().as_str()).build().await.expect("the lab's bus is there");
+    let (to, path, interface) = (
+        Some("org.freedesktop.systemd1"),
+        "/org/freedesktop/systemd1",
+        Some("org.freedesktop.systemd1.Manager"),
+    );
+    match unit {
+        Some(unit) => {
+            let body = (unit, "replace");
+            connection.call_method(to, path, interface, method, &body).await.expect(method);
+        }
+        None => {
+            connection.call_method(to, path, interface, method, &()).await.expect(method);
+        }
+    }
+}
+
+#[tokio::test]
+async fn all_units_once() {
+    let systemd = systemd().await;
+    assert!(!systemd.version().is_empty());
+    let units = systemd.units().await.unwrap();
+    let nginx = units.iter().find(|unit| unit.id == "nginx.service").unwrap();
+    assert_eq!(nginx.active_state, "active");
+    assert_eq!(nginx.exec_start[0][0], "/usr/sbin/nginx");
+    assert!(nginx.main_pid.is_some() && nginx.since.is_some());
+    assert!(nginx.drop_ins.iter().any(|path| path.ends_with("lab.conf")));
+    let socket = units.iter().find(|unit| unit.id == "echo.socket").unwrap();
+    assert_eq!(socket.listen, ["Stream 127.0.0.1:7777"]);
+    let timer = units.iter().find(|unit| unit.id == "tidy.timer").unwrap();
+    assert!(timer.schedule[0].starts_with("OnCalendar="), "{:?}", timer.schedule);
+    assert!(units.iter().all(|unit| unit.load_state != "not-found"));
+    assert!(!format!("{units:?}").contains("not-a-real"), "the lab's secrets are redacted");
+}
+
+#[tokio::test]
+async fn one_unit_is_the_same_as_in_the_list() {
+    let systemd = systemd().await;
+    for id in ["billing.service", "system.slice", "-.mount", "broken.service"] {
+        let listed = systemd.units().await.unwrap().into_iter().find(|unit| unit.id == id);
+        assert_eq!(systemd.unit(id).await.unwrap(), listed, "{id}");
+    }
+    for none in ["nowhere.service", "../x.service", "", "x\n.service"] {
+        assert_eq!(systemd.unit(none).await.unwrap(), None, "{none}");
+    }
+}
+
+#[tokio::test]
+async fn a_restart_and_a_reload_are_noticed() {
+    let systemd = systemd().await;
+    let mut watch = systemd.watch().await.unwrap();
+    let before = unit(&systemd, "cron.service").await;
+    order("RestartUnit", Some("cron.service")).await;
+    let mut now = before.clone();
+    let restarted = async {
+        while now.main_pid == before.main_pid || now.active_state != "active" {
+            let event = watch.next().await.unwrap();
+            if event == UnitEvent::Changed("cron.service".to_owned()) {
+                now = unit(&systemd, "cron.service").await;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, restarted).await.expect("the restart is noticed");
+    assert!(now.since > before.since);
+    order("Reload", None).await;
+    let reloaded = async { while watch.next().await.unwrap() != UnitEvent::Resync {} };
+    tokio::time::timeout(PATIENCE, reloaded).await.expect("the reload is noticed");
+}
+
+fn docker_socket() -> String {
+    variable("SAFETYTWIN_LAB_DOCKER", "lab/docker up, then $(lab/docker socket)")
+}
+
+fn docker_client(arguments: &[&str]) -> String {
+    let host = format!("unix://{}", docker_socket());
+    let mut client = Command::new("docker");
+    let output = client.args(["--host", &host]).args(arguments).output().expect("docker runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[tokio::test]
+async fn the_life_of_a_container() {
+    let docker = Docker::new(docker_socket(), redactor());
+    let mut watch = docker.watch().await.unwrap();
+    let name = format!("host-test-{}", std::process::id());
+    let id = docker_client(&[
+        "run", "-d", "--name", &name, "-e", "PASSWORD=hunter2", "-p", "127.0.0.1::80",
+        "lab/busybox:1", "sleep", "1000",
+    ]);
+    let running = async {
+        loop {
+            let event = watch.next().await.unwrap();
+            if event == ContainerEvent::Changed(id.clone())
+                && let Some(container) = docker.container(&id).await.unwrap()
+                && container.state == "running"
+            {
+                break container;
+            }
+        }
+    };
+    let container = tokio::time::timeout(PATIENCE, running).await.expect("the start is noticed");
+    assert_eq!(container.name, name);
+    assert!(container.pid.is_some() && container.image_digest.is_some());
+    assert!(!format!("{container:?}").contains("hunter2"));
+    assert!(docker.containers().await.unwrap().iter().any(|other| other.name == name));
+    docker_client(&["rm", "-f", &name]);
+    let removed = async { while watch.next().await.unwrap() != ContainerEvent::Removed(id.clone()) {} };
+    tokio::time::timeout(PATIENCE, removed).await.expect("the removal is noticed");
+    assert_eq!(docker.container(&id).await.unwrap(), None);
+}

@@ -1,0 +1,284 @@
+//! The embedded engine, opened: which keyspaces there are and what they hold.
+//!
+//! # Invariants
+//! - A batch is committed by the writer's thread alone, and is durable when `commit` returns.
+//! - A bucket that was replaced or dropped is marked so durably before its keyspace goes; what
+//!   a crash leaves in between is cleaned up on opening.
+
+use crate::error::Error;
+use crate::{journal, keys};
+use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
+use fjall::{
+    CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode,
+};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+/// Versions of one day.
+#[derive(Clone)]
+pub(crate) struct Bucket {
+    pub(crate) day: i64,
+    pub(crate) thinned: bool,
+    pub(crate) keyspace: Keyspace,
+}
+
+/// Load samples of an hour in full, or of a day thinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum LoadBucket {
+    Day(i64),
+    Hour(i64),
+}
+
+pub(crate) struct Db {
+    path: PathBuf,
+    database: Database,
+    /// Names, heads, spans and marks: see [`keys`].
+    pub(crate) hosts: Keyspace,
+    /// Every subject a host ever had.
+    pub(crate) subjects: Keyspace,
+    /// A host's last version before everything kept.
+    pub(crate) origins: Keyspace,
+    pub(crate) contents: Keyspace,
+    pub(crate) records: Keyspace,
+    buckets: RwLock<BTreeMap<i64, Bucket>>,
+    loads: RwLock<BTreeMap<LoadBucket, Keyspace>>,
+}
+
+const THINNED: &[u8] = b"t";
+const DROPPED: &[u8] = b"d";
+
+impl Db {
+    pub(crate) fn open(path: &Path, block_cache_bytes: u64) -> Result<Self, Error> {
+        journal::mend(path)?;
+        let open_error = |source| match source {
+            fjall::Error::Locked => Error::InUse { path: path.to_owned() },
+            source => Error::Open { path: path.to_owned(), source: Arc::new(source) },
+        };
+        let database = Database::builder(path)
+            .cache_size(block_cache_bytes)
+            .worker_threads(2)
+            .max_journaling_size(128 << 20)
+            .journal_compression(CompressionType::None)
+            .open()
+            .map_err(open_error)?;
+        let small = |name: &str| {
+            let options = || KeyspaceCreateOptions::default().max_memtable_size(8 << 20);
+            database.keyspace(name, options).map_err(open_error)
+        };
+        let db = Self {
+            path: path.to_owned(),
+            hosts: small("hosts")?,
+            subjects: small("subjects")?,
+            origins: small("origins")?,
+            contents: small("contents")?,
+            records: small("records")?,
+            buckets: RwLock::default(),
+            loads: RwLock::default(),
+            database,
+        };
+        db.find_buckets().map_err(open_error)?;
+        Ok(db)
+    }
+
+    /// Takes up the buckets there are, and removes those that an interrupted expiry left.
+    fn find_buckets(&self) -> fjall::Result<()> {
+        for name in self.database.list_keyspace_names() {
+            let Some((form, number)) = name.rsplit_once('.') else { continue };
+            let Ok(number) = number.parse::<i64>() else { continue };
+            let keyspace = self.database.keyspace(&name, KeyspaceCreateOptions::default)?;
+            let mark = self.hosts.get(keys::bucket_mark(number))?;
+            let current = match (form, mark.as_deref()) {
+                ("load-hour", _) => {
+                    self.put_load(LoadBucket::Hour(number), keyspace);
+                    continue;
+                }
+                ("load-day", _) => {
+                    self.put_load(LoadBucket::Day(number), keyspace);
+                    continue;
+                }
+                ("history", None) | ("thinned", Some(THINNED)) => true,
+                ("history" | "thinned", _) => false,
+                _ => continue,
+            };
+            if current {
+                self.put_bucket(Bucket { day: number, thinned: form == "thinned", keyspace });
+            } else {
+                self.database.delete_keyspace(keyspace)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn batch(&self) -> OwnedWriteBatch {
+        // Data and the metadata to find it again: all that a journal needs.
+        self.database.batch().durability(Some(PersistMode::SyncData))
+    }
+
+    /// A batch that becomes durable with a later one, or with [`Self::persist`].
+    pub(crate) fn lazy_batch(&self) -> OwnedWriteBatch {
+        self.database.batch()
+    }
+
+    pub(crate) fn persist(&self) -> Result<(), Error> {
+        self.database
+            .persist(PersistMode::SyncData)
+            .map_err(|source| Error::write(&self.path, "sync the journal", source))
+    }
+
+    pub(crate) fn commit(&self, batch: OwnedWriteBatch) -> Result<(), Error> {
+        batch.commit().map_err(|source| Error::write(&self.path, "commit", source))
+    }
+
+    pub(crate) fn bucket(&self, day: i64) -> Option<Bucket> {
+        self.buckets.read().unwrap_or_else(PoisonError::into_inner).get(&day).cloned()
+    }
+
+    pub(crate) fn buckets(&self) -> Vec<Bucket> {
+        self.buckets.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn put_bucket(&self, bucket: Bucket) -> Option<Bucket> {
+        let mut buckets = self.buckets.write().unwrap_or_else(PoisonError::into_inner);
+        buckets.insert(bucket.day, bucket)
+    }
+
+    /// The bucket of a day, made when there is none.
+    pub(crate) fn make_bucket(&self, day: i64) -> Result<Bucket, Error> {
+        if let Some(bucket) = self.bucket(day) {
+            return Ok(bucket);
+        }
+        let keyspace = self.history_keyspace(&format!("history.{day}"))?;
+        let bucket = Bucket { day, thinned: false, keyspace };
+        self.put_bucket(bucket.clone());
+        Ok(bucket)
+    }
+
+    /// An empty keyspace for the thinned form of a day.
+    pub(crate) fn make_thinned(&self, day: i64) -> Result<Bucket, Error> {
+        let name = format!("thinned.{day}");
+        if self.database.keyspace_exists(&name) {
+            // What an expiry left that failed before it was done.
+            let old = self.history_keyspace(&name)?;
+            self.delete(old)?;
+        }
+        Ok(Bucket { day, thinned: true, keyspace: self.history_keyspace(&name)? })
+    }
+
+    /// Puts the thinned bucket in the place of the full one. `batch` has what changes with it.
+    pub(crate) fn replace_bucket(
+        &self,
+        thinned: Bucket,
+        mut batch: OwnedWriteBatch,
+    ) -> Result<(), Error> {
+        batch.insert(&self.hosts, keys::bucket_mark(thinned.day), THINNED);
+        self.commit(batch)?;
+        let full = self.put_bucket(thinned);
+        full.map_or(Ok(()), |full| self.delete(full.keyspace))
+    }
+
+    /// Drops a day. `batch` has what changes with it.
+    pub(crate) fn drop_bucket(&self, day: i64, mut batch: OwnedWriteBatch) -> Result<(), Error> {
+        batch.insert(&self.hosts, keys::bucket_mark(day), DROPPED);
+        self.commit(batch)?;
+        let bucket = self.buckets.write().unwrap_or_else(PoisonError::into_inner).remove(&day);
+        if let Some(bucket) = bucket {
+            self.delete(bucket.keyspace)?;
+        }
+        let mut batch = self.lazy_batch();
+        batch.remove(&self.hosts, keys::bucket_mark(day));
+        self.commit(batch)
+    }
+
+    fn history_keyspace(&self, name: &str) -> Result<Keyspace, Error> {
+        // Records of neighbouring versions are much alike: large blocks compress them together.
+        let options = || {
+            KeyspaceCreateOptions::default()
+                .max_memtable_size(16 << 20)
+                .data_block_size_policy(BlockSizePolicy::all(16 << 10))
+                .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
+                .filter_policy(FilterPolicy::disabled())
+        };
+        self.database
+            .keyspace(name, options)
+            .map_err(|source| Error::write(&self.path, "make a bucket of history", source))
+    }
+
+    pub(crate) fn load_bucket(&self, bucket: LoadBucket) -> Option<Keyspace> {
+        self.loads.read().unwrap_or_else(PoisonError::into_inner).get(&bucket).cloned()
+    }
+
+    pub(crate) fn load_buckets(&self) -> Vec<(LoadBucket, Keyspace)> {
+        let loads = self.loads.read().unwrap_or_else(PoisonError::into_inner);
+        loads.iter().map(|(bucket, keyspace)| (*bucket, keyspace.clone())).collect()
+    }
+
+    fn put_load(&self, bucket: LoadBucket, keyspace: Keyspace) {
+        self.loads.write().unwrap_or_else(PoisonError::into_inner).insert(bucket, keyspace);
+    }
+
+    pub(crate) fn make_load_bucket(&self, bucket: LoadBucket) -> Result<Keyspace, Error> {
+        if let Some(keyspace) = self.load_bucket(bucket) {
+            return Ok(keyspace);
+        }
+        let name = match bucket {
+            LoadBucket::Hour(hour) => format!("load-hour.{hour}"),
+            LoadBucket::Day(day) => format!("load-day.{day}"),
+        };
+        // Samples are compressed already.
+        let options = || {
+            KeyspaceCreateOptions::default()
+                .max_memtable_size(16 << 20)
+                .data_block_size_policy(BlockSizePolicy::all(16 << 10))
+                .data_block_compression_policy(CompressionPolicy::disabled())
+                .filter_policy(FilterPolicy::disabled())
+        };
+        let keyspace = self
+            .database
+            .keyspace(&name, options)
+            .map_err(|source| Error::write(&self.path, "make a bucket of load", source))?;
+        self.put_load(bucket, keyspace.clone());
+        Ok(keyspace)
+    }
+
+    pub(crate) fn drop_load_bucket(&self, bucket: LoadBucket) -> Result<(), Error> {
+        let keyspace = self.loads.write().unwrap_or_else(PoisonError::into_inner).remove(&bucket);
+        keyspace.map_or(Ok(()), |keyspace| self.delete(keyspace))
+    }
+
+    fn delete(&self, keyspace: Keyspace) -> Result<(), Error> {
+        self.database
+            .delete_keyspace(keyspace)
+            .map_err(|source| Error::write(&self.path, "delete a keyspace", source))
+    }
+
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        self.database.disk_space().unwrap_or_default()
+    }
+
+    /// Writes everything that is in memory to tables, so that the journals can go. Gives up
+    /// after `patience`, since the engine's own waiting has no end when its workers failed.
+    pub(crate) fn settle(&self, patience: Duration) -> Result<bool, Error> {
+        let failed = |source| Error::write(&self.path, "write tables", source);
+        let mut keyspaces = Vec::new();
+        for name in self.database.list_keyspace_names() {
+            let keyspace =
+                self.database.keyspace(&name, KeyspaceCreateOptions::default).map_err(failed)?;
+            keyspace.rotate_memtable().map_err(failed)?;
+            keyspaces.push(keyspace);
+        }
+        let deadline = Instant::now() + patience;
+        while keyspaces.iter().any(|keyspace| keyspace.sealed_memtable_count() > 0) {
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(true)
+    }
+}
