@@ -53,7 +53,10 @@ impl Identity {
 }
 
 /// The name this host goes by.
-pub(crate) fn host_name(config: &Config) -> Result<HostId, Error> {
+///
+/// # Errors
+/// When the machine's hostname can't be one.
+pub fn host_name(config: &Config) -> Result<HostId, Error> {
     if let Some(name) = &config.host {
         return Ok(HostId::new(name)?);
     }

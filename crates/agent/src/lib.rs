@@ -28,6 +28,7 @@ use engine::Engine;
 use host::Root;
 use host::packages::Packages;
 use identity::Identity;
+pub use identity::host_name;
 use model::redact::Redactor;
 use model::{ContentId, Facts};
 use outbox::{Outbox, Standing};
@@ -69,7 +70,7 @@ pub enum Error {
 /// When the state directory can't be used or the host has no usable name.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let identity = Identity::open(&config.state_dir)?;
-    let host = identity::host_name(&config)?;
+    let host = host_name(&config)?;
     let client = api::client::Client::new(&config.server, config.token.clone())?;
     let spool_dir = config.state_dir.join("spool");
     let opened = Spool::open(&spool_dir, config.spool_limit, identity::new_stream);

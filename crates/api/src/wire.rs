@@ -32,7 +32,7 @@ pub struct Batch {
 /// One step of a host's history.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Delta {
-    /// Counts up by one in a stream, from 1.
+    /// Counts up in a stream, from 1; merged deltas skip numbers.
     pub sequence: u64,
     /// By the host's clock.
     pub at: Time,

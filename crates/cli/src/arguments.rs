@@ -1,11 +1,11 @@
 //! The command line.
 
-use crate::commands::token::tokens::Role;
 use crate::failure::EXIT_CODES;
 use crate::target::MomentText;
 use crate::view::Color;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::{HostId, Kind, Moment};
+use server::tokens::Role;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -51,6 +51,15 @@ const DEFAULT_SERVER: &str = "http://127.0.0.1:8470";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Watch this machine: server and agent together, in the foreground.
+    Up(Box<UpArguments>),
+    /// Run the server.
+    Server(Box<ServerArguments>),
+    /// Run the agent.
+    #[command(
+        after_help = "Standard error is the log. As root it sees everything; as an ordinary user what that user may."
+    )]
+    Agent(Box<agent::options::Options>),
     /// List the hosts: version, last change, faults.
     List,
     /// Show one host at a glance.
@@ -70,6 +79,9 @@ pub(crate) enum Command {
     Token(TokenCommand),
     /// Find what is missing or misconfigured, and how to mend it.
     Doctor(DataDirectory),
+    /// Print the OpenAPI document of this version's routes.
+    #[command(hide = true)]
+    Openapi,
     /// Print a completion script for a shell.
     Completions {
         #[arg(value_enum)]
@@ -294,4 +306,53 @@ mod tests {
             assert!(time(bad).is_err(), "{bad}");
         }
     }
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct ServerArguments {
+    /// Configuration file [default: /etc/safetytwin/twin.yaml, else the bridge's; for users ~/.config/safetytwin/twin.yaml].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where everything is kept [default: /var/lib/safetytwin; for users ~/.local/share/safetytwin].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Address to listen on, HOST:PORT; may be repeated. Beyond loopback tokens are needed.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Vec<String>,
+    /// Address to listen on, without the port [default: 127.0.0.1].
+    #[arg(long, value_name = "HOST", conflicts_with = "listen")]
+    pub(crate) host: Option<String>,
+    /// Port to listen on [default: 8470].
+    #[arg(long, value_name = "PORT", conflicts_with = "listen")]
+    pub(crate) port: Option<u16>,
+    /// The bridge's name for its machine.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) vm_name: Option<String>,
+    /// Write the log to a file instead of standard error.
+    #[arg(long, visible_alias = "log", value_name = "FILE")]
+    pub(crate) log_file: Option<PathBuf>,
+    /// debug, info, warning, error or critical.
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log_level: Option<String>,
+    /// Say more.
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
+    /// The same as --log-level debug.
+    #[arg(long)]
+    pub(crate) debug: bool,
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct UpArguments {
+    #[command(flatten)]
+    pub(crate) server: ServerArguments,
+    /// The name this machine goes by [default: its hostname].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// The agent's configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) agent_config: Option<PathBuf>,
+    /// Build no virtual machine. There is none yet; scripts that say so keep working.
+    #[arg(long)]
+    pub(crate) no_twin: bool,
 }

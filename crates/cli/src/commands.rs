@@ -1,5 +1,6 @@
 //! The commands: each asks, and renders with a pure function.
 
+pub(crate) mod daemon;
 pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod list;

@@ -30,20 +30,34 @@ use clap::Parser;
 use failure::Failure;
 use remote::Remote;
 use session::Session;
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 use view::View;
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    match run(Arguments::parse_from(arguments())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+/// The words of the command line; those of `twin agent` may be the older agent's.
+fn arguments() -> Vec<OsString> {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    match words.get(1) {
+        Some(word) if word == "agent" => agent::options::modern(words),
+        _ => words,
     }
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let Arguments { global, command } = arguments;
     match command {
+        Command::Up(arguments) => commands::daemon::up(&arguments),
+        Command::Server(arguments) => commands::daemon::server(&arguments),
+        Command::Agent(options) => commands::daemon::agent(&options),
+        Command::Openapi => session::write(&server::openapi()),
         Command::Completions { shell } => commands::manual::completions(shell),
         Command::Man { dir } => commands::manual::pages(dir.as_deref()),
         Command::Token(command) => commands::token::run(command, global.json, &view(&global)),
@@ -64,7 +78,13 @@ async fn ask(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Watch(arguments) => commands::watch::run(&arguments, &mut session).await,
         Command::Load(arguments) => commands::load::run(&arguments, &mut session).await,
         Command::Doctor(data) => commands::doctor::run(data, &mut session).await,
-        Command::Completions { .. } | Command::Man { .. } | Command::Token(_) => Ok(()),
+        Command::Up(_)
+        | Command::Server(_)
+        | Command::Agent(_)
+        | Command::Openapi
+        | Command::Completions { .. }
+        | Command::Man { .. }
+        | Command::Token(_) => Ok(()),
     }
 }
 

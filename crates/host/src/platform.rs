@@ -11,9 +11,13 @@ use model::Time;
 use model::entity::{Cpu, Memory, Platform};
 use model::redact::Redactor;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Bytes read of `/proc/cpuinfo`: about a thousand processors.
 const CPUINFO_MAX: u64 = 4 * 1024 * 1024;
+
+/// How far two answers about the time of one boot lie apart without meaning anything.
+const BOOT_TIME_WAVERS: Duration = Duration::from_secs(2);
 
 /// Flags that decide what software runs: instruction sets by level, and virtualization.
 const FLAGS: [&str; 38] = [
@@ -26,6 +30,25 @@ const FLAGS: [&str; 38] = [
 /// Reads the platform. `redactor` sees the kernel's command line.
 #[must_use]
 pub fn platform(root: &Root, redactor: &Redactor) -> Platform {
+    platform_after(root, redactor, None)
+}
+
+/// Reads the platform again, after `before` was read. The kernel reckons the time of boot from
+/// two clocks whenever it is asked, so that it wavers by a second: within one boot it stays
+/// what it was, unless the clock was really set.
+#[must_use]
+pub fn platform_after(root: &Root, redactor: &Redactor, before: Option<&Platform>) -> Platform {
+    let mut platform = read_platform(root, redactor);
+    let same_boot = before.filter(|b| b.boot_id.is_some() && b.boot_id == platform.boot_id);
+    if let (Some(was), Some(now)) = (same_boot.and_then(|b| b.booted_at), platform.booted_at)
+        && was.since(now).max(now.since(was)) <= BOOT_TIME_WAVERS
+    {
+        platform.booted_at = Some(was);
+    }
+    platform
+}
+
+fn read_platform(root: &Root, redactor: &Redactor) -> Platform {
     let release = os_release(root);
     let field = |name: &str| release.get(name).cloned();
     let (name_servers, search_domains) = resolver(root);

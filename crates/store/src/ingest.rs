@@ -10,7 +10,7 @@
 use crate::error::Error;
 use crate::record::Meta;
 use crate::types::{Body, Delta};
-use model::{Digest, Facts, HostId, Item, Patch, Subject, Time, diff};
+use model::{ApplyError, Digest, Facts, Fields, HostId, Item, Op, Patch, Subject, Time, diff};
 use std::time::Duration;
 
 /// A host's clock may be so far ahead of the server's.
@@ -54,39 +54,85 @@ pub(crate) fn step(
                     sequence: last,
                 });
             }
-            apply(&meta.host, facts, &patch, next)?
+            apply(&meta.host, facts, patch, next)?
         }
     };
     Ok(if patch.is_empty() { Step::Unchanged } else { Step::Changed(patch) })
 }
 
 /// Applies a patch, and gives the difference it made.
-fn apply(host: &HostId, facts: &mut Facts, patch: &Patch, next: Digest) -> Result<Patch, Error> {
-    let before: Vec<(Subject, Option<Item>)> =
-        patch.iter().map(|(subject, _)| (subject.clone(), facts.get(subject).cloned())).collect();
-    let refused = match patch.apply(facts) {
-        Err(source) => Some(Error::Inapplicable { host: host.clone(), source }),
-        Ok(()) if facts.digest() != next => Some(Error::DigestMismatch {
-            host: host.clone(),
-            expected: next,
-            found: facts.digest(),
-        }),
-        Ok(()) => None,
-    };
-    if let Some(error) = refused {
-        for (subject, item) in before {
-            match item {
-                Some(item) => facts.put(subject, item),
-                None => facts.remove(&subject),
-            };
+fn apply(host: &HostId, facts: &mut Facts, patch: Patch, next: Digest) -> Result<Patch, Error> {
+    let mut before: Vec<(Subject, Option<Item>)> = Vec::with_capacity(patch.len());
+    let mut truth = Patch::default();
+    let mut refused = None;
+    for (subject, op) in patch.0 {
+        before.push((subject.clone(), facts.get(&subject).cloned()));
+        match apply_op(facts, &subject, op) {
+            Ok(Some(op)) => drop(truth.0.insert(subject, op)),
+            Ok(None) => {}
+            Err(source) => {
+                refused = Some(Error::Inapplicable { host: host.clone(), source });
+                break;
+            }
         }
-        return Err(error);
     }
-    let now = |subject: &Subject| facts.get(subject).cloned().map(|item| (subject.clone(), item));
-    let after: Facts = before.iter().filter_map(|(subject, _)| now(subject)).collect();
-    let before: Facts =
-        before.into_iter().filter_map(|(subject, item)| Some((subject, item?))).collect();
-    Ok(diff(&before, &after))
+    let found = facts.digest();
+    if refused.is_none() && found != next {
+        refused = Some(Error::DigestMismatch { host: host.clone(), expected: next, found });
+    }
+    let Some(error) = refused else { return Ok(truth) };
+    for (subject, item) in before {
+        match item {
+            Some(item) => facts.put(subject, item),
+            None => facts.remove(&subject),
+        };
+    }
+    Err(error)
+}
+
+/// Does to one item what [`Patch::apply`] does, and gives the op as it was in truth; `None`
+/// when it changed nothing.
+fn apply_op(facts: &mut Facts, subject: &Subject, op: Op) -> Result<Option<Op>, ApplyError> {
+    let before = facts.get(subject).map(Item::fields);
+    let not_there = || ApplyError::NotThere(subject.clone());
+    match op {
+        Op::Added(fields) => {
+            if before.is_some() {
+                return Err(ApplyError::AlreadyThere(subject.clone()));
+            }
+            facts.put(subject.clone(), Item::new(&fields));
+            Ok(Some(Op::Added(fields)))
+        }
+        Op::Removed(_) => {
+            let before = before.ok_or_else(not_there)?;
+            facts.remove(subject);
+            Ok(Some(Op::Removed(before)))
+        }
+        Op::Edited { was, mut now } => {
+            let mut fields = before.ok_or_else(not_there)?;
+            now.retain(|name, value| fields.get(name) != Some(value) || was.contains_key(name));
+            let mut truly_was = Fields::new();
+            for name in was.keys().filter(|name| !now.contains_key(*name)) {
+                truly_was.extend(fields.remove_entry(name));
+            }
+            for (name, value) in &now {
+                let replaced = fields.insert(name.clone(), value.clone());
+                truly_was.extend(replaced.map(|replaced| (name.clone(), replaced)));
+            }
+            now.retain(|name, value| {
+                let is_same = truly_was.get(name) == Some(value);
+                if is_same {
+                    truly_was.remove(name);
+                }
+                !is_same
+            });
+            if truly_was.is_empty() && now.is_empty() {
+                return Ok(None);
+            }
+            facts.put(subject.clone(), Item::new(&fields));
+            Ok(Some(Op::Edited { was: truly_was, now }))
+        }
+    }
 }
 
 /// History's time of something that happened `at` by the host's clock.
@@ -154,6 +200,24 @@ mod tests {
             let mut facts = before.clone();
             if step(&meta(), &mut facts, None, delta(1, body)).is_err() {
                 prop_assert_eq!(facts, before);
+            }
+        }
+
+        /// A patch that was made for another state may apply all the same.
+        #[test]
+        fn a_wrong_patch_is_recorded_as_what_it_did(
+            before in testing::facts(), other in testing::facts(), after in testing::facts(),
+        ) {
+            let patch = diff(&other, &after);
+            let mut expected = before.clone();
+            if patch.apply(&mut expected).is_ok() {
+                let (base, next) = (before.digest(), expected.digest());
+                let mut facts = before.clone();
+                let body = Body::Patch { base, next, patch };
+                let found = step(&meta(), &mut facts, None, delta(1, body)).unwrap();
+                prop_assert_eq!(&facts, &expected);
+                let truth = diff(&before, &expected);
+                prop_assert_eq!(found, if truth.is_empty() { Step::Unchanged } else { Step::Changed(truth) });
             }
         }
 

@@ -101,10 +101,11 @@ impl Follower {
             };
             if error.is_absent() && !expected && self.known.is_empty() {
                 let limits = match self.scope {
-                    Scope::SystemUnits => vec!["units: systemd does not run here".to_owned()],
+                    Scope::SystemUnits => vec!["systemd does not run here".to_owned()],
                     _ => Vec::new(),
                 };
                 self.sink.all(vec![self.scope.clone()], Vec::new(), limits).await;
+                self.publish();
             } else {
                 self.sink.fault(&error).await;
             }

@@ -1,11 +1,6 @@
 //! `twin token`: the tokens of the server on this machine, in the file they are kept in. A
 //! running server notices the change by itself.
 
-#[expect(unreachable_pub, reason = "the server's module, which is public there")]
-#[cfg_attr(not(test), expect(dead_code, reason = "only the server checks tokens"))]
-#[path = "../../../server/src/tokens.rs"]
-pub(crate) mod tokens;
-
 use crate::arguments::{DataDirectory, TokenCommand};
 use crate::failure::Failure;
 use crate::session::{note, write};
@@ -14,9 +9,9 @@ use crate::terminal;
 use crate::view::{Paint, View};
 use model::HostId;
 use serde::Serialize;
+use server::tokens::{Created, Role, Token, Tokens};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
-use tokens::{Created, Role, Token, Tokens};
 
 impl DataDirectory {
     /// Where the server keeps its data.
@@ -24,18 +19,7 @@ impl DataDirectory {
         if let Some(dir) = self.data_dir {
             return Ok(dir);
         }
-        if rustix::process::geteuid().is_root() {
-            return Ok(PathBuf::from("/var/lib/safetytwin"));
-        }
-        let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let data = of("XDG_DATA_HOME")
-            .map(PathBuf::from)
-            .or_else(|| Some(PathBuf::from(of("HOME")?).join(".local/share")));
-        data.map(|data| data.join("safetytwin")).ok_or_else(|| {
-            Failure::Configuration(
-                "there is no HOME; name the data directory with --data-dir".into(),
-            )
-        })
+        Ok(server::config::default_data_dir())
     }
 }
 
@@ -91,8 +75,8 @@ fn show(created: Created, json: bool) -> Result<(), Failure> {
     write(&if json { terminal::json(&Shown { token: &token, text: &text }) } else { text + "\n" })
 }
 
-fn failure(error: tokens::Error) -> Failure {
-    use tokens::Error;
+fn failure(error: server::tokens::Error) -> Failure {
+    use server::tokens::Error;
     let denied = |source: &std::io::Error| source.kind() == std::io::ErrorKind::PermissionDenied;
     match error {
         Error::Read { path, source } | Error::Write { path, source } if denied(&source) => {

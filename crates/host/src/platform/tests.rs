@@ -90,6 +90,24 @@ fn processors_and_memory() {
 }
 
 #[test]
+fn the_time_of_boot_does_not_waver() {
+    let redactor = Redactor::new([1; 32], Vec::new());
+    let mut before = platform(&fixture(), &redactor);
+    let real = before.booted_at.unwrap();
+    let mut check = |micros: i64, boot_id: &str, kept: bool| {
+        before.booted_at = Some(Time(real.0 + micros));
+        before.boot_id = Some(boot_id.to_owned());
+        let after = platform_after(&fixture(), &redactor, Some(&before)).booted_at;
+        assert_eq!(after, if kept { before.booted_at } else { Some(real) }, "{micros} {boot_id}");
+    };
+    let this = "00000000-0000-4000-8000-000000000002";
+    check(1_000_000, this, true);
+    check(-2_000_000, this, true);
+    check(60_000_000, this, false);
+    check(1_000_000, "another", false);
+}
+
+#[test]
 fn a_machine_that_shows_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let root = Root::at(directory.path());

@@ -28,7 +28,7 @@ pub(crate) async fn deltas(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     caller.may_feed(&host)?;
-    let batch: Batch = decode(&body)?;
+    let mut batch: Batch = decode(&body)?;
     app.metrics.ingested_bytes.inc_by(u64::try_from(body.len()).unwrap_or(0));
     if batch.stream.is_empty()
         || batch.stream.len() > 64
@@ -47,14 +47,19 @@ pub(crate) async fn deltas(
     }
     let now = clock::now();
     app.saw(&host, now);
-    for load in &batch.load {
-        app.history.append_load(&host, now, load)?;
-    }
+    let load = std::mem::take(&mut batch.load);
     let acknowledged = if batch.deltas.is_empty() {
         standing(&app, &host, &batch.stream).await?
     } else {
         record(&app, &host, batch).await?
     };
+    for sample in &load {
+        match app.history.append_load(&host, now, sample) {
+            // Nothing is known of the host yet; a measurement alone makes no history.
+            Ok(()) | Err(store::Error::UnknownHost { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     Ok(packed(&acknowledged))
 }
 

@@ -1,10 +1,10 @@
 //! What this machine gives an agent and a server to work with.
 
 use super::Check;
-use crate::commands::token::tokens::Tokens;
 use crate::view::{bytes, count};
 use model::Time;
 use rustix::fs::Access;
+use server::tokens::Tokens;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;

@@ -1,0 +1,280 @@
+//! `twin server`, `twin agent`, `twin up`: the daemons, and both of them for this machine.
+
+use crate::arguments::{ServerArguments, UpArguments};
+use crate::failure::Failure;
+use crate::session::note;
+use crate::terminal::plain;
+use agent::options::Options;
+use model::HostId;
+use server::Server;
+use server::config::{Config, File, default_files};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// How long `twin up` waits for the first version before it says what it has.
+const FIRST_VERSION: Duration = Duration::from_secs(10);
+
+/// Serves until told to stop.
+pub(crate) fn server(arguments: &ServerArguments) -> Result<(), Failure> {
+    let (file, named) = server_file(arguments)?;
+    start_log(
+        arguments.log_level(&file)?,
+        arguments.log_file.as_deref().or(file.log_file.as_deref()),
+    )?;
+    let config = file.check().map_err(|error| wrong(&error))?;
+    if let Some(path) = named {
+        tracing::info!(file = %path.display(), "configuration");
+    }
+    runtime()?.block_on(async {
+        let stop = CancellationToken::new();
+        let server = bind(config).await?;
+        let signals =
+            agent::signals::cancel_on_signal(stop.clone()).map_err(|error| failed(&error))?;
+        for address in server.addresses() {
+            tracing::info!(%address, "listening");
+        }
+        server.run(stop).await;
+        signals.abort();
+        Ok(())
+    })
+}
+
+/// Watches this machine until told to stop.
+pub(crate) fn agent(options: &Options) -> Result<(), Failure> {
+    let config =
+        options.file().and_then(agent::config::File::check).map_err(|error| wrong(&error))?;
+    let level = if config.verbose { "debug" } else { "info" };
+    start_log(level, config.log_file.as_deref())?;
+    runtime()?.block_on(async {
+        let stop = CancellationToken::new();
+        let signals =
+            agent::signals::cancel_on_signal(stop.clone()).map_err(|error| failed(&error))?;
+        let result = agent::run(config, stop).await;
+        signals.abort();
+        result.map_err(|error| failed(&error))
+    })
+}
+
+/// Server and agent for this machine, in the foreground.
+pub(crate) fn up(arguments: &UpArguments) -> Result<(), Failure> {
+    let (mut file, _) = server_file(&arguments.server)?;
+    start_log(
+        if arguments.server.verbose { "info" } else { "warn" },
+        arguments.server.log_file.as_deref(),
+    )?;
+    file.data_dir = Some(file.data_dir.unwrap_or_else(server::config::default_data_dir));
+    let config = file.check().map_err(|error| wrong(&error))?;
+    let data_dir = config.data_dir.clone();
+    runtime()?.block_on(async {
+        let stop = CancellationToken::new();
+        let server = bind(config).await?;
+        let signals =
+            agent::signals::cancel_on_signal(stop.clone()).map_err(|error| failed(&error))?;
+        let addresses = server.addresses().to_vec();
+        let url = own_url(&addresses);
+        let agent_config = up_agent(arguments, &data_dir, &url)?;
+        let host = agent::host_name(&agent_config).map_err(|error| failed(&error))?;
+        let mut tasks = tokio::task::JoinSet::new();
+        // The agent ends first, so that its last changes find the server still there.
+        let server_stop = CancellationToken::new();
+        tasks.spawn(async_ok(server.run(server_stop.clone())));
+        let agent_stop = stop.clone();
+        let agent_task = async move {
+            agent::run(agent_config, agent_stop).await.map_err(|error| failed(&error))
+        };
+        let mut agent_task = std::pin::pin!(agent_task);
+        let greeting = greet(&url, &host, &data_dir);
+        let mut greeting = std::pin::pin!(greeting);
+        let mut greeted = false;
+        let result = loop {
+            tokio::select! {
+                result = &mut agent_task => break result,
+                () = &mut greeting, if !greeted => greeted = true,
+            }
+        };
+        server_stop.cancel();
+        while tasks.join_next().await.is_some() {}
+        signals.abort();
+        result
+    })
+}
+
+async fn async_ok(work: impl Future<Output = ()>) -> Result<(), Failure> {
+    work.await;
+    Ok(())
+}
+
+/// The address under which a server on this machine reaches itself.
+fn own_url(addresses: &[SocketAddr]) -> String {
+    let own = addresses.iter().find(|address| address.ip().is_loopback()).or(addresses.first());
+    match own {
+        Some(address) if address.ip().is_unspecified() => {
+            format!("http://127.0.0.1:{}", address.port())
+        }
+        Some(address) => format!("http://{address}"),
+        None => format!("http://127.0.0.1:{}", api::DEFAULT_PORT),
+    }
+}
+
+/// The agent's configuration beside the server's, under the same data directory.
+fn up_agent(
+    arguments: &UpArguments,
+    data_dir: &Path,
+    url: &str,
+) -> Result<agent::config::Config, Failure> {
+    let options = Options { config: arguments.agent_config.clone(), ..Options::default() };
+    let file = options.file().map_err(|error| wrong(&error))?;
+    let token_file = file
+        .token_file
+        .clone()
+        .or_else(|| Some(data_dir.join("agent.token")).filter(|path| path.exists()));
+    let file = file.overridden_by(agent::config::File {
+        bridge_url: Some(url.to_owned()),
+        state_dir: Some(data_dir.join("agent")),
+        host: arguments.name.clone(),
+        token_file,
+        ..agent::config::File::default()
+    });
+    file.check().map_err(|error| wrong(&error))
+}
+
+/// Says what is there once the first version is, and how to go on.
+async fn greet(url: &str, host: &HostId, data_dir: &Path) {
+    let begin = std::time::Instant::now();
+    let path = format!("/api/v1/hosts/{}", api::client::segment(host.as_str()));
+    let Ok(mut client) = api::client::Client::new(url, None) else { return };
+    let mut known = None;
+    while known.is_none() && begin.elapsed() < FIRST_VERSION {
+        known = client.get::<api::answer::Host>(&path).await.ok();
+        if known.is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    let took = begin.elapsed().as_millis();
+    note(&format!(
+        "watching {} at {url}, data in {}",
+        plain(host.as_str()),
+        plain(&data_dir.to_string_lossy())
+    ));
+    match known {
+        Some(known) => {
+            let items: u64 = known.items.values().sum();
+            note(&format!("first version after {took} ms: {items} items"));
+        }
+        None => note("no version yet; see why with: twin doctor"),
+    }
+    let server = if url == format!("http://127.0.0.1:{}", api::DEFAULT_PORT) {
+        String::new()
+    } else {
+        format!(" --server {url}")
+    };
+    for (command, what) in [
+        (format!("twin watch{server}"), "what changes, as it changes"),
+        (format!("twin log{server} UNIT"), "what happened to a unit"),
+        (format!("twin diff{server} @-10m"), "what is different from ten minutes ago"),
+        (format!("{url}/docs"), "the HTTP interface"),
+    ] {
+        note(&format!("  {command}  -  {what}"));
+    }
+    note("end with Ctrl-C");
+}
+
+async fn bind(config: Config) -> Result<Server, Failure> {
+    Server::bind(config).await.map_err(|error| match error {
+        server::Error::NoTokens => Failure::Configuration(error.to_string()),
+        other => failed(&other),
+    })
+}
+
+/// The server's file, with the flags laid over it, and where it came from.
+fn server_file(arguments: &ServerArguments) -> Result<(File, Option<PathBuf>), Failure> {
+    let found = match &arguments.config {
+        Some(path) => Some(path.clone()),
+        None => default_files().into_iter().find(|path| path.exists()),
+    };
+    let mut file = match &found {
+        Some(path) => File::read(path, true).map_err(|error| wrong(&error))?,
+        None => File::default(),
+    };
+    if let Some(dir) = &arguments.data_dir {
+        file.data_dir = Some(dir.clone());
+    }
+    if let Some(name) = &arguments.vm_name {
+        file.vm_name = Some(name.clone());
+    }
+    if !arguments.listen.is_empty() {
+        file.listen.clone_from(&arguments.listen);
+    }
+    if arguments.host.is_some() || arguments.port.is_some() {
+        let host = arguments.host.as_deref().unwrap_or("127.0.0.1");
+        let port = arguments.port.unwrap_or(api::DEFAULT_PORT);
+        let v6 = host.contains(':') && !host.starts_with('[');
+        file.listen = vec![if v6 { format!("[{host}]:{port}") } else { format!("{host}:{port}") }];
+    }
+    Ok((file, found))
+}
+
+impl ServerArguments {
+    fn log_level<'a>(&'a self, file: &'a File) -> Result<&'a str, Failure> {
+        if self.debug || self.verbose {
+            return Ok("debug");
+        }
+        let level = self.log_level.as_deref().or(file.log_level.as_deref()).unwrap_or("info");
+        match level.to_ascii_lowercase().as_str() {
+            "debug" => Ok("debug"),
+            "info" => Ok("info"),
+            "warning" | "warn" => Ok("warn"),
+            "error" | "critical" => Ok("error"),
+            _ => Err(Failure::Configuration(format!(
+                "log level {:?} is none of debug, info, warning, error, critical",
+                plain(level)
+            ))),
+        }
+    }
+}
+
+/// `RUST_LOG` goes before the level.
+fn start_log(level: &str, file: Option<&Path>) -> Result<(), Failure> {
+    let ours = format!("warn,server={level},store={level},agent={level},host={level},twin={level}");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new(ours));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    match file {
+        Some(path) => {
+            let open = std::fs::OpenOptions::new().create(true).append(true).open(path);
+            let file = open.map_err(|source| Failure::Write { path: path.to_owned(), source })?;
+            builder.with_ansi(false).with_writer(std::sync::Mutex::new(file)).init();
+        }
+        None => {
+            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            builder.with_ansi(terminal).with_writer(std::io::stderr).init();
+        }
+    }
+    Ok(())
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| Failure::Failed(format!("no event loop: {error}")))
+}
+
+fn wrong(error: &dyn std::error::Error) -> Failure {
+    Failure::Configuration(chain(error))
+}
+
+fn failed(error: &dyn std::error::Error) -> Failure {
+    Failure::Failed(chain(error))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
