@@ -29,6 +29,7 @@ use host::Root;
 use host::packages::Packages;
 use identity::Identity;
 pub use identity::host_name;
+use model::entity::File;
 use model::redact::Redactor;
 use model::{ContentId, Facts};
 use outbox::{Outbox, Standing};
@@ -86,9 +87,16 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let outbox =
         Outbox { host, spool, contents, incoming, standing, new_stream: identity::new_stream };
     let (reports, received) = mpsc::channel(QUEUE);
-    let context = context(config, identity, reports, wanted, stop.clone(), false);
-    let awaited =
-        collect::FIRST.into_iter().filter(|name| *name != "network" || context.config.network);
+    let mut context = context(config, identity, reports, wanted, stop.clone(), false);
+    context.known_files = facts
+        .entities::<File>()
+        .filter(|file| file.role == "config")
+        .map(|file| file.path)
+        .collect();
+    let awaited = collect::FIRST.into_iter().filter(|name| match *name {
+        "network" | "sockets" => context.config.network,
+        _ => true,
+    });
     let engine = Engine::new(facts, awaited);
 
     // The outbox outlives the engine, and the engine the collectors: each is told to stop by
@@ -154,6 +162,7 @@ fn context(
         containers: watch::Sender::default(),
         packages_changed: watch::Sender::default(),
         gpus: watch::Sender::default(),
+        known_files: Arc::default(),
         missing,
     }
 }

@@ -18,7 +18,7 @@ pub enum Significance {
 }
 
 /// Fields whose change alone is minor, whatever they belong to.
-const MINOR_FIELDS: [&str; 9] = [
+const MINOR_FIELDS: [&str; 15] = [
     "main_pid",
     "pids",
     "count",
@@ -28,6 +28,13 @@ const MINOR_FIELDS: [&str; 9] = [
     "pid",
     "modified_at",
     "fault_since",
+    // Of a unit: grow and shrink as other units that name it are loaded and unloaded.
+    "before",
+    "after",
+    "conflicts",
+    "triggered_by",
+    "cgroup",
+    "slice",
 ];
 
 /// How much one change matters.

@@ -21,6 +21,8 @@ const REBUILD_AFTER: Duration = Duration::from_millis(500);
 struct Sight {
     tracker: Tracker,
     set: TrackedSet,
+    /// What an agent before this one tracked.
+    known: Vec<String>,
 }
 
 struct Look {
@@ -44,7 +46,11 @@ pub(crate) async fn run(context: Context) {
     let mut packages_changed = context.packages_changed.subscribe();
     let mut missing = context.missing.clone();
     let tracker = Tracker::new(context.root.clone(), context.redactor.clone());
-    let mut sight = Apart::new(Sight { tracker, set: TrackedSet::default() });
+    let mut sight = Apart::new(Sight {
+        tracker,
+        set: TrackedSet::default(),
+        known: context.known_files.to_vec(),
+    });
     let mut watch = Watch::new();
     wait_for_first(&context, &mut units, &mut packages_changed).await;
     let mut rebuild = true;
@@ -58,7 +64,11 @@ pub(crate) async fn run(context: Context) {
             let accounts = Accounts::read(&root).unwrap_or_default();
             if again {
                 let mut packages = packages.lock().unwrap_or_else(PoisonError::into_inner);
-                sight.set = TrackedSet::build(&root, units_now.iter(), &mut packages, &chosen);
+                let mut set = TrackedSet::build(&root, units_now.iter(), &mut packages, &chosen);
+                let known = sight.known.iter().map(String::as_str).chain(sight.set.paths());
+                set.keep(&root, known, &mut packages);
+                sight.set = set;
+                sight.known.clear();
             }
             let scan = sight.tracker.scan(&sight.set, &accounts);
             let left_out = sight.set.left_out();

@@ -30,8 +30,20 @@ use tokio_util::sync::CancellationToken;
 /// How long one look may take before it counts as hung.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Collectors whose first look the first delta waits for: the quick and telling ones.
-pub(crate) const FIRST: [&str; 6] = ["machine", "users", "network", "disks", "processes", "units"];
+/// Collectors whose first look the first delta waits for, though not for long.
+pub(crate) const FIRST: [&str; 11] = [
+    "machine",
+    "users",
+    "network",
+    "disks",
+    "processes",
+    "sockets",
+    "units",
+    "containers",
+    "packages",
+    "files",
+    "dependencies",
+];
 
 /// What every collector works with.
 #[derive(Debug, Clone)]
@@ -51,6 +63,8 @@ pub(crate) struct Context {
     /// Counts up when packages were looked at.
     pub(crate) packages_changed: watch::Sender<u64>,
     pub(crate) gpus: watch::Sender<Gpus>,
+    /// Configuration files in the facts that the agent begins with.
+    pub(crate) known_files: Arc<[String]>,
     /// Contents that the server asked for again.
     pub(crate) missing: watch::Receiver<Vec<ContentId>>,
 }

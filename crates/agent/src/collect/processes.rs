@@ -33,6 +33,7 @@ const SETTLE: Duration = Duration::from_millis(40);
 const GATHER: Duration = Duration::from_millis(10);
 /// After something started or ended: when to look for new listening sockets.
 const SOCKETS_AFTER: Duration = Duration::from_millis(300);
+const SCAN_AFTER: Duration = Duration::from_millis(500);
 /// Events that may wait; beyond it a full look is cheaper.
 const MOST_PENDING: usize = 2048;
 const RETRY_EVENTS: Duration = Duration::from_secs(60);
@@ -158,6 +159,7 @@ impl Watcher {
         let mut batch: Vec<Event> = Vec::new();
         let mut pending: BTreeMap<u32, Instant> = BTreeMap::new();
         let mut sockets_due: Option<Instant> = None;
+        let mut soon = false;
         let shutdown = self.context.shutdown.clone();
         loop {
             let next = pending.values().min().copied();
@@ -191,8 +193,16 @@ impl Watcher {
                 changed = self.units.changed() => {
                     if changed.is_err() { return; }
                     sockets_due.get_or_insert(Instant::now() + SOCKETS_AFTER);
+                    // Without events, that a unit changed is the best sign that processes did.
+                    if events.is_none() && !soon {
+                        scan.reset_after(SCAN_AFTER);
+                        soon = true;
+                    }
                 }
-                _ = scan.tick() => self.look().await,
+                _ = scan.tick() => {
+                    soon = false;
+                    self.look().await;
+                }
                 _ = reopen.tick(), if events.is_none() => events = self.open_events(),
                 () = shutdown.cancelled() => return,
             }
