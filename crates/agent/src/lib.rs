@@ -29,7 +29,7 @@ use host::Root;
 use host::packages::Packages;
 use identity::Identity;
 pub use identity::host_name;
-use model::entity::File;
+use model::entity::{File, Platform};
 use model::redact::Redactor;
 use model::{ContentId, Facts};
 use outbox::{Outbox, Standing};
@@ -88,6 +88,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         Outbox { host, spool, contents, incoming, standing, new_stream: identity::new_stream };
     let (reports, received) = mpsc::channel(QUEUE);
     let mut context = context(config, identity, reports, wanted, stop.clone(), false);
+    context.known_platform = facts.entity::<Platform>("host").map(Arc::new);
     context.known_files = facts
         .entities::<File>()
         .filter(|file| file.role == "config")
@@ -162,6 +163,7 @@ fn context(
         containers: watch::Sender::default(),
         packages_changed: watch::Sender::default(),
         gpus: watch::Sender::default(),
+        known_platform: None,
         known_files: Arc::default(),
         missing,
     }

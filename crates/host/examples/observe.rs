@@ -41,7 +41,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut buses = vec![Bus::System(root.clone())];
     buses.extend(systemd::user_managers(&root, &accounts));
     for bus in &buses {
-        let systemd = match timed!("systemd connect", Systemd::connect(bus, redactor.clone()).await) {
+        let systemd = match timed!("systemd connect", Systemd::connect(bus, redactor.clone()).await)
+        {
             Err(error) if error.is_absent() => {
                 eprintln!("{error}");
                 continue;
@@ -54,9 +55,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         units.extend(loaded.into_iter().chain(unloaded));
     }
     units.iter().for_each(|item| drop(facts.put_entity(item)));
-    let build = |packages: &mut packages::Packages| {
-        files::TrackedSet::build(&root, &units, packages, &[])
-    };
+    let build =
+        |packages: &mut packages::Packages| files::TrackedSet::build(&root, &units, packages, &[]);
     let set = timed!("tracked set", build(&mut packages));
     timed!("tracked set again", build(&mut packages));
     let mut tracker = files::Tracker::new(root.clone(), redactor.clone());

@@ -163,29 +163,58 @@ fn parse_mount(line: &[u8]) -> Option<Filesystem> {
 /// Filesystems without data of the machine, or that come and go with containers.
 fn is_pseudo(filesystem: &Filesystem) -> bool {
     const PSEUDO: [&str; 26] = [
-        "autofs", "binder", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs",
-        "devpts", "devtmpfs", "efivarfs", "fuse.gvfsd-fuse", "fuse.lxcfs", "fuse.portal",
-        "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "ramfs", "rpc_pipefs",
-        "securityfs", "selinuxfs", "sysfs", "tracefs",
+        "autofs",
+        "binder",
+        "binfmt_misc",
+        "bpf",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "debugfs",
+        "devpts",
+        "devtmpfs",
+        "efivarfs",
+        "fuse.gvfsd-fuse",
+        "fuse.lxcfs",
+        "fuse.portal",
+        "fusectl",
+        "hugetlbfs",
+        "mqueue",
+        "nsfs",
+        "proc",
+        "pstore",
+        "ramfs",
+        "rpc_pipefs",
+        "securityfs",
+        "selinuxfs",
+        "sysfs",
+        "tracefs",
     ];
     const RUNTIME: [&str; 11] = [
-        "/dev", "/proc", "/run", "/snap", "/sys", "/var/lib/containerd", "/var/lib/containers",
-        "/var/lib/docker", "/var/lib/kubelet/pods", "/var/lib/lxcfs", "/var/run",
+        "/dev",
+        "/proc",
+        "/run",
+        "/snap",
+        "/sys",
+        "/var/lib/containerd",
+        "/var/lib/containers",
+        "/var/lib/docker",
+        "/var/lib/kubelet/pods",
+        "/var/lib/lxcfs",
+        "/var/run",
     ];
     let below = |directory: &&str| {
         filesystem.mount_point.strip_prefix(*directory).is_some_and(|rest| rest.starts_with('/'))
     };
     let exactly = ["/dev", "/proc", "/run", "/sys"].contains(&filesystem.mount_point.as_str());
-    PSEUDO.contains(&filesystem.filesystem_type.as_str())
-        || RUNTIME.iter().any(below)
-        || exactly
+    PSEUDO.contains(&filesystem.filesystem_type.as_str()) || RUNTIME.iter().any(below) || exactly
 }
 
 /// Filesystems that answer from memory or a disk of this machine.
 fn is_local(filesystem_type: &str) -> bool {
     const LOCAL: [&str; 14] = [
-        "bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "overlay",
-        "squashfs", "tmpfs", "vfat", "xfs",
+        "bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660",
+        "overlay", "squashfs", "tmpfs", "vfat", "xfs",
     ];
     LOCAL.contains(&filesystem_type)
 }

@@ -200,12 +200,9 @@ fn hops(body: &[u8], names: &BTreeMap<u32, String>) -> Vec<Route> {
                 route(&destination, gateway(&attributes), interface(index), metric)
             })
             .collect(),
-        None => vec![route(
-            &destination,
-            gateway(&attributes),
-            number(4).and_then(interface),
-            metric,
-        )],
+        None => {
+            vec![route(&destination, gateway(&attributes), number(4).and_then(interface), metric)]
+        }
     }
 }
 

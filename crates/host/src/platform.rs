@@ -21,10 +21,44 @@ const BOOT_TIME_WAVERS: Duration = Duration::from_secs(2);
 
 /// Flags that decide what software runs: instruction sets by level, and virtualization.
 const FLAGS: [&str; 38] = [
-    "aes", "asimd", "atomics", "avx", "avx2", "avx512bw", "avx512cd", "avx512dq", "avx512f",
-    "avx512vl", "avx512_vnni", "amx_tile", "bmi1", "bmi2", "crc32", "cx16", "f16c", "fma",
-    "hypervisor", "i8mm", "la57", "lm", "movbe", "nx", "pclmulqdq", "pdpe1gb", "popcnt", "rdrand",
-    "sha1", "sha2", "sha_ni", "sse4_1", "sse4_2", "ssse3", "sve", "sve2", "svm", "vmx",
+    "aes",
+    "asimd",
+    "atomics",
+    "avx",
+    "avx2",
+    "avx512bw",
+    "avx512cd",
+    "avx512dq",
+    "avx512f",
+    "avx512vl",
+    "avx512_vnni",
+    "amx_tile",
+    "bmi1",
+    "bmi2",
+    "crc32",
+    "cx16",
+    "f16c",
+    "fma",
+    "hypervisor",
+    "i8mm",
+    "la57",
+    "lm",
+    "movbe",
+    "nx",
+    "pclmulqdq",
+    "pdpe1gb",
+    "popcnt",
+    "rdrand",
+    "sha1",
+    "sha2",
+    "sha_ni",
+    "sse4_1",
+    "sse4_2",
+    "ssse3",
+    "sve",
+    "sve2",
+    "svm",
+    "vmx",
 ];
 
 /// Reads the platform. `redactor` sees the kernel's command line.
@@ -110,9 +144,9 @@ fn parse_os_release(text: &[u8]) -> BTreeMap<String, String> {
     for line in lines(text) {
         let line = printable(line.trim_ascii());
         let Some((name, value)) = line.split_once('=') else { continue };
-        let quoted = ['"', '\''].into_iter().find_map(|quote| {
-            value.strip_prefix(quote)?.strip_suffix(quote)
-        });
+        let quoted = ['"', '\'']
+            .into_iter()
+            .find_map(|quote| value.strip_prefix(quote)?.strip_suffix(quote));
         let value = quoted.unwrap_or(value).replace("\\\"", "\"").replace("\\$", "$");
         if !name.starts_with('#') && !value.is_empty() {
             fields.insert(name.to_owned(), value);
@@ -283,7 +317,12 @@ fn parse_memory(meminfo: &[u8], swaps: &[u8]) -> Vec<Memory> {
         let kind = printable(parts.next()?);
         let total_bytes = Some(kib(parts.next()?)?);
         let priority = parts.nth(1).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-        path.starts_with('/').then_some(Memory { id: path, total_bytes, kind: Some(kind), priority })
+        path.starts_with('/').then_some(Memory {
+            id: path,
+            total_bytes,
+            kind: Some(kind),
+            priority,
+        })
     };
     ram.into_iter().chain(lines(swaps).skip(1).filter_map(swap)).collect()
 }

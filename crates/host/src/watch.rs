@@ -218,8 +218,7 @@ impl Watch {
         let files = names.into_iter().flatten().map(|name| path.join(name));
         for path in std::iter::once(path.to_owned()).chain(files) {
             let seen = std::fs::symlink_metadata(&path).ok();
-            seen.map(|m| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()))
-                .hash(&mut hasher);
+            seen.map(|m| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec())).hash(&mut hasher);
         }
         hasher.finish()
     }

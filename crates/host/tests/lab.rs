@@ -15,7 +15,9 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn variable(name: &str, how: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_unset| panic!("{name} is not set: {how}"))
+    let value = std::env::var(name).unwrap_or_default();
+    assert!(!value.is_empty(), "{name} is not set: {how}");
+    value
 }
 
 fn redactor() -> Redactor {
@@ -30,17 +32,20 @@ fn bus_address() -> String {
 }
 
 async fn systemd() -> Systemd {
-    Systemd::connect(&Bus::Address(bus_address()), redactor()).await.unwrap()
+    let bus = Bus::Address(bus_address());
+    Systemd::connect(&bus, redactor()).await.expect("the lab's systemd answers")
 }
 
 async fn unit(systemd: &Systemd, id: &str) -> Unit {
-    systemd.unit(id).await.unwrap().unwrap_or_else(|| panic!("the lab has no {id}"))
+    systemd.unit(id).await.expect("the lab's systemd answers").expect("the lab has the unit")
 }
 
 /// Makes systemd do something, which the crate itself never does.
 async fn order(method: &str, unit: Option<&str>) {
-    let connection =
-        zbus::connection::Builder::address(bus_address().as_str()).build().await.expect("the lab's bus is there");
+    let connection = zbus::connection::Builder::address(bus_address().as_str())
+        .build()
+        .await
+        .expect("the lab's bus is there");
     let (to, path, interface) = (
         Some("org.freedesktop.systemd1"),
         "/org/freedesktop/systemd1",
@@ -127,8 +132,17 @@ async fn the_life_of_a_container() {
     let mut watch = docker.watch().await.unwrap();
     let name = format!("host-test-{}", std::process::id());
     let id = docker_client(&[
-        "run", "-d", "--name", &name, "-e", "PASSWORD=hunter2", "-p", "127.0.0.1::80",
-        "lab/busybox:1", "sleep", "1000",
+        "run",
+        "-d",
+        "--name",
+        &name,
+        "-e",
+        "PASSWORD=hunter2",
+        "-p",
+        "127.0.0.1::80",
+        "lab/busybox:1",
+        "sleep",
+        "1000",
     ]);
     let running = async {
         loop {
@@ -147,7 +161,8 @@ async fn the_life_of_a_container() {
     assert!(!format!("{container:?}").contains("hunter2"));
     assert!(docker.containers().await.unwrap().iter().any(|other| other.name == name));
     docker_client(&["rm", "-f", &name]);
-    let removed = async { while watch.next().await.unwrap() != ContainerEvent::Removed(id.clone()) {} };
+    let removed =
+        async { while watch.next().await.unwrap() != ContainerEvent::Removed(id.clone()) {} };
     tokio::time::timeout(PATIENCE, removed).await.expect("the removal is noticed");
     assert_eq!(docker.container(&id).await.unwrap(), None);
 }

@@ -493,18 +493,20 @@ impl Found<'_> {
 
 /// The entry with only what the filter asks for; `None` when that is nothing.
 fn narrow(mut entry: Entry, filter: &Filter) -> Option<Entry> {
-    let all = entry.patch.len();
-    entry.patch.0.retain(|subject, _| {
-        (filter.subjects.is_empty() || filter.subjects.contains(subject))
-            && (filter.kinds.is_empty() || filter.kinds.contains(&subject.kind()))
-    });
-    if entry.patch.len() < all {
+    if !filter.subjects.is_empty() || !filter.kinds.is_empty() {
+        let all = entry.patch.len();
+        entry.patch.0.retain(|subject, _| {
+            (filter.subjects.is_empty() || filter.subjects.contains(subject))
+                && (filter.kinds.is_empty() || filter.kinds.contains(&subject.kind()))
+        });
         if entry.patch.is_empty() {
             return None;
         }
-        entry.narrowed = true;
-        entry.significance = significance_of(&entry.patch);
+        if entry.patch.len() < all {
+            entry.narrowed = true;
+            entry.significance = significance_of(&entry.patch);
+        }
     }
-    let major_enough = filter.significance.is_none_or(|least| entry.significance >= least);
-    major_enough.then_some(entry)
+    let matters = filter.significance.is_none_or(|least| entry.significance >= least);
+    matters.then_some(entry)
 }

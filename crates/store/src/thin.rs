@@ -1,8 +1,8 @@
 //! Rewrites a day of history with the versions that matter.
 //!
-//! Kept are versions with a major change, a label or a gap, and each host's last of the day;
-//! what the others changed is part of the next one that is kept. Numbers stay, so a version
-//! that is kept is found under the number it always had.
+//! Kept are versions with a major change, a label or a gap, a host's first ever, and each host's
+//! last of the day; what the others changed is part of the next one that is kept. Numbers stay,
+//! so a version that is kept is found under the number it always had.
 
 use crate::block::{Block, contents_of};
 use crate::engine::{Bucket, Db};
@@ -129,7 +129,8 @@ impl ThinnedHost {
         let (patch, merged) = std::mem::take(&mut self.pending);
         let patch = patch.then(std::mem::take(&mut entry.patch));
         let merged = merged + entry.merged;
-        let is_kept = entry.significance == Significance::Major
+        let is_kept = entry.version == Version(1)
+            || entry.significance == Significance::Major
             || entry.label.is_some()
             || entry.gap.is_some()
             || is_last;

@@ -107,7 +107,7 @@ struct World {
 
 impl World {
     fn new(small: bool) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = common::directory_in_memory();
         let mut world =
             Self { directory, history: None, small, now: NOON, expected: BTreeMap::new() };
         world.reopen();

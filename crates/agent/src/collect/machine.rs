@@ -4,19 +4,34 @@ use super::apart::Apart;
 use super::{Context, DEADLINE, Gpus, item, items};
 use crate::engine::Scope;
 use host::Root;
+use host::platform::platform_after;
 use model::Kind;
+use model::entity::Platform;
 use model::redact::Redactor;
 use std::time::Duration;
+
+struct Sight {
+    root: Root,
+    redactor: Redactor,
+    /// As last seen, also by an agent before this one.
+    before: Option<Platform>,
+}
 
 /// Platform, processors, memory.
 pub(crate) async fn machine(context: Context) {
     let sink = context.sink("machine");
-    let mut look = Apart::new((context.root.clone(), context.redactor.clone()));
+    let mut look = Apart::new(Sight {
+        root: context.root.clone(),
+        redactor: context.redactor.clone(),
+        before: context.known_platform.as_deref().cloned(),
+    });
     loop {
-        let found = look.look(DEADLINE, |(root, redactor): &mut (Root, Redactor)| {
-            let mut found = items(&host::platform::memory(root));
-            found.push(item(&host::platform::platform(root, redactor)));
-            found.push(item(&host::platform::cpu(root)));
+        let found = look.look(DEADLINE, |sight: &mut Sight| {
+            let now = platform_after(&sight.root, &sight.redactor, sight.before.as_ref());
+            let mut found = items(&host::platform::memory(&sight.root));
+            found.push(item(&now));
+            found.push(item(&host::platform::cpu(&sight.root)));
+            sight.before = Some(now);
             found
         });
         match found.await {

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::engine::{Report, Scope, Seen};
 use host::Root;
 use host::packages::Packages;
-use model::entity::{Entity, Unit};
+use model::entity::{Entity, Platform, Unit};
 use model::load::GpuLoad;
 use model::redact::Redactor;
 use model::{ContentId, Item, Subject};
@@ -63,6 +63,8 @@ pub(crate) struct Context {
     /// Counts up when packages were looked at.
     pub(crate) packages_changed: watch::Sender<u64>,
     pub(crate) gpus: watch::Sender<Gpus>,
+    /// The platform in the facts that the agent begins with.
+    pub(crate) known_platform: Option<Arc<Platform>>,
     /// Configuration files in the facts that the agent begins with.
     pub(crate) known_files: Arc<[String]>,
     /// Contents that the server asked for again.

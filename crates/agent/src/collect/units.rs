@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// A full look in spite of the signals, should one have been missed.
 const RESYNC: Duration = Duration::from_secs(900);
+const RESYNC_AFTER: Duration = Duration::from_millis(200);
 
 /// Follows one manager.
 struct Follower {
@@ -130,13 +131,17 @@ impl Follower {
         loop {
             let event = tokio::select! {
                 event = watch.next() => event?,
-                () = &mut resync => UnitEvent::Resync,
+                () = &mut resync => {
+                    self.read_all(&systemd).await?;
+                    resync.as_mut().reset(tokio::time::Instant::now() + RESYNC);
+                    continue;
+                }
                 () = shutdown.cancelled() => return Ok(()),
             };
             match event {
+                // One command of systemctl may ask for several.
                 UnitEvent::Resync => {
-                    self.read_all(&systemd).await?;
-                    resync.as_mut().reset(tokio::time::Instant::now() + RESYNC);
+                    resync.as_mut().reset(tokio::time::Instant::now() + RESYNC_AFTER)
                 }
                 UnitEvent::Changed(id) => self.read_one(&systemd, id).await?,
             }
@@ -144,7 +149,13 @@ impl Follower {
     }
 
     async fn read_all(&mut self, systemd: &Systemd) -> Result<(), Error> {
-        let units = systemd.units().await?;
+        let mut units = systemd.loaded().await?;
+        if self.known.is_empty() {
+            // How the rest is enabled takes systemd longer than all else; this goes ahead.
+            self.sink.some(items(&units), Vec::new()).await;
+        }
+        let files = systemd.unit_files(&units).await?;
+        units.extend(files);
         self.sink.all(vec![self.scope.clone()], items(&units), Vec::new()).await;
         self.known = units.into_iter().map(|unit| (unit.id.clone(), unit)).collect();
         self.publish();

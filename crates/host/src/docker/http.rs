@@ -28,14 +28,10 @@ pub(super) async fn get(socket: &Path, path: &str) -> Result<Vec<u8>, Error> {
 }
 
 /// The answer to a GET, its body yet to come.
-pub(super) async fn open(
-    socket: &Path,
-    path: &str,
-) -> Result<(Response<Incoming>, Driver), Error> {
+pub(super) async fn open(socket: &Path, path: &str) -> Result<(Response<Incoming>, Driver), Error> {
     let failed = |source| Error::Request { request: format!("GET {path}"), source };
     let stream = UnixStream::connect(socket).await.map_err(|source| not_there(socket, source))?;
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     let mut driver: Driver = Box::pin(connection);
     let request = Request::get(path)
         .header(hyper::header::HOST, "docker")

@@ -177,8 +177,7 @@ impl Docker {
         let body = tokio::time::timeout(DEADLINE, http::get(&self.socket, path))
             .await
             .map_err(|_late| Error::Deadline { request: request() })??;
-        serde_json::from_slice(&body)
-            .map_err(|source| Error::Answer { request: request(), source })
+        serde_json::from_slice(&body).map_err(|source| Error::Answer { request: request(), source })
     }
 }
 

@@ -60,7 +60,9 @@ async fn engine(listener: UnixListener, answers: Vec<(&'static str, String)>) {
         let answer = answers.iter().find(|(start, _)| path.starts_with(start));
         let answer = match answer {
             Some((_, body)) if body.starts_with("HTTP/") => body.clone(),
-            Some((_, body)) => format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()),
+            Some((_, body)) => {
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+            }
             None => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_owned(),
         };
         stream.write_all(answer.as_bytes()).await.ok();

@@ -102,9 +102,22 @@ fn is_private_name(path: &str) -> bool {
         "/var/lib/systemd/credential.secret",
     ];
     const NAMES: [&str; 16] = [
-        ".git-credentials", ".my.cnf", ".netrc", ".pgpass", ".vault-token", "credentials",
-        "gshadow", "gshadow-", "id_dsa", "id_ecdsa", "id_ed25519", "id_rsa", "krb5.keytab",
-        "opasswd", "shadow", "shadow-",
+        ".git-credentials",
+        ".my.cnf",
+        ".netrc",
+        ".pgpass",
+        ".vault-token",
+        "credentials",
+        "gshadow",
+        "gshadow-",
+        "id_dsa",
+        "id_ecdsa",
+        "id_ed25519",
+        "id_rsa",
+        "krb5.keytab",
+        "opasswd",
+        "shadow",
+        "shadow-",
     ];
     const ENDINGS: [&str; 8] =
         [".gpg", ".jks", ".kdbx", ".key", ".keytab", ".p12", ".pfx", ".keystore"];

@@ -134,6 +134,33 @@ impl TrackedSet {
         set
     }
 
+    /// Goes on tracking what was tracked before, for as long as it is there: that a service
+    /// stopped does not mean that its configuration was deleted.
+    pub fn keep<'p>(
+        &mut self,
+        root: &Root,
+        known: impl IntoIterator<Item = &'p str>,
+        packages: &mut Packages,
+    ) {
+        let is_there = |path: &str| std::fs::symlink_metadata(root.path(path)).is_ok();
+        let kept: Vec<&str> = known
+            .into_iter()
+            .filter(|path| !self.files.contains_key(*path) && is_there(path))
+            .collect();
+        let owners = packages.owners(kept.iter().copied());
+        for path in kept {
+            self.add(path, Role::Config);
+            if let Some(tracked) = self.files.get_mut(path) {
+                tracked.package = owners.get(path).cloned();
+            }
+        }
+    }
+
+    /// The paths that are tracked.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
     /// How many files are tracked.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -235,9 +262,15 @@ impl TrackedSet {
     }
 
     /// Adds what is below a directory, and the directory itself to what is watched.
-    fn walk(&mut self, root: &Root, directory: &str, role: Role, (depth, count): (usize, &mut usize)) {
-        let is_directory = std::fs::symlink_metadata(root.path(directory))
-            .is_ok_and(|metadata| metadata.is_dir());
+    fn walk(
+        &mut self,
+        root: &Root,
+        directory: &str,
+        role: Role,
+        (depth, count): (usize, &mut usize),
+    ) {
+        let is_directory =
+            std::fs::symlink_metadata(root.path(directory)).is_ok_and(|metadata| metadata.is_dir());
         if !is_directory || depth > DEPTH_MAX {
             return;
         }
@@ -315,7 +348,8 @@ fn matches(pattern: &str, name: &str) -> bool {
     if name.starts_with('.') && !pattern.starts_with('.') {
         return false;
     }
-    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (pattern, name): (Vec<char>, Vec<char>) =
+        (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {

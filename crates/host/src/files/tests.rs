@@ -15,8 +15,7 @@ struct Machine {
 impl Machine {
     fn new(patterns: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let tracker =
-            Tracker::new(Root::at(directory.path()), Redactor::new([7; 32], Vec::new()));
+        let tracker = Tracker::new(Root::at(directory.path()), Redactor::new([7; 32], Vec::new()));
         let patterns = patterns.iter().map(|pattern| pattern.parse().unwrap()).collect();
         Self { directory, tracker, patterns }
     }

@@ -44,8 +44,7 @@ pub(super) fn dump(what: Dump) -> io::Result<Vec<u8>> {
 
 fn dump_once(what: Dump) -> io::Result<(Vec<u8>, bool)> {
     // Protocol 0 is NETLINK_ROUTE.
-    let socket =
-        socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Recv, Some(DEADLINE))?;
     send(&socket, &request(what), SendFlags::empty())?;
     let mut answer = Vec::new();

@@ -21,9 +21,9 @@ fn message(kind: u16, head: &[u8], attributes: &[Vec<u8>]) -> Vec<u8> {
 }
 
 fn link(index: u32, name: &[u8], more: &[Vec<u8>]) -> Vec<u8> {
-    let head =
-        [&[0; 4][..], &index.to_ne_bytes(), &0x1_1003_u32.to_ne_bytes(), &[0; 4]].concat();
-    let attributes = [vec![attribute(3, name), attribute(4, &1500_u32.to_ne_bytes())], more.to_vec()];
+    let head = [&[0; 4][..], &index.to_ne_bytes(), &0x1_1003_u32.to_ne_bytes(), &[0; 4]].concat();
+    let attributes =
+        [vec![attribute(3, name), attribute(4, &1500_u32.to_ne_bytes())], more.to_vec()];
     message(16, &head, &attributes.concat())
 }
 
@@ -58,7 +58,12 @@ fn machine() -> [Vec<u8>; 3] {
     };
     let hops = [hop(2, &[192, 0, 2, 2]), hop(5, &[192, 0, 2, 3])].concat();
     let routes = [
-        route(2, 0, 254, &[oif(2), attribute(5, &[192, 0, 2, 254]), attribute(6, &100_u32.to_ne_bytes())]),
+        route(
+            2,
+            0,
+            254,
+            &[oif(2), attribute(5, &[192, 0, 2, 254]), attribute(6, &100_u32.to_ne_bytes())],
+        ),
         route(2, 24, 254, &[oif(2), attribute(1, &[192, 0, 2, 0])]),
         route(2, 32, 255, &[oif(2), attribute(1, &[192, 0, 2, 1])]),
         route(10, 64, 254, &[oif(2), attribute(1, &V6), attribute(6, &1024_u32.to_ne_bytes())]),

@@ -207,9 +207,7 @@ fn read_database(path: &Path) -> Result<Vec<u8>, Error> {
 /// A path without the `/usr` that merging moved in front of it: databases have either form.
 fn merged(path: &str) -> &str {
     match path.strip_prefix("/usr") {
-        Some(rest)
-            if ["/lib", "/bin/", "/sbin/"].iter().any(|start| rest.starts_with(start)) =>
-        {
+        Some(rest) if ["/lib", "/bin/", "/sbin/"].iter().any(|start| rest.starts_with(start)) => {
             rest
         }
         _ => path,

@@ -49,7 +49,8 @@ pub(super) fn read(root: &Root) -> Result<Database, Error> {
 /// `NAME <tab> EPOCH:VERSION-RELEASE <tab> ARCHITECTURE` per line.
 pub(super) fn parse(answer: &[u8]) -> Database {
     let mut database = Database::default();
-    let mut entries: Vec<(String, Package)> = crate::text::lines(answer).filter_map(entry).collect();
+    let mut entries: Vec<(String, Package)> =
+        crate::text::lines(answer).filter_map(entry).collect();
     entries.sort_by(|(_, a), (_, b)| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
     for (name, package) in entries {
         // Several versions (kernels) or architectures of one name are told apart.

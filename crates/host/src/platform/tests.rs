@@ -14,7 +14,10 @@ fn a_virtual_machine() {
     let mut seen = platform(&fixture(), &redactor);
     assert_eq!(seen.architecture.take().as_deref(), Some(std::env::consts::ARCH));
     let line = seen.kernel_command_line.take().unwrap();
-    assert!(line.starts_with("BOOT_IMAGE=/vmlinuz root=/dev/vda1 ro rd.luks.key=redacted:"), "{line}");
+    assert!(
+        line.starts_with("BOOT_IMAGE=/vmlinuz root=/dev/vda1 ro rd.luks.key=redacted:"),
+        "{line}"
+    );
     assert!(line.ends_with(" quiet") && !line.contains("A7fK"), "{line}");
     expect_test::expect![[r#"
         Platform {

@@ -122,7 +122,9 @@ async fn finish(builder: Builder<'_>) -> zbus::Result<Connection> {
     let building = builder.method_timeout(DEADLINE).max_queued(QUEUE).build();
     match tokio::time::timeout(DEADLINE, Box::pin(building)).await {
         Ok(built) => built,
-        Err(_late) => Err(zbus::Error::InputOutput(io::Error::from(io::ErrorKind::TimedOut).into())),
+        Err(_late) => {
+            Err(zbus::Error::InputOutput(io::Error::from(io::ErrorKind::TimedOut).into()))
+        }
     }
 }
 

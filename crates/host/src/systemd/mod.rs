@@ -95,18 +95,8 @@ pub struct Systemd {
 
 /// One line of `ListUnits`: name, description, three states, what it follows, object path,
 /// and a job's number, type and path.
-type Listed = (
-    String,
-    String,
-    String,
-    String,
-    String,
-    String,
-    OwnedObjectPath,
-    u32,
-    String,
-    OwnedObjectPath,
-);
+type Listed =
+    (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
 impl Systemd {
     /// Connects, and makes sure that it is systemd who answers.

@@ -97,9 +97,9 @@ fn make_sender_unique(header: &mut [u8]) {
     // Field 7 of type `s`; the length between is of either byte order.
     const FIELD: &[u8] = b"\x07\x01s\0";
     const NAME: &[u8] = b"org.freedesktop.systemd1\0";
-    let start = header.windows(FIELD.len() + 4 + NAME.len()).position(|window| {
-        window.starts_with(FIELD) && window.ends_with(NAME)
-    });
+    let start = header
+        .windows(FIELD.len() + 4 + NAME.len())
+        .position(|window| window.starts_with(FIELD) && window.ends_with(NAME));
     if let Some(first) = start.and_then(|start| header.get_mut(start + FIELD.len() + 4)) {
         *first = b':';
     }

@@ -18,15 +18,66 @@ pub(super) type Properties = BTreeMap<String, Value>;
 /// The properties that are kept of an answer. Only a change of one of these is a change of
 /// the unit.
 pub(super) const READ: [&str; 61] = [
-    "ActiveEnterTimestamp", "ActiveState", "After", "Before", "BindsTo", "CPUQuotaPerSecUSec",
-    "CPUWeight", "Conflicts", "ControlGroup", "Description", "DropInPaths", "Environment",
-    "EnvironmentFiles", "ExecReload", "ExecStart", "ExecStartPost", "ExecStartPre", "ExecStop",
-    "ExecStopPost", "Following", "FragmentPath", "Group", "IOWeight", "Id", "LimitAS", "LimitCORE",
-    "LimitMEMLOCK", "LimitNOFILE", "LimitNPROC", "Listen", "LoadState", "MainPID", "MemoryHigh",
-    "MemoryLow", "MemoryMax", "MemoryMin", "MemorySwapMax", "NRestarts", "Options", "PartOf",
-    "Requires", "Requisite", "Restart", "RestartUSec", "Result", "Slice", "SourcePath", "SubState",
-    "TasksMax", "TimersCalendar", "TimersMonotonic", "TriggeredBy", "Triggers", "Type",
-    "UnitFileState", "User", "Wants", "What", "Where", "WorkingDirectory",
+    "ActiveEnterTimestamp",
+    "ActiveState",
+    "After",
+    "Before",
+    "BindsTo",
+    "CPUQuotaPerSecUSec",
+    "CPUWeight",
+    "Conflicts",
+    "ControlGroup",
+    "Description",
+    "DropInPaths",
+    "Environment",
+    "EnvironmentFiles",
+    "ExecReload",
+    "ExecStart",
+    "ExecStartPost",
+    "ExecStartPre",
+    "ExecStop",
+    "ExecStopPost",
+    "Following",
+    "FragmentPath",
+    "Group",
+    "IOWeight",
+    "Id",
+    "LimitAS",
+    "LimitCORE",
+    "LimitMEMLOCK",
+    "LimitNOFILE",
+    "LimitNPROC",
+    "Listen",
+    "LoadState",
+    "MainPID",
+    "MemoryHigh",
+    "MemoryLow",
+    "MemoryMax",
+    "MemoryMin",
+    "MemorySwapMax",
+    "NRestarts",
+    "Options",
+    "PartOf",
+    "Requires",
+    "Requisite",
+    "Restart",
+    "RestartUSec",
+    "Result",
+    "Slice",
+    "SourcePath",
+    "SubState",
+    "TasksMax",
+    "TimersCalendar",
+    "TimersMonotonic",
+    "TriggeredBy",
+    "Triggers",
+    "Type",
+    "UnitFileState",
+    "User",
+    "Wants",
+    "What",
+    "Where",
+    "WorkingDirectory",
     "RuntimeMaxUSec",
 ];
 
@@ -252,8 +303,7 @@ impl Seen<'_> {
             };
             Some(format!("{}Sec={value}", printable(base.as_bytes())))
         };
-        let mut schedule: Vec<String> =
-            self.array("TimersCalendar").filter_map(calendar).collect();
+        let mut schedule: Vec<String> = self.array("TimersCalendar").filter_map(calendar).collect();
         schedule.extend(self.array("TimersMonotonic").filter_map(monotonic));
         schedule
     }
@@ -299,8 +349,11 @@ mod tests {
 
     #[test]
     fn captured_units() {
-        let units: String =
-            captured().iter().filter_map(|p| unit(p, &redactor(), None)).map(|u| show(&u)).collect();
+        let units: String = captured()
+            .iter()
+            .filter_map(|p| unit(p, &redactor(), None))
+            .map(|u| show(&u))
+            .collect();
         expect_test::expect_file!["../../tests/fixtures/systemd/units.expected"].assert_eq(&units);
         assert!(!units.contains("not-a-real"), "{units}");
     }

@@ -21,6 +21,11 @@ pub fn host(name: &str) -> HostId {
     HostId::new(name).unwrap()
 }
 
+/// In memory where there is such a place, for tests that sync often and survive no crash.
+pub fn directory_in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_none| tempfile::tempdir()).unwrap()
+}
+
 /// Options for small disks.
 pub fn options() -> Options {
     Options { reserve_bytes: 0, ..Options::default() }
