@@ -45,7 +45,7 @@ need_root() {
 step_shell() {
     ensure_packages shellcheck
     shellcheck -x install.sh test.sh .ci/run packaging/toolchain.sh lab/host lab/docker lab/test lab/endtoend \
-        lab/src/build-rootfs lab/src/common.sh
+        lab/observe lab/src/build-rootfs lab/src/common.sh
 }
 
 step_format() { cargo fmt --all --check; }

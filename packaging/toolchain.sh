@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by install.sh and test.sh: makes sure of system packages and of the Rust toolchain.
 # Expects the function `say`.
 
