@@ -176,7 +176,7 @@ impl Engine {
         let Report { collector, seen } = report;
         match seen {
             Seen::All { scopes, items, limits } => {
-                self.all(&scopes, items);
+                self.complete(&scopes, items);
                 self.looked(collector, limits);
             }
             Seen::Some { put, gone } => {
@@ -232,7 +232,7 @@ impl Engine {
         }
     }
 
-    fn all(&mut self, scopes: &[Scope], items: Vec<(Subject, Item)>) {
+    fn complete(&mut self, scopes: &[Scope], items: Vec<(Subject, Item)>) {
         let seen: BTreeSet<&Subject> = items.iter().map(|(subject, _)| subject).collect();
         let gone: Vec<Subject> = scopes
             .iter()
@@ -267,7 +267,7 @@ impl Engine {
 
     fn looked(&mut self, collector: &'static str, limits: Vec<String>) {
         self.last_look.insert(collector, Instant::now());
-        self.note(Collector { name: collector.to_owned(), limits, ..Collector::default() });
+        self.note(&Collector { name: collector.to_owned(), limits, ..Collector::default() });
     }
 
     fn fault(&mut self, collector: &'static str, message: String) {
@@ -276,10 +276,10 @@ impl Engine {
         tracing::warn!(collector, message, "could not look");
         let fault_since = before.fault.and(before.fault_since).or_else(|| Some(clock::now()));
         let name = collector.to_owned();
-        self.note(Collector { name, fault: Some(message), fault_since, limits: before.limits });
+        self.note(&Collector { name, fault: Some(message), fault_since, limits: before.limits });
     }
 
-    fn note(&mut self, collector: Collector) {
+    fn note(&mut self, collector: &Collector) {
         use model::entity::Entity;
         let (subject, fields) = collector.to_item();
         self.put(subject, Item::new(&fields));

@@ -14,6 +14,9 @@ mod collect;
 pub mod config;
 mod contents;
 mod engine;
+#[cfg(fuzzing)]
+#[path = "../../../fuzz/inside/agent.rs"]
+pub mod fuzzing;
 mod identity;
 pub mod log;
 pub mod options;
@@ -25,17 +28,14 @@ use collect::Context;
 use config::Config;
 use contents::Contents;
 use engine::Engine;
-use host::Root;
-use host::packages::Packages;
 use identity::Identity;
 pub use identity::host_name;
 use model::entity::{File, Platform};
-use model::redact::Redactor;
 use model::{ContentId, Facts};
 use outbox::{Outbox, Standing};
 use spool::{Opened, Spool};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -87,7 +87,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let outbox =
         Outbox { host, spool, contents, incoming, standing, new_stream: identity::new_stream };
     let (reports, received) = mpsc::channel(QUEUE);
-    let mut context = context(config, identity, reports, wanted, stop.clone(), false);
+    let mut context = Context::new(config, identity.key, reports, wanted);
+    context.shutdown = stop.clone();
     context.known_platform = facts.entity::<Platform>("host").map(Arc::new);
     context.known_files = facts
         .entities::<File>()
@@ -132,7 +133,8 @@ pub async fn once(config: Config) -> Result<Facts, Error> {
     let identity = Identity::open(&config.state_dir).or_else(|_unwritable| Identity::passing())?;
     let (reports, received) = mpsc::channel(QUEUE);
     let (_missing, wanted) = watch::channel(Vec::new());
-    let context = context(config, identity, reports, wanted, CancellationToken::new(), true);
+    let mut context = Context::new(config, identity.key, reports, wanted);
+    context.once = true;
     let mut collectors = collect::start(&context);
     drop(context);
     let engine = Engine::new(Facts::default(), []);
@@ -140,33 +142,6 @@ pub async fn once(config: Config) -> Result<Facts, Error> {
     let ended = async { while collectors.join_next().await.is_some() {} };
     let (facts, ()) = tokio::join!(facts, ended);
     Ok(facts)
-}
-
-fn context(
-    config: Config,
-    identity: Identity,
-    reports: mpsc::Sender<engine::Report>,
-    missing: watch::Receiver<Vec<ContentId>>,
-    shutdown: CancellationToken,
-    once: bool,
-) -> Context {
-    let root = Root::live();
-    Context {
-        packages: Arc::new(Mutex::new(Packages::new(root.clone()))),
-        root,
-        redactor: Redactor::new(identity.key, config.legible.clone()),
-        config: Arc::new(config),
-        reports,
-        once,
-        shutdown,
-        units: watch::Sender::new(Arc::default()),
-        containers: watch::Sender::default(),
-        packages_changed: watch::Sender::default(),
-        gpus: watch::Sender::default(),
-        known_platform: None,
-        known_files: Arc::default(),
-        missing,
-    }
 }
 
 /// Says in the log, once each, when deliveries fail and when they go on; and passes on what
@@ -189,7 +164,7 @@ async fn tell(
                 "changes are kept in the spool until they can be delivered"
             ),
             (Some(_), None) => {
-                tracing::info!(version = standing.version, "changes are delivered again")
+                tracing::info!(version = standing.version, "changes are delivered again");
             }
             _ => {}
         }

@@ -85,10 +85,12 @@ impl Outbox {
         let mut resting = false;
         loop {
             let work = !self.spool.is_empty() || !self.contents.is_empty() || !load.is_empty();
-            if flight.is_none() && !resting && work {
-                if let Some(client) = idle.take() {
-                    flight = Some(Box::pin(self.request(client, &mut load)));
-                }
+            if flight.is_none()
+                && !resting
+                && work
+                && let Some(client) = idle.take()
+            {
+                flight = Some(Box::pin(self.request(client, &mut load)));
             }
             tokio::select! {
                 biased;

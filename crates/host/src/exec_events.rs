@@ -34,7 +34,9 @@ pub enum Event {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the kernel has no process connector here (CONFIG_PROC_EVENTS, and the first network namespace)")]
+    #[error(
+        "the kernel has no process connector here (CONFIG_PROC_EVENTS, and the first network namespace)"
+    )]
     Unsupported(#[source] io::Error),
     #[error("process events need root or CAP_NET_ADMIN on this kernel")]
     NotPermitted(#[source] io::Error),

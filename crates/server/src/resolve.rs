@@ -171,10 +171,7 @@ mod tests {
         check("/etc/nginx/*", "file:/etc/nginx/nginx.conf");
         check("unit:worker*", "unit:worker@a.service");
         check("web", "container:web");
-        check(
-            "ngimx.service",
-            "? unit:nginx.service",
-        );
+        check("ngimx.service", "? unit:nginx.service");
         check("zzzzzz", "? ");
     }
 

@@ -1,5 +1,7 @@
 //! The routes, over a real socket, with a real history in a folder of the test's own.
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of a test")]
+
 use api::client::Client;
 use api::wire::{self, Batch, Body, Delta};
 use bytes::Bytes;

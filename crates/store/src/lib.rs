@@ -50,6 +50,9 @@ mod contents;
 mod engine;
 mod error;
 mod expire;
+#[cfg(fuzzing)]
+#[path = "../../../fuzz/inside/store.rs"]
+pub mod fuzzing;
 mod group;
 mod history;
 mod ingest;

@@ -4,19 +4,25 @@
 //! change; what is in them is looked at when inotify says so, and every interval.
 
 use super::apart::Apart;
-use super::{Context, DEADLINE, items};
+use super::{Context, DEADLINE, Sink, items};
 use crate::engine::{Scope, Seen};
+use host::Root;
 use host::files::{Pattern, Scan, TrackedSet, Tracker};
+use host::packages::Packages;
 use host::users::Accounts;
 use host::watch::{Wanted, Watch};
+use model::entity::Unit;
 use model::{ContentId, Kind};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Editors write a file in several steps.
 const SETTLE: Duration = Duration::from_millis(20);
 /// Units and packages change in bursts; which files are tracked may wait a little.
 const REBUILD_AFTER: Duration = Duration::from_millis(500);
+/// How long the first look waits for units and packages.
+const FIRST: Duration = Duration::from_secs(1);
 
 struct Sight {
     tracker: Tracker,
@@ -28,13 +34,31 @@ struct Sight {
 struct Look {
     scan: Scan,
     wanted: Option<Wanted>,
-    limits: Vec<String>,
+    left_out: usize,
+}
+
+/// What to do after a wait.
+enum Next {
+    Look,
+    /// Work out anew which files are tracked, then look.
+    Rebuild,
+    End,
+}
+
+struct Follower {
+    context: Context,
+    sink: Sink,
+    sight: Apart<Sight>,
+    watch: Watch,
+    units: watch::Receiver<Arc<Vec<Unit>>>,
+    packages_changed: watch::Receiver<u64>,
+    missing: watch::Receiver<Vec<ContentId>>,
+    chosen: Vec<Pattern>,
+    /// Chosen paths that can't be followed, and why.
+    refused: Vec<String>,
 }
 
 pub(crate) async fn run(context: Context) {
-    let sink = context.sink("files");
-    // The configuration was checked; a pattern that is none by the stricter rules is left out
-    // and named.
     let (mut chosen, mut refused) = (Vec::new(), Vec::new());
     for text in &context.config.track {
         match text.parse::<Pattern>() {
@@ -42,113 +66,133 @@ pub(crate) async fn run(context: Context) {
             Err(error) => refused.push(format!("track: {error}")),
         }
     }
-    let mut units = context.units.subscribe();
-    let mut packages_changed = context.packages_changed.subscribe();
-    let mut missing = context.missing.clone();
     let tracker = Tracker::new(context.root.clone(), context.redactor.clone());
-    let mut sight = Apart::new(Sight {
-        tracker,
-        set: TrackedSet::default(),
-        known: context.known_files.to_vec(),
-    });
-    let mut watch = Watch::new();
-    wait_for_first(&context, &mut units, &mut packages_changed).await;
+    let known = context.known_files.to_vec();
+    let mut follower = Follower {
+        sink: context.sink("files"),
+        sight: Apart::new(Sight { tracker, set: TrackedSet::default(), known }),
+        watch: Watch::new(),
+        units: context.units.subscribe(),
+        packages_changed: context.packages_changed.subscribe(),
+        missing: context.missing.clone(),
+        context,
+        chosen,
+        refused,
+    };
+    follower.wait_for_first().await;
     let mut rebuild = true;
     loop {
-        let units_now = Arc::clone(&units.borrow_and_update());
-        packages_changed.borrow_and_update();
+        follower.look(rebuild).await;
+        rebuild = match follower.wait().await {
+            Next::Look => false,
+            Next::Rebuild => true,
+            Next::End => return,
+        };
+    }
+}
+
+impl Sight {
+    fn rebuild(
+        &mut self,
+        root: &Root,
+        units: &[Unit],
+        packages: &mut Packages,
+        chosen: &[Pattern],
+    ) {
+        let mut set = TrackedSet::build(root, units, packages, chosen);
+        let known = self.known.iter().map(String::as_str).chain(self.set.paths());
+        set.keep(root, known, packages);
+        self.set = set;
+        self.known.clear();
+    }
+}
+
+impl Follower {
+    async fn look(&mut self, rebuild: bool) {
+        let units = Arc::clone(&self.units.borrow_and_update());
+        self.packages_changed.borrow_and_update();
         let (root, packages, chosen) =
-            (context.root.clone(), context.packages.clone(), chosen.clone());
-        let again = std::mem::take(&mut rebuild);
-        let look = sight.look(DEADLINE * 2, move |sight| {
+            (self.context.root.clone(), self.context.packages.clone(), self.chosen.clone());
+        let look = self.sight.look(DEADLINE * 2, move |sight| {
             let accounts = Accounts::read(&root).unwrap_or_default();
-            if again {
+            if rebuild {
                 let mut packages = packages.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut set = TrackedSet::build(&root, units_now.iter(), &mut packages, &chosen);
-                let known = sight.known.iter().map(String::as_str).chain(sight.set.paths());
-                set.keep(&root, known, &mut packages);
-                sight.set = set;
-                sight.known.clear();
+                sight.rebuild(&root, &units, &mut packages, &chosen);
             }
             let scan = sight.tracker.scan(&sight.set, &accounts);
-            let left_out = sight.set.left_out();
-            let limits = (left_out > 0)
-                .then(|| format!("{left_out} files beyond the limit are not tracked"));
-            Look {
-                scan,
-                wanted: again.then(|| sight.set.watched(&root)),
-                limits: limits.into_iter().collect(),
-            }
+            let wanted = rebuild.then(|| sight.set.watched(&root));
+            Look { scan, wanted, left_out: sight.set.left_out() }
         });
         match look.await {
-            Ok(look) => {
-                if !look.scan.contents.is_empty() {
-                    sink.say(Seen::Contents(
-                        look.scan.contents.into_iter().map(|(_, bytes)| bytes).collect(),
-                    ))
-                    .await;
-                }
-                let limits = look.limits.into_iter().chain(refused.iter().cloned()).collect();
-                sink.all(vec![Scope::Kind(Kind::FILE)], items(&look.scan.files), limits).await;
-                if let Some(wanted) = look.wanted {
-                    watch.set(wanted);
-                }
-            }
-            Err(error) => sink.fault(&error).await,
+            Ok(look) => self.tell(look).await,
+            Err(error) => self.sink.fault(&error).await,
         }
-        if context.once {
-            return;
+    }
+
+    async fn tell(&mut self, look: Look) {
+        let contents: Vec<Vec<u8>> =
+            look.scan.contents.into_iter().map(|(_, bytes)| bytes).collect();
+        if !contents.is_empty() {
+            self.sink.say(Seen::Contents(contents)).await;
+        }
+        let mut limits = self.refused.clone();
+        if look.left_out > 0 {
+            limits.push(format!("{} files beyond the limit are not tracked", look.left_out));
+        }
+        self.sink.all(vec![Scope::Kind(Kind::FILE)], items(&look.scan.files), limits).await;
+        if let Some(wanted) = look.wanted {
+            self.watch.set(wanted);
+        }
+    }
+
+    /// Until there is a reason to look again.
+    async fn wait(&mut self) -> Next {
+        if self.context.once {
+            return Next::End;
         }
         loop {
             tokio::select! {
-                _ = watch.next_change() => {
+                _ = self.watch.next_change() => {
                     tokio::time::sleep(SETTLE).await;
-                    break;
+                    return Next::Look;
                 }
-                changed = units.changed() => {
-                    if changed.is_err() { return; }
-                    rebuild = true;
+                changed = self.units.changed() => {
+                    if changed.is_err() { return Next::End; }
                     tokio::time::sleep(REBUILD_AFTER).await;
-                    break;
+                    return Next::Rebuild;
                 }
-                changed = packages_changed.changed() => {
-                    if changed.is_err() { return; }
-                    rebuild = true;
-                    break;
+                changed = self.packages_changed.changed() => {
+                    return if changed.is_err() { Next::End } else { Next::Rebuild };
                 }
-                changed = missing.changed() => {
-                    if changed.is_err() { return; }
-                    let wanted = missing.borrow_and_update().clone();
-                    hand_out_again(&mut sight, &sink, wanted).await;
+                changed = self.missing.changed() => {
+                    if changed.is_err() { return Next::End; }
+                    self.hand_out_again().await;
                 }
-                () = tokio::time::sleep(context.config.interval) => break,
-                () = context.shutdown.cancelled() => return,
+                () = tokio::time::sleep(self.context.config.interval) => return Next::Look,
+                () = self.context.shutdown.cancelled() => return Next::End,
             }
         }
     }
-}
 
-/// Which files are tracked follows from units and packages: waits for both, but not for ever.
-async fn wait_for_first(
-    context: &Context,
-    units: &mut tokio::sync::watch::Receiver<Arc<Vec<model::entity::Unit>>>,
-    packages: &mut tokio::sync::watch::Receiver<u64>,
-) {
-    let both = async { (units.changed().await, packages.changed().await) };
-    tokio::select! {
-        _ = both => {}
-        () = tokio::time::sleep(Duration::from_secs(1)) => {}
-        () = context.shutdown.cancelled() => {}
+    /// Which files are tracked follows from units and packages: waits for both, but not for ever.
+    async fn wait_for_first(&mut self) {
+        let both = async { (self.units.changed().await, self.packages_changed.changed().await) };
+        tokio::select! {
+            _ = both => {}
+            () = tokio::time::sleep(FIRST) => {}
+            () = self.context.shutdown.cancelled() => {}
+        }
     }
-}
 
-async fn hand_out_again(sight: &mut Apart<Sight>, sink: &super::Sink, wanted: Vec<ContentId>) {
-    let found = sight.look(DEADLINE, move |sight| {
-        wanted.into_iter().filter_map(|id| sight.tracker.content(id)).collect::<Vec<_>>()
-    });
-    match found.await {
-        Ok(contents) if !contents.is_empty() => sink.say(Seen::Contents(contents)).await,
-        Ok(_) => {}
-        Err(error) => tracing::debug!(%error, "could not read contents again"),
+    async fn hand_out_again(&mut self) {
+        let wanted = self.missing.borrow_and_update().clone();
+        let found = self.sight.look(DEADLINE, move |sight| {
+            wanted.into_iter().filter_map(|id| sight.tracker.content(id)).collect::<Vec<_>>()
+        });
+        match found.await {
+            Ok(contents) if !contents.is_empty() => self.sink.say(Seen::Contents(contents)).await,
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "could not read contents again"),
+        }
     }
 }

@@ -86,6 +86,32 @@ pub(crate) struct Sink {
 }
 
 impl Context {
+    /// For this machine, to look again and again. `key` is that of the redaction.
+    pub(crate) fn new(
+        config: Config,
+        key: [u8; 32],
+        reports: mpsc::Sender<Report>,
+        missing: watch::Receiver<Vec<ContentId>>,
+    ) -> Self {
+        let root = Root::live();
+        Self {
+            packages: Arc::new(Mutex::new(Packages::new(root.clone()))),
+            root,
+            redactor: Redactor::new(key, config.legible.clone()),
+            config: Arc::new(config),
+            reports,
+            once: false,
+            shutdown: CancellationToken::new(),
+            units: watch::Sender::new(Arc::default()),
+            containers: watch::Sender::default(),
+            packages_changed: watch::Sender::default(),
+            gpus: watch::Sender::default(),
+            known_platform: None,
+            known_files: Arc::default(),
+            missing,
+        }
+    }
+
     fn sink(&self, collector: &'static str) -> Sink {
         Sink { collector, reports: self.reports.clone() }
     }

@@ -30,7 +30,7 @@ pub(crate) async fn run(context: Context) {
             Ok(Ok((found, wanted))) => {
                 match found {
                     Some(found) => {
-                        sink.all(vec![Scope::Kind(Kind::PACKAGE)], found, Vec::new()).await
+                        sink.all(vec![Scope::Kind(Kind::PACKAGE)], found, Vec::new()).await;
                     }
                     None => sink.unchanged().await,
                 }

@@ -141,7 +141,7 @@ impl Follower {
             match event {
                 // One command of systemctl may ask for several.
                 UnitEvent::Resync => {
-                    resync.as_mut().reset(tokio::time::Instant::now() + RESYNC_AFTER)
+                    resync.as_mut().reset(tokio::time::Instant::now() + RESYNC_AFTER);
                 }
                 UnitEvent::Changed(id) => self.read_one(&systemd, id).await?,
             }

@@ -131,12 +131,10 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 fn same_machine(headers: &HeaderMap, names: &[String]) -> Result<(), ApiError> {
     let text =
         |name| headers.get(name).and_then(|value: &axum::http::HeaderValue| value.to_str().ok());
-    if let Some(host) = text(header::HOST) {
-        if !is_own(bare_host(host), names) {
-            return Err(forbidden(
-                "this server does not go by that name; list it under server_names",
-            ));
-        }
+    if let Some(host) = text(header::HOST)
+        && !is_own(bare_host(host), names)
+    {
+        return Err(forbidden("this server does not go by that name; list it under server_names"));
     }
     if let Some(origin) = text(header::ORIGIN) {
         let host = origin.split_once("://").map_or(origin, |(_, rest)| rest);

@@ -34,7 +34,7 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
-    pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: &dyn std::fmt::Display) -> Self {
         self.details.insert(name.to_owned(), value.to_string());
         self
     }
@@ -84,10 +84,10 @@ impl From<store::Error> for ApiError {
             }
             Error::BaseMismatch { digest, version, sequence } => {
                 let error = Self::new(StatusCode::CONFLICT, "base_mismatch", message)
-                    .with("digest", digest)
-                    .with("version", version.0);
+                    .with("digest", &digest)
+                    .with("version", &version.0);
                 match sequence {
-                    Some(sequence) => error.with("sequence", sequence),
+                    Some(sequence) => error.with("sequence", &sequence),
                     None => error,
                 }
             }

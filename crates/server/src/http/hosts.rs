@@ -152,7 +152,7 @@ pub(crate) fn version_at(
                 info.first_at
             );
             Err(ApiError::new(StatusCode::NOT_FOUND, "before_history", message)
-                .with("first_at", info.first_at))
+                .with("first_at", &info.first_at))
         }
     }
 }

@@ -129,7 +129,7 @@ fn contents_named(batch: &Batch) -> Vec<ContentId> {
                         of(fields)
                     }
                     _ => None,
-                }))
+                }));
             }
         }
     }

@@ -50,16 +50,16 @@ impl LogQuery {
                 "until" => asked.until = Some(moment(Some(&value))?),
                 "before" => {
                     asked.before =
-                        Some(Version(value.trim_start_matches('@').parse().map_err(|_n| wrong())?))
+                        Some(Version(value.trim_start_matches('@').parse().map_err(|_n| wrong())?));
                 }
                 "limit" => {
-                    asked.limit = value.parse::<usize>().map_err(|_n| wrong())?.clamp(1, MAX_PAGE)
+                    asked.limit = value.parse::<usize>().map_err(|_n| wrong())?.clamp(1, MAX_PAGE);
                 }
                 "changes" => asked.changes = value.parse().map_err(|_n| wrong())?,
                 "around" => {
                     asked.around = Some(Duration::from_secs(
                         value.parse::<u32>().map_err(|_n| wrong())?.into(),
-                    ))
+                    ));
                 }
                 "related" => asked.related = value == "true",
                 "significance" => {
@@ -134,14 +134,12 @@ pub(crate) fn subjects(
                 "unknown_subject",
                 format!("{host} never had a {shown:?}{hint}"),
             )
-            .with("similar", similar.join(","))
+            .with("similar", &similar.join(","))
         })?);
     }
-    if with_related {
-        if let Some(head) = app.history.head(host)? {
-            let more = related(&found, &head.facts);
-            found.extend(more);
-        }
+    if with_related && let Some(head) = app.history.head(host)? {
+        let more = related(&found, &head.facts);
+        found.extend(more);
     }
     Ok(found)
 }
