@@ -172,6 +172,9 @@ fn help() {
         Usage: twin [OPTIONS] <COMMAND>
 
         Commands:
+          up           Watch this machine: server and agent together, in the foreground
+          server       Run the server
+          agent        Run the agent
           list         List the hosts: version, last change, faults
           show         Show one host at a glance
           state        Show the facts of a host, now or at any moment

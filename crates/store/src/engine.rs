@@ -261,8 +261,9 @@ impl Db {
         self.database.disk_space().unwrap_or_default()
     }
 
-    /// Writes everything that is in memory to tables, so that the journals can go. Gives up
-    /// after `patience`, since the engine's own waiting has no end when its workers failed.
+    /// Writes everything that is in memory to tables, so that the journals can go; false when
+    /// that was not done within `patience`. The engine's own waiting has no end when its
+    /// workers have failed.
     pub(crate) fn settle(&self, patience: Duration) -> Result<bool, Error> {
         let failed = |source| Error::write(&self.path, "write tables", source);
         let mut keyspaces = Vec::new();
@@ -277,6 +278,8 @@ impl Db {
             if Instant::now() > deadline {
                 return Ok(false);
             }
+            // Fails when a worker did.
+            self.database.persist(PersistMode::Buffer).map_err(failed)?;
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(true)

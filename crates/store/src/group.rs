@@ -311,8 +311,9 @@ impl Group {
                 }
             }
             open => {
+                // A bucket that was thinned meanwhile has all its postings, and of fewer versions.
                 if let Some(mut block) = open.take()
-                    && let Some(old) = db.bucket(block.day)
+                    && let Some(old) = db.bucket(block.day).filter(|old| !old.thinned)
                 {
                     block.close(|key, value| self.put(&old.keyspace, key, value));
                 }

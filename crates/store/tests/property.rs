@@ -98,8 +98,9 @@ struct Expected {
 const RETENTION: Retention = Retention { full_days: 2, keep_days: 5, load_hours: 1, load_days: 1 };
 
 struct World {
-    directory: tempfile::TempDir,
+    /// Closed before the directory goes.
     history: Option<History>,
+    directory: tempfile::TempDir,
     small: bool,
     now: Time,
     expected: BTreeMap<HostId, Expected>,

@@ -1,0 +1,248 @@
+//! Power losses and damaged files: what was synced is read, and what can't be read is named.
+
+mod common;
+
+use common::{
+    Dice, NOON, append, disk_usage, host, large, options, patch, record, restarted, seconds, small,
+};
+use model::{HostId, Version};
+use std::path::{Path, PathBuf};
+use store::{Body, Error, Filter, History};
+
+/// A copy of the files as they are, as a power loss leaves what was synced.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        let target = to.join(file.file_name());
+        if file.file_type().unwrap().is_dir() {
+            copy(&file.path(), &target);
+        } else {
+            std::fs::copy(file.path(), target).unwrap();
+        }
+    }
+}
+
+fn journal(directory: &Path) -> PathBuf {
+    let files = std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|e| e == "jnl")).max().unwrap()
+}
+
+/// An image of a history of forty versions that lost power, and the bytes of its journal up to
+/// the unwritten rest.
+fn image() -> (tempfile::TempDir, Vec<u8>) {
+    let live = common::directory_in_memory();
+    let history = History::open(live.path(), options()).unwrap();
+    for n in 1..=40 {
+        record(&history, &host("web01"), NOON.plus(seconds(n)), &small(n as i64)).unwrap();
+    }
+    let image = common::directory_in_memory();
+    copy(live.path(), image.path());
+    drop(history);
+    let mut bytes = std::fs::read(journal(image.path())).unwrap();
+    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    bytes.truncate(end);
+    (image, bytes)
+}
+
+/// Opens the image with these bytes as its journal.
+fn open_with(image: &Path, bytes: &[u8]) -> (tempfile::TempDir, Result<History, Error>) {
+    let directory = common::directory_in_memory();
+    copy(image, directory.path());
+    std::fs::write(journal(directory.path()), bytes).unwrap();
+    let history = History::open(directory.path(), options());
+    (directory, history)
+}
+
+fn head(history: &History) -> u64 {
+    let web = host("web01");
+    let Some(head) = history.head(&web).unwrap() else { return 0 };
+    assert_eq!(head.facts, small(head.version.0 as i64));
+    for n in 1..=head.version.0 {
+        assert_eq!(history.state(&web, Version(n)).unwrap(), Some(small(n as i64)));
+    }
+    head.version.0
+}
+
+#[test]
+fn a_journal_cut_anywhere_opens_with_what_came_before() {
+    let (image, bytes) = image();
+    let mut dice = Dice(3);
+    let mut last = 40;
+    for cut in [0, 1, 2, 7].into_iter().chain((0..25).map(|_| dice.roll(bytes.len() as u64 / 2))) {
+        let kept = &bytes[..bytes.len() - cut as usize];
+        let (_directory, history) = open_with(image.path(), kept);
+        let history = history.unwrap();
+        let found = head(&history);
+        if cut == 0 {
+            assert_eq!(found, 40);
+        }
+        last = last.min(found);
+        record(&history, &host("web01"), NOON.plus(seconds(100)), &small(-1)).unwrap();
+    }
+    assert!(last < 40);
+}
+
+#[test]
+fn garbage_behind_the_journal_is_cut_off() {
+    let (image, bytes) = image();
+    let mut dice = Dice(4);
+    let noise: Vec<u8> = (0..5000).map(|_| dice.roll(256) as u8).collect();
+    let half = &bytes[bytes.len() - 200..bytes.len() - 60];
+    // An item with a length of gigabytes, a start without more, and what was half written.
+    let item = [2, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 255, 255, 255, 240, 255, 255, 255, 240, 9];
+    let start = [1, 1, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0];
+    let torn = [&start[..], &item[..]].concat();
+    for tail in [&noise[..], half, &item, &start, &torn, &[3; 50], &[255; 9000]] {
+        let behind = [&bytes[..], tail, &[0; 4096]].concat();
+        let (_directory, history) = open_with(image.path(), &behind);
+        assert_eq!(head(&history.unwrap()), 40);
+    }
+}
+
+#[test]
+fn a_last_write_with_holes_is_not_taken_for_whole() {
+    let (image, bytes) = image();
+    for back in [20, 40, 80, 120] {
+        let mut holed = bytes.clone();
+        let at = holed.len() - back;
+        holed[at..at + 8].fill(0);
+        let (_directory, history) = open_with(image.path(), &holed);
+        assert!(head(&history.unwrap()) >= 38);
+    }
+}
+
+#[test]
+fn damage_before_what_was_acknowledged_is_not_silently_cut() {
+    let (image, mut bytes) = image();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x55;
+    let (directory, history) = open_with(image.path(), &bytes);
+    let Err(Error::Damaged { path, offset }) = history else { panic!("{history:?}") };
+    assert_eq!(path, journal(directory.path()));
+    assert!(offset <= middle as u64);
+    assert_eq!(std::fs::read(&path).unwrap(), bytes, "nothing was touched");
+    // What it says to do helps.
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(offset).unwrap();
+    let found = head(&History::open(directory.path(), options()).unwrap());
+    assert!((10..40).contains(&found), "{found}");
+}
+
+fn tables(directory: &Path, found: &mut Vec<PathBuf>) {
+    for file in std::fs::read_dir(directory).unwrap() {
+        let path = file.unwrap().path();
+        if path.is_dir() {
+            tables(&path, found);
+        } else if path.parent().is_some_and(|parent| parent.ends_with("tables")) {
+            found.push(path);
+        }
+    }
+}
+
+/// Reads all of a host; the number of versions that are damaged.
+fn damaged_versions(history: &History, host: &HostId, states: &[model::Facts]) -> usize {
+    let mut damaged = 0;
+    for (index, expected) in states.iter().enumerate() {
+        match history.state(host, Version(index as u64 + 1)) {
+            Ok(found) => assert_eq!(found.as_ref(), Some(expected)),
+            Err(Error::Corrupt { host: Some(named), .. }) => {
+                assert_eq!(&named, host);
+                damaged += 1;
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    damaged
+}
+
+#[test]
+fn damage_is_named_and_stays_with_whom_it_hit() {
+    let directory = common::directory_in_memory();
+    let hosts: Vec<HostId> = (0..8).map(|n| host(&format!("host-{n}"))).collect();
+    let mut states: Vec<Vec<model::Facts>> = Vec::new();
+    let mut dice = Dice(11);
+    {
+        let history = History::open(directory.path(), options()).unwrap();
+        for (n, host) in hosts.iter().enumerate() {
+            let mut all = vec![large(n as u64 + 1)];
+            record(&history, host, NOON, &all[0]).unwrap();
+            for n in 1..200 {
+                let next = restarted(&all[n - 1], dice.roll(60), &mut dice);
+                let at = NOON.plus(seconds(n as u64));
+                history.append(append(host, at, patch(&all[n - 1], &next)), |outcome| {
+                    drop(outcome.unwrap())
+                });
+                all.push(next);
+            }
+            states.push(all);
+        }
+    }
+    let mut files = Vec::new();
+    tables(&directory.path().join("keyspaces"), &mut files);
+    let bucket = files.into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let intact = std::fs::read(&bucket).unwrap();
+    let mut hit = 0;
+    for _ in 0..12 {
+        let mut bytes = intact.clone();
+        // In the first half: the other holds the engine's own index.
+        let at = dice.roll(bytes.len() as u64 / 2) as usize;
+        bytes[at] ^= 1 << dice.roll(8);
+        std::fs::write(&bucket, bytes).unwrap();
+        let history = History::open(directory.path(), options()).unwrap();
+        let damaged: Vec<usize> = hosts
+            .iter()
+            .zip(&states)
+            .map(|(host, states)| damaged_versions(&history, host, states))
+            .collect();
+        assert!(damaged.iter().filter(|damaged| **damaged > 0).count() <= 2, "{damaged:?}");
+        hit += damaged.iter().sum::<usize>();
+        // The log may miss it, but must not break.
+        for host in &hosts {
+            drop(history.log(host, &Filter::default(), None, 1000));
+        }
+        drop(history);
+        std::fs::write(&bucket, &intact).unwrap();
+    }
+    assert!(hit > 0);
+}
+
+#[test]
+fn expiry_returns_the_disk_space() {
+    let directory = tempfile::tempdir().unwrap();
+    let history = History::open(directory.path(), options()).unwrap();
+    let web = host("web01");
+    let mut dice = Dice(8);
+    let mut state = large(1);
+    record(&history, &web, NOON, &state).unwrap();
+    let content = dice.hex(400_000).into_bytes();
+    let unused = history.put_content(&content).unwrap();
+    for day in 0..10u64 {
+        for n in 0..400 {
+            let at = NOON.plus(common::days(day)).plus(seconds(n * 60));
+            let next = restarted(&state, dice.roll(60), &mut dice);
+            history
+                .append(append(&web, at, patch(&state, &next)), |outcome| drop(outcome.unwrap()));
+            state = next;
+        }
+    }
+    record(&history, &web, NOON.plus(common::days(10)), &state).unwrap();
+    drop(history);
+    let tables = |directory: &Path| disk_usage(&directory.join("keyspaces"));
+    let before = tables(directory.path());
+    let history = History::open(directory.path(), options()).unwrap();
+    let thinned = history.expire(NOON.plus(common::days(38))).unwrap();
+    assert_eq!((thinned.thinned, thinned.dropped, thinned.contents_unused), (8, 0, 1));
+    assert!(thinned.merged > 8 * 390, "{thinned:?}");
+    let after = tables(directory.path());
+    assert!(after < before * 2 / 3, "{before} {after}");
+    let dropped = history.expire(NOON.plus(common::days(600))).unwrap();
+    assert_eq!((dropped.dropped, dropped.contents_removed), (10, 1), "{dropped:?}");
+    let end = tables(directory.path());
+    assert!(end < before / 3, "{before} {end}");
+    assert_eq!(history.content(&unused).unwrap(), None);
+    assert_eq!(history.head(&web).unwrap().unwrap().facts, state);
+    let next = Body::State(large(2));
+    history.append_and_wait(append(&web, NOON.plus(common::days(600)), next)).unwrap();
+    let log = history.log(&web, &Filter::default(), None, 10).unwrap();
+    assert_eq!(log.len(), 2, "the new one, and the last of before");
+}
