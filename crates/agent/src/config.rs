@@ -95,31 +95,13 @@ pub struct Config {
 /// Where the file is looked for when none is named.
 #[must_use]
 pub fn default_file() -> PathBuf {
-    if is_root() {
-        return "/etc/safetytwin/agent.yaml".into();
-    }
-    xdg("XDG_CONFIG_HOME", ".config").join("safetytwin/agent.yaml")
+    api::places::configuration().join("agent.yaml")
 }
 
 /// Where state is kept when no place is named.
 #[must_use]
 pub fn default_state_dir() -> PathBuf {
-    if is_root() {
-        return "/var/lib/safetytwin/agent".into();
-    }
-    xdg("XDG_DATA_HOME", ".local/share").join("safetytwin/agent")
-}
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
-fn xdg(variable: &str, fallback: &str) -> PathBuf {
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into()));
-    std::env::var_os(variable)
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .unwrap_or_else(|| home().join(fallback))
+    api::places::data().join("agent")
 }
 
 impl File {

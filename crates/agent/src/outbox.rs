@@ -19,7 +19,7 @@ use api::wire::{self, Acknowledged, Batch, Body, Gap};
 use bytes::Bytes;
 use hyper::Method;
 use model::load::Load;
-use model::{ContentId, HostId, Time};
+use model::{ContentId, HostId, Time, with_causes};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -143,9 +143,9 @@ impl Outbox {
             Outgoing::Delta { at, body, gap } => {
                 let trouble = self.spool.push(at, body, gap);
                 if let Some(error) = &trouble {
-                    tracing::warn!(error = describe(error), "holding changes in memory");
+                    tracing::warn!(error = with_causes(error), "holding changes in memory");
                 }
-                self.tell(trouble.map(|error| describe(&error)));
+                self.tell(trouble.map(|error| with_causes(&error)));
             }
             Outgoing::Content(content) => {
                 if let Err(error) = self.contents.add(&content) {
@@ -182,7 +182,7 @@ impl Outbox {
         let whole = contents.len() == self.contents.len();
         let deltas = if whole { self.spool.batch() } else { Ok(Vec::new()) };
         let deltas = deltas.unwrap_or_else(|error| {
-            tracing::error!(error = describe(&error), "the spool can't be read back");
+            tracing::error!(error = with_causes(&error), "the spool can't be read back");
             Vec::new()
         });
         let batch = Batch {
@@ -221,7 +221,7 @@ impl Outbox {
         match result {
             Ok(acknowledged) => {
                 if let Err(error) = self.spool.acknowledged(acknowledged.sequence) {
-                    tracing::warn!(error = describe(&error), "the spool could not be written");
+                    tracing::warn!(error = with_causes(&error), "the spool could not be written");
                 }
                 self.standing.send_modify(|standing| {
                     standing.version = Some(acknowledged.version.0);
@@ -235,7 +235,7 @@ impl Outbox {
                     "the server knows another state of this host; sending the whole one"
                 );
                 if let Err(error) = self.spool.resync((self.new_stream)()) {
-                    tracing::error!(error = describe(&error), "could not start a new stream");
+                    tracing::error!(error = with_causes(&error), "could not start a new stream");
                 }
                 self.tell(Some("the server knew another state; resynchronising".to_owned()));
                 // Not at once: two agents under one name would otherwise chase each other.
@@ -243,22 +243,10 @@ impl Outbox {
             }
             Err(error) => {
                 let waiting = self.spool.len();
-                tracing::debug!(error = describe(&error), waiting, "not delivered");
-                self.tell(Some(describe(&error)));
+                tracing::debug!(error = with_causes(&error), waiting, "not delivered");
+                self.tell(Some(with_causes(&error)));
                 (client, false)
             }
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }

@@ -8,6 +8,7 @@ pub mod answer;
 pub mod bridge;
 pub mod client;
 mod json;
+pub mod places;
 pub mod wire;
 
 pub use answer::ErrorBody;

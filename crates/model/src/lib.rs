@@ -12,6 +12,7 @@
 //! - Equal facts have equal [`Digest`]s, in whatever order they were built.
 //! - Load (volatile measurements, [`load`]) is never part of facts.
 
+mod causes;
 mod digest;
 pub mod entity;
 mod facts;
@@ -25,6 +26,7 @@ mod significance;
 mod time;
 mod value;
 
+pub use causes::with_causes;
 pub use digest::{ContentId, Digest};
 pub use facts::{Facts, Item};
 pub use keys::{distance, unknown_key};

@@ -98,36 +98,16 @@ pub struct Config {
     pub vm_name: String,
 }
 
-/// Where the file is looked for when none is named, the first that is there.
+/// Where the file is looked for when none is named, the first that is there. The bridge's are
+/// read where there is none of ours.
 #[must_use]
 pub fn default_files() -> Vec<PathBuf> {
+    let mut files = vec![api::places::configuration().join("twin.yaml")];
     if rustix::process::geteuid().is_root() {
-        return [
-            "/etc/safetytwin/twin.yaml",
-            "/etc/digital-twin/vm-bridge.yaml",
-            "/etc/vm-bridge.yaml",
-        ]
-        .map(PathBuf::from)
-        .into();
+        files.push("/etc/digital-twin/vm-bridge.yaml".into());
+        files.push("/etc/vm-bridge.yaml".into());
     }
-    vec![xdg("XDG_CONFIG_HOME", ".config").join("safetytwin/twin.yaml")]
-}
-
-/// Where everything is kept when no place is named.
-#[must_use]
-pub fn default_data_dir() -> PathBuf {
-    if rustix::process::geteuid().is_root() {
-        return "/var/lib/safetytwin".into();
-    }
-    xdg("XDG_DATA_HOME", ".local/share").join("safetytwin")
-}
-
-fn xdg(variable: &str, fallback: &str) -> PathBuf {
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into()));
-    std::env::var_os(variable)
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .unwrap_or_else(|| home().join(fallback))
+    files
 }
 
 impl File {
@@ -187,7 +167,7 @@ impl File {
             return Err(Error::Value { key: "max_snapshots", message });
         }
         Ok(Config {
-            data_dir: self.data_dir.unwrap_or_else(default_data_dir),
+            data_dir: self.data_dir.unwrap_or_else(api::places::data),
             listen,
             server_names: self.server_names,
             tokens_required: beyond || self.require_tokens.unwrap_or(false),

@@ -161,7 +161,7 @@ impl Sink {
     }
 
     fn fault(&self, error: &dyn std::error::Error) -> impl Future<Output = ()> + Send + use<> {
-        self.say(Seen::Fault(crate::outbox::describe(error)))
+        self.say(Seen::Fault(model::with_causes(error)))
     }
 }
 

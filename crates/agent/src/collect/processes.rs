@@ -112,8 +112,8 @@ pub(crate) async fn run(context: Context) {
     let sink = context.sink("processes");
     let root = context.root.clone();
     let sight =
-        Scanner::new(&root).map_err(|error| crate::outbox::describe(&error)).and_then(|scanner| {
-            let sockets = Sockets::new(&root).map_err(|error| crate::outbox::describe(&error))?;
+        Scanner::new(&root).map_err(|error| model::with_causes(&error)).and_then(|scanner| {
+            let sockets = Sockets::new(&root).map_err(|error| model::with_causes(&error))?;
             Ok(Sight {
                 scanner,
                 sockets,
@@ -173,7 +173,7 @@ impl Watcher {
                         }
                     }
                     Err(error) => {
-                        self.no_events = Some(crate::outbox::describe(&error));
+                        self.no_events = Some(model::with_causes(&error));
                         events = None;
                     }
                 },
@@ -222,7 +222,7 @@ impl Watcher {
                 let every = self.context.config.interval;
                 self.no_events = Some(format!(
                     "spawn and exit only every {every:?}: {}",
-                    crate::outbox::describe(&error)
+                    model::with_causes(&error)
                 ));
                 None
             }

@@ -65,7 +65,7 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<(), Failure> {
         if arguments.server.verbose { "info" } else { "warn" },
         arguments.server.log_file.as_deref(),
     )?;
-    file.data_dir = Some(file.data_dir.unwrap_or_else(server::config::default_data_dir));
+    file.data_dir = Some(file.data_dir.unwrap_or_else(api::places::data));
     let config = file.check().map_err(|error| wrong(&error))?;
     let data_dir = config.data_dir.clone();
     runtime()?.block_on(async {
@@ -261,20 +261,9 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 fn wrong(error: &dyn std::error::Error) -> Failure {
-    Failure::Configuration(chain(error))
+    Failure::Configuration(model::with_causes(error))
 }
 
 fn failed(error: &dyn std::error::Error) -> Failure {
-    Failure::Failed(chain(error))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
+    Failure::Failed(model::with_causes(error))
 }

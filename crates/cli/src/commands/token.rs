@@ -19,7 +19,7 @@ impl DataDirectory {
         if let Some(dir) = self.data_dir {
             return Ok(dir);
         }
-        Ok(server::config::default_data_dir())
+        Ok(api::places::data())
     }
 }
 

@@ -5,6 +5,7 @@ use api::ErrorBody;
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use model::with_causes;
 use std::collections::BTreeMap;
 
 tokio::task_local! {
@@ -109,16 +110,4 @@ pub(crate) fn unknown_host(host: &str) -> ApiError {
     let shown: String = host.chars().take(80).collect();
     let message = format!("there is no host {shown:?}; GET /api/v1/hosts lists those there are");
     ApiError::new(StatusCode::NOT_FOUND, "unknown_host", message)
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }

@@ -1,7 +1,7 @@
 //! What agents send.
 
 use super::auth::Caller;
-use super::error::{ApiError, with_causes};
+use super::error::ApiError;
 use super::extract::{Body, Host};
 use crate::app::App;
 use crate::clock;
@@ -10,7 +10,7 @@ use axum::Extension;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use model::{ContentId, HostId, Kind, Op, Value, Version};
+use model::{ContentId, HostId, Kind, Op, Value, Version, with_causes};
 use std::sync::Arc;
 use store::Append;
 
