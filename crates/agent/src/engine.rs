@@ -31,7 +31,7 @@ const LEAD: Duration = Duration::from_millis(5);
 const QUIET: Duration = Duration::from_millis(100);
 const MOST: Duration = Duration::from_secs(1);
 /// How long the first delta waits for collectors that have not looked yet.
-const FIRST: Duration = Duration::from_millis(220);
+const FIRST: Duration = Duration::from_millis(150);
 
 /// Which items a complete look speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]

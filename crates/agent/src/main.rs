@@ -3,7 +3,6 @@
 use agent::options::{Options, modern};
 use anyhow::Context;
 use clap::Parser;
-use std::io::Write;
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +28,9 @@ fn main() -> ExitCode {
 }
 
 fn serve(options: &Options, config: agent::config::Config) -> anyhow::Result<()> {
-    agent::log::start(&config)?;
+    let level = if config.verbose { "debug" } else { "info" };
+    agent::log::start(&format!("warn,agent={level},host={level}"), config.log_file.as_deref())
+        .context("could not open the log file")?;
     // One thread turns the loop; what blocks has its own, and those end when idle.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -37,9 +38,9 @@ fn serve(options: &Options, config: agent::config::Config) -> anyhow::Result<()>
         .thread_stack_size(512 * 1024)
         .build()?;
     let result = runtime.block_on(async {
-        if options.once || options.output.is_some() {
+        if options.looks_once() {
             let facts = agent::once(config).await?;
-            return print(options, &facts);
+            return options.write(&facts).context("could not write the facts");
         }
         let stop = CancellationToken::new();
         let signals = agent::signals::cancel_on_signal(stop.clone())?;
@@ -50,25 +51,4 @@ fn serve(options: &Options, config: agent::config::Config) -> anyhow::Result<()>
     // A look that hangs in the kernel must not hold up the end.
     runtime.shutdown_background();
     result
-}
-
-fn print(options: &Options, facts: &model::Facts) -> anyhow::Result<()> {
-    let text = if options.pretty {
-        serde_json::to_string_pretty(facts)?
-    } else {
-        serde_json::to_string(facts)?
-    };
-    match options.output.as_deref().filter(|path| path.as_os_str() != "-") {
-        Some(path) => std::fs::write(path, text)
-            .with_context(|| format!("could not write {}", path.display())),
-        None => {
-            let mut out = std::io::stdout().lock();
-            writeln!(out, "{text}").or_else(|error| match error.kind() {
-                // The reader has seen enough.
-                std::io::ErrorKind::BrokenPipe => Ok(()),
-                _ => Err(error),
-            })?;
-            Ok(())
-        }
-    }
 }

@@ -2,7 +2,9 @@
 
 use crate::config::{Error, File, default_file};
 use clap::Parser;
+use model::Facts;
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 /// Watches this machine and brings every change of it to the server.
@@ -89,6 +91,32 @@ pub fn modern(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 }
 
 impl Options {
+    /// Whether to look once and end.
+    #[must_use]
+    pub fn looks_once(&self) -> bool {
+        self.once || self.output.is_some()
+    }
+
+    /// Writes facts where and how the options say.
+    ///
+    /// # Errors
+    /// When it can't be written. A reader that has seen enough is no error.
+    pub fn write(&self, facts: &Facts) -> io::Result<()> {
+        let text = if self.pretty {
+            serde_json::to_string_pretty(facts)
+        } else {
+            serde_json::to_string(facts)
+        };
+        let text = text.map_err(io::Error::other)?;
+        match self.output.as_deref().filter(|path| path.as_os_str() != "-") {
+            Some(path) => std::fs::write(path, text),
+            None => match writeln!(io::stdout().lock(), "{text}") {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+                result => result,
+            },
+        }
+    }
+
     /// Reads the file, and lets the flags win.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! What every request works with.
 
 use crate::metrics::Metrics;
+use crate::replays::Replays;
 use crate::snapshots::Snapshots;
 use crate::tokens::Tokens;
 use model::redact::Redactor;
@@ -27,6 +28,7 @@ pub(crate) struct App {
     /// For clients that do not redact themselves.
     pub(crate) redactor: Redactor,
     pub(crate) metrics: Metrics,
+    pub(crate) replays: Replays,
     /// When hosts were last heard of; losing it at a restart costs nothing.
     pub(crate) seen: Mutex<HashMap<HostId, Time>>,
     pub(crate) shutdown: CancellationToken,

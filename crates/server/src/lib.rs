@@ -20,6 +20,7 @@ mod clock;
 pub mod config;
 mod http;
 mod metrics;
+mod replays;
 mod resolve;
 mod serve;
 mod snapshots;

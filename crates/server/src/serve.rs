@@ -5,6 +5,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::http;
 use crate::metrics::Metrics;
+use crate::replays::Replays;
 use crate::snapshots::Snapshots;
 use crate::tokens::{self, Tokens};
 use axum::Router;
@@ -104,6 +105,7 @@ impl Server {
             server_names: config.server_names,
             redactor: Redactor::new(key, Vec::new()),
             metrics: Metrics::default(),
+            replays: Replays::default(),
             seen: Mutex::new(HashMap::new()),
             shutdown: CancellationToken::new(),
         });

@@ -12,7 +12,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 /// How long `twin up` waits for the first version before it says what it has.
 const FIRST_VERSION: Duration = Duration::from_secs(10);
@@ -49,6 +48,10 @@ pub(crate) fn agent(options: &Options) -> Result<(), Failure> {
     let level = if config.verbose { "debug" } else { "info" };
     start_log(level, config.log_file.as_deref())?;
     runtime()?.block_on(async {
+        if options.looks_once() {
+            let facts = agent::once(config).await.map_err(|error| failed(&error))?;
+            return options.write(&facts).map_err(|error| failed(&error));
+        }
         let stop = CancellationToken::new();
         let signals =
             agent::signals::cancel_on_signal(stop.clone()).map_err(|error| failed(&error))?;
@@ -236,23 +239,13 @@ impl ServerArguments {
     }
 }
 
-/// `RUST_LOG` goes before the level.
 fn start_log(level: &str, file: Option<&Path>) -> Result<(), Failure> {
-    let ours = format!("warn,server={level},store={level},agent={level},host={level},twin={level}");
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new(ours));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
-    match file {
-        Some(path) => {
-            let open = std::fs::OpenOptions::new().create(true).append(true).open(path);
-            let file = open.map_err(|source| Failure::Write { path: path.to_owned(), source })?;
-            builder.with_ansi(false).with_writer(std::sync::Mutex::new(file)).init();
-        }
-        None => {
-            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            builder.with_ansi(terminal).with_writer(std::io::stderr).init();
-        }
-    }
-    Ok(())
+    let filter =
+        format!("warn,server={level},store={level},agent={level},host={level},twin={level}");
+    agent::log::start(&filter, file).map_err(|source| Failure::Write {
+        path: file.map(Path::to_owned).unwrap_or_default(),
+        source,
+    })
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {

@@ -5,12 +5,14 @@ use super::error::ApiError;
 use super::extract::{Asked, Body};
 use crate::app::App;
 use crate::clock;
+use crate::replays::{Known, MAX_KEY};
 use crate::snapshots::{Deleted, Snapshot};
 use api::bridge::{self, Snapshots, Status, Updated};
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use model::ContentId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -20,15 +22,42 @@ use store::{Append, Delta, Filter};
 const CHANGES: usize = 200;
 
 /// Takes the full state of a host as JSON. Unknown fields are ignored; volatile ones (usage,
-/// uptime) are never a change.
+/// uptime) are never a change. With an `Idempotency-Key`, a request sent again gets the first
+/// answer.
 #[utoipa::path(post, path = "/api/v1/update_state", tag = "bridge", request_body = Object,
-    responses((status = 200, description = "`updated` with the changes, or `no_changes`", body = Object), (status = 400, body = api::ErrorBody), (status = 413, body = api::ErrorBody)))]
+    params(("Idempotency-Key" = Option<String>, Header, description = "names this request")),
+    responses((status = 200, description = "`updated` with the changes, or `no_changes`", body = Object), (status = 400, body = api::ErrorBody), (status = 413, body = api::ErrorBody), (status = 422, body = api::ErrorBody, description = "the key was used for another request")))]
 pub(crate) async fn update_state(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Json<Updated>, ApiError> {
-    let state = bridge::parse(&body, &app.redactor).map_err(|error| {
+    let Some(key) = headers.get("idempotency-key") else {
+        return record(&app, &caller, &body).await.map(Json);
+    };
+    let key = key.to_str().ok().filter(|key| (1..=MAX_KEY).contains(&key.len()));
+    let key = key.ok_or_else(|| {
+        ApiError::bad("bad_key", format!("an idempotency key has 1 to {MAX_KEY} ASCII characters"))
+    })?;
+    let request = ContentId::of(&body);
+    match app.replays.find(key, &request) {
+        Known::Answer(answer) => Ok(Json(answer)),
+        Known::Reused => Err(ApiError::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "key_reused",
+            "this idempotency key was used for another request",
+        )),
+        Known::Nothing => {
+            let answer = record(&app, &caller, &body).await?;
+            app.replays.keep(key.to_owned(), request, answer.clone());
+            Ok(Json(answer))
+        }
+    }
+}
+
+async fn record(app: &Arc<App>, caller: &Caller, body: &[u8]) -> Result<Updated, ApiError> {
+    let state = bridge::parse(body, &app.redactor).map_err(|error| {
         let code = match error {
             bridge::Error::Empty => "empty_body",
             bridge::Error::Json(_) => "bad_json",
@@ -43,19 +72,13 @@ pub(crate) async fn update_state(
     app.saw(&state.host, now);
     let name = app.snapshots.next_name(now);
     let host = state.host.clone();
-    let delta = Delta {
-        sequence: None,
-        at: now,
-        body: store::Body::State(state.facts),
-        gap: None,
-        label: Some(name.clone()),
-    };
+    let facts = store::Body::State(state.facts);
+    let delta =
+        Delta { sequence: None, at: now, body: facts, gap: None, label: Some(name.clone()) };
     let append = Append { host: host.clone(), stream: None, received: now, deltas: vec![delta] };
     let appended = app.append(append).await?;
-    let Some(version) = appended.recorded.last().copied() else {
-        return Ok(Json(Updated::NoChanges));
-    };
-    let changes = app
+    let Some(version) = appended.recorded.last().copied() else { return Ok(Updated::NoChanges) };
+    let (snapshot, changes) = app
         .read(move |app| {
             app.snapshots.add(Snapshot {
                 name: name.clone(),
@@ -68,7 +91,7 @@ pub(crate) async fn update_state(
             Ok((name, subjects.take(CHANGES).map(|subject| subject.to_string()).collect()))
         })
         .await?;
-    Ok(Json(Updated::Updated { snapshot: changes.0, state_id: version.0, changes: changes.1 }))
+    Ok(Updated::Updated { snapshot, state_id: version.0, changes })
 }
 
 /// The names of saved states.

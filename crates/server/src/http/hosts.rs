@@ -7,7 +7,7 @@ use crate::clock;
 use api::answer;
 use axum::Json;
 use axum::extract::State;
-use axum::http::header::{ETAG, IF_NONE_MATCH};
+use axum::http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use model::entity::{Collector, Platform};
@@ -61,14 +61,15 @@ pub(crate) async fn list(
 pub(crate) async fn show(
     State(app): State<Arc<App>>,
     Host(host): Host,
-) -> Result<Json<answer::Host>, ApiError> {
+) -> Result<Response, ApiError> {
     let found = app
         .read(move |app| match app.history.host(&host) {
             Some(info) => describe(app, &info),
             None => Err(store::Error::UnknownHost { host }),
         })
         .await?;
-    Ok(Json(found))
+    // Weak: when it was last heard of moves on without a version.
+    Ok(([(ETAG, format!("W/\"{}\"", found.version.0))], Json(found)).into_response())
 }
 
 /// Forgets a host and its whole history.
@@ -77,12 +78,20 @@ pub(crate) async fn show(
 pub(crate) async fn forget(
     State(app): State<Arc<App>>,
     Host(host): Host,
+    headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
-    app.read(move |app| {
-        if app.history.host(&host).is_none() {
-            return Err(store::Error::UnknownHost { host });
+    let expected = headers.get(IF_MATCH).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    off_thread(&app, move |app| {
+        let info = app.history.host(&host).ok_or_else(|| unknown_host(host.as_str()))?;
+        let head = info.head.0.to_string();
+        let matches =
+            |tag: &str| tag == "*" || tag.trim_start_matches("W/").trim_matches('"') == head;
+        if expected.is_some_and(|tags| !tags.split(',').any(|tag| matches(tag.trim()))) {
+            let message =
+                format!("{host} has moved on to @{head}; look at it again before you forget it");
+            return Err(ApiError::new(StatusCode::PRECONDITION_FAILED, "moved_on", message));
         }
-        app.history.forget(&host)
+        Ok(app.history.forget(&host)?)
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
