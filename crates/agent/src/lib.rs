@@ -84,8 +84,15 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let (outgoing, incoming) = mpsc::channel(QUEUE);
     let (standing, standings) = watch::channel(Standing::default());
     let (missing, wanted) = watch::channel(Vec::new());
-    let outbox =
-        Outbox { host, spool, contents, incoming, standing, new_stream: identity::new_stream };
+    let outbox = Outbox {
+        host,
+        spool,
+        contents,
+        incoming,
+        standing,
+        new_stream: identity::new_stream,
+        refusals: 0,
+    };
     let (reports, received) = mpsc::channel(QUEUE);
     let mut context = Context::new(config, identity.key, reports, wanted);
     context.shutdown = stop.clone();

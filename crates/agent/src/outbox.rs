@@ -26,6 +26,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
+/// Refusals after which what waits is sent in another form.
+const REFUSALS: u32 = 5;
 /// Load samples kept while the server is away.
 const MAX_LOAD: usize = 360;
 
@@ -61,13 +63,16 @@ pub(crate) struct Outbox {
     pub(crate) incoming: mpsc::Receiver<Outgoing>,
     pub(crate) standing: watch::Sender<Standing>,
     pub(crate) new_stream: fn() -> String,
+    /// How often in a row the server refused for good.
+    pub(crate) refusals: u32,
 }
 
-/// A finished request: the client to use for the next, the contents that were delivered, and
-/// what became of the deltas.
+/// A finished request: the client to use for the next, the contents that were delivered, the
+/// load that went along, and what became of the deltas.
 struct Sent {
     client: Client,
     contents: Vec<ContentId>,
+    load: Vec<Load>,
     result: Result<Acknowledged, Error>,
 }
 
@@ -100,7 +105,7 @@ impl Outbox {
                 },
                 sent = async { match &mut flight { Some(sending) => sending.await, None => std::future::pending().await } } => {
                     flight = None;
-                    let (client, goes_on) = self.settle(sent);
+                    let (client, goes_on) = self.settle(sent, &mut load);
                     idle = Some(client);
                     if goes_on {
                         backoff = BACKOFF.0;
@@ -124,13 +129,13 @@ impl Outbox {
         }
         let finish = async {
             let client = match (flight, idle) {
-                (Some(sending), _) => self.settle(sending.await).0,
+                (Some(sending), _) => self.settle(sending.await, &mut VecDeque::new()).0,
                 (None, Some(client)) => client,
                 (None, None) => return,
             };
             if !self.spool.is_empty() {
                 let sent = self.request(client, &mut VecDeque::new()).await;
-                self.settle(sent);
+                self.settle(sent, &mut VecDeque::new());
             }
         };
         if tokio::time::timeout(Duration::from_secs(2), finish).await.is_err() {
@@ -157,6 +162,25 @@ impl Outbox {
                 if load.len() > MAX_LOAD {
                     load.pop_front();
                 }
+            }
+        }
+    }
+
+    /// A server that can't take what waits (it is older, or something in it is broken) will not
+    /// take it later either: after some tries all of it becomes one whole state, marked as a gap.
+    fn note_refusal(&mut self, error: &Error) {
+        let refused = matches!(error.status().map(|status| status.as_u16()), Some(400 | 413 | 422));
+        if !refused {
+            return;
+        }
+        self.refusals += 1;
+        if self.refusals.is_multiple_of(REFUSALS) && !self.spool.is_empty() {
+            tracing::error!(
+                error = with_causes(error),
+                "the server can't take the changes that wait; sending the state they lead to"
+            );
+            if let Err(error) = self.spool.collapse((self.new_stream)()) {
+                tracing::error!(error = with_causes(&error), "could not start a new stream");
             }
         }
     }
@@ -198,7 +222,12 @@ impl Outbox {
                 let path = format!("/api/v1/hosts/{host}/contents");
                 let body = Bytes::from(wire::encode(&wire::Contents(bytes)));
                 if let Err(error) = client.send(Method::POST, &path, wire::MEDIA_TYPE, body).await {
-                    return Sent { client, contents: Vec::new(), result: Err(error) };
+                    return Sent {
+                        client,
+                        contents: Vec::new(),
+                        load: batch.load,
+                        result: Err(error),
+                    };
                 }
             }
             let path = format!("/api/v1/hosts/{host}/deltas");
@@ -210,16 +239,24 @@ impl Outbox {
                     status: hyper::StatusCode::OK,
                 })
             });
-            Sent { client, contents: ids, result }
+            Sent { client, contents: ids, load: batch.load, result }
         }
     }
 
     /// Takes note of an answer; whether the next request may follow at once.
-    fn settle(&mut self, sent: Sent) -> (Client, bool) {
-        let Sent { client, contents, result } = sent;
+    fn settle(&mut self, sent: Sent, load: &mut VecDeque<Load>) -> (Client, bool) {
+        let Sent { client, contents, load: samples, result } = sent;
         self.contents.delivered(&contents);
+        if result.is_err() {
+            // What was measured meanwhile comes after what could not be delivered.
+            let room = MAX_LOAD.saturating_sub(load.len());
+            for sample in samples.into_iter().rev().take(room) {
+                load.push_front(sample);
+            }
+        }
         match result {
             Ok(acknowledged) => {
+                self.refusals = 0;
                 if let Err(error) = self.spool.acknowledged(acknowledged.sequence) {
                     tracing::warn!(error = with_causes(&error), "the spool could not be written");
                 }
@@ -244,6 +281,7 @@ impl Outbox {
             Err(error) => {
                 let waiting = self.spool.len();
                 tracing::debug!(error = with_causes(&error), waiting, "not delivered");
+                self.note_refusal(&error);
                 self.tell(Some(with_causes(&error)));
                 (client, false)
             }

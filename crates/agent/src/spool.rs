@@ -234,6 +234,17 @@ impl Spool {
         self.rewrite()
     }
 
+    /// Gives up the single steps that wait: starts a new stream with the state they lead to,
+    /// marked as a gap.
+    pub(crate) fn collapse(&mut self, stream: String) -> Result<(), Error> {
+        self.resync(stream)?;
+        let deltas: Vec<Delta> =
+            self.waiting.iter().map(|waiting| self.read(waiting)).collect::<Result<_, _>>()?;
+        let one = deltas.into_iter().reduce(merged);
+        self.hold(one.into_iter().collect());
+        self.rewrite()
+    }
+
     /// Bytes that wait.
     fn size(&self) -> u64 {
         let held: usize = self
@@ -603,6 +614,18 @@ mod tests {
         assert_eq!(spool.stream(), "another");
         let first = spool.batch().unwrap().remove(0);
         assert_eq!(first.body, Body::Keyframe(facts(2)));
+        assert_eq!(drain(&mut spool).0, facts(5));
+    }
+
+    #[test]
+    fn what_is_refused_becomes_one_whole_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = begin(dir.path(), 1 << 20, 5);
+        spool.acknowledged(3).unwrap();
+        spool.collapse("another".into()).unwrap();
+        let batch = spool.batch().unwrap();
+        assert_eq!((batch.len(), &batch[0].body), (1, &Body::Keyframe(facts(5))));
+        assert_eq!(batch[0].gap.unwrap().merged, 4);
         assert_eq!(drain(&mut spool).0, facts(5));
     }
 

@@ -1,5 +1,7 @@
 //! Killed at any moment, also while it expires: what was acknowledged is there.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of a test")]
+
 mod common;
 
 use common::{NOON, append, host, options, patch};
@@ -29,7 +31,7 @@ fn state(version: u64) -> Facts {
         facts.put_entity(&Unit {
             id: format!("{n}.service"),
             main_pid: Some((version / n) as i64),
-            active_state: if version / 10 % 2 == 0 { "active" } else { "failed" }.into(),
+            active_state: if (version / 10).is_multiple_of(2) { "active" } else { "failed" }.into(),
             ..Unit::default()
         });
     }

@@ -1,5 +1,12 @@
 //! Power losses and damaged files: what was synced is read, and what can't be read is named.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::panic,
+    reason = "helpers of a test"
+)]
+
 mod common;
 
 use common::{
@@ -235,11 +242,11 @@ fn expiry_returns_the_disk_space() {
     let history = History::open(directory.path(), options()).unwrap();
     let thinned = history.expire(NOON.plus(common::days(34))).unwrap();
     assert_eq!((thinned.thinned, thinned.dropped, thinned.contents_unused), (4, 0, 1));
-    assert!(thinned.merged > 4 * 1900, "{thinned:?}");
+    assert!(thinned.merged > 7000, "{thinned:?}");
     let after = tables(directory.path());
     assert!(after < before * 2 / 3, "{before} {after}");
     let dropped = history.expire(NOON.plus(common::days(600))).unwrap();
-    assert_eq!((dropped.dropped, dropped.contents_removed), (5, 1), "{dropped:?}");
+    assert_eq!((dropped.dropped, dropped.contents_removed), (6, 1), "{dropped:?}");
     let end = tables(directory.path());
     assert!(end < before / 3, "{before} {end}");
     assert_eq!(history.content(&unused).unwrap(), None);

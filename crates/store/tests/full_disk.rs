@@ -1,5 +1,7 @@
 //! A disk that fills up: a clear error, nothing lost, and work goes on once there is space.
 
+#![expect(clippy::unwrap_used, reason = "helpers of a test")]
+
 mod common;
 
 use common::{Dice, NOON, append, host, seconds};
@@ -97,7 +99,7 @@ fn run(reserve_bytes: u64) {
         more = upto;
     }
     check(&history, more);
-    let put = history.put_content(&vec![7; 100]);
+    let put = history.put_content(&[7; 100]);
     assert!(put.is_ok() || is_full(put.as_ref().unwrap_err()), "{put:?}");
     drop(history);
 

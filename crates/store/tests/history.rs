@@ -1,5 +1,7 @@
 //! What a history promises, seen from outside.
 
+#![expect(clippy::unwrap_used, clippy::cast_sign_loss, reason = "helpers of a test")]
+
 mod common;
 
 use common::{

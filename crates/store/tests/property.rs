@@ -1,6 +1,13 @@
 //! Any course of events, stored and read back at each version, through reopening, small
 //! caches, borders of buckets and retention.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "helpers of a test"
+)]
+
 mod common;
 
 use common::{Dice, NOON, append, host, options, patch};
@@ -131,8 +138,8 @@ impl World {
         self.history.as_ref().unwrap()
     }
 
-    fn happen(&mut self, event: Event) {
-        match event {
+    fn happen(&mut self, event: &Event) {
+        match *event {
             Event::Reopen => self.reopen(),
             Event::Change { host: number, seed, minutes, full } => {
                 self.now = self.now.plus(Duration::from_secs(minutes * 60));
@@ -233,12 +240,7 @@ impl World {
         let oldest = Time::from_seconds(expected.dropped_before * 86_400);
         if expected.versions[0].0 <= oldest {
             let found = self.history().version_at(host, oldest).unwrap().unwrap();
-            let (_, state) = expected
-                .versions
-                .iter()
-                .rev()
-                .find(|(at, _)| *at < oldest || *at == oldest)
-                .unwrap();
+            let (_, state) = expected.versions.iter().rev().find(|(at, _)| *at <= oldest).unwrap();
             assert_eq!(self.history().state(host, found).unwrap().as_ref(), Some(state));
         }
     }
@@ -263,7 +265,7 @@ fn run(events: Vec<Event>, small: bool) {
     let mut world = World::new(small);
     for event in events {
         let looks = !matches!(event, Event::Change { .. });
-        world.happen(event);
+        world.happen(&event);
         if looks {
             world.check();
         }

@@ -69,7 +69,6 @@ async fn record(app: &Arc<App>, caller: &Caller, body: &[u8]) -> Result<Updated,
     caller.may_feed(&state.host)?;
     app.metrics.ingested_bytes.inc_by(u64::try_from(body.len()).unwrap_or(0));
     let now = clock::now();
-    app.saw(&state.host, now);
     let name = app.snapshots.next_name(now);
     let host = state.host.clone();
     let facts = store::Body::State(state.facts);
@@ -77,6 +76,7 @@ async fn record(app: &Arc<App>, caller: &Caller, body: &[u8]) -> Result<Updated,
         Delta { sequence: None, at: now, body: facts, gap: None, label: Some(name.clone()) };
     let append = Append { host: host.clone(), stream: None, received: now, deltas: vec![delta] };
     let appended = app.append(append).await?;
+    app.saw(&host, now);
     let Some(version) = appended.recorded.last().copied() else { return Ok(Updated::NoChanges) };
     let (snapshot, changes) = app
         .read(move |app| {

@@ -46,13 +46,15 @@ pub(crate) async fn deltas(
         ));
     }
     let now = clock::now();
-    app.saw(&host, now);
     let load = std::mem::take(&mut batch.load);
     let acknowledged = if batch.deltas.is_empty() {
         standing(&app, &host, &batch.stream).await?
     } else {
         record(&app, &host, batch).await?
     };
+    if acknowledged.version.0 > 0 {
+        app.saw(&host, now);
+    }
     for sample in &load {
         match app.history.append_load(&host, now, sample) {
             // Nothing is known of the host yet; a measurement alone makes no history.
@@ -151,7 +153,6 @@ pub(crate) async fn contents(
     caller.may_feed(&host)?;
     let contents: wire::Contents = decode(&body)?;
     app.metrics.ingested_bytes.inc_by(u64::try_from(body.len()).unwrap_or(0));
-    app.saw(&host, clock::now());
     app.read(move |app| {
         let contents: Vec<&[u8]> = contents.0.iter().map(Vec::as_slice).collect();
         app.history.put_contents(&contents).map(drop)
