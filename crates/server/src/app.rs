@@ -5,17 +5,38 @@ use crate::replays::Replays;
 use crate::snapshots::Snapshots;
 use crate::tokens::Tokens;
 use model::redact::Redactor;
-use model::{HostId, Time};
+use model::{HostId, Time, Version};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use store::{Append, Appended, Committed, History};
+use store::{Append, Appended, Committed, Entry, History};
 use tokio::sync::{broadcast, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Events a live stream may fall behind before it reads the history instead.
 const EVENTS: usize = 4096;
 
-pub(crate) type Event = Arc<Committed>;
+/// Changes of a version that are carried in the channel. Larger versions are read from the
+/// history, so that what the channel holds has a limit in bytes, too.
+const CARRIED: usize = 100;
+
+/// A version was recorded.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    pub(crate) host: HostId,
+    pub(crate) version: Version,
+    /// Unless it is large.
+    pub(crate) entry: Option<Entry>,
+}
+
+pub(crate) type Event = Arc<Recorded>;
+
+impl From<&Committed> for Recorded {
+    fn from(committed: &Committed) -> Self {
+        let Committed { host, entry, .. } = committed;
+        let small = entry.patch.len() <= CARRIED;
+        Self { host: host.clone(), version: entry.version, entry: small.then(|| entry.clone()) }
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct App {

@@ -89,7 +89,7 @@ impl Server {
             retention: config.retention,
             on_commit: Some(Box::new(move |committed| {
                 // Nobody listening is fine.
-                let _listeners = publish.send(Arc::new(committed.clone()));
+                let _listeners = publish.send(Arc::new(committed.into()));
             })),
             ..Options::default()
         };

@@ -109,9 +109,14 @@ impl Follower {
             let shutdown = self.app.shutdown.clone();
             tokio::select! {
                 event = self.live.recv() => match event {
-                    Ok(event) if event.host == self.host && event.entry.version > self.last => {
-                        self.last = event.entry.version;
-                        self.offer(event.entry.clone());
+                    Ok(event) if event.host == self.host && event.version > self.last => {
+                        match &event.entry {
+                            Some(entry) => {
+                                self.last = entry.version;
+                                self.offer(entry.clone());
+                            }
+                            None => self.caught_up = false,
+                        }
                     }
                     Ok(_) => {}
                     Err(RecvError::Lagged(_)) => self.caught_up = false,
@@ -176,6 +181,15 @@ pub(crate) async fn host_events(
     Ok(Sse::new(events).keep_alive(keep_alive()).into_response())
 }
 
+/// What was recorded, read from the history where the event does not carry it.
+async fn whole(app: &Arc<App>, event: &Event) -> Option<store::Entry> {
+    if let Some(entry) = &event.entry {
+        return Some(entry.clone());
+    }
+    let (host, version) = (event.host.clone(), event.version);
+    app.read(move |app| app.history.entry(&host, version)).await.ok().flatten()
+}
+
 fn keep_alive() -> KeepAlive {
     KeepAlive::new().interval(Duration::from_secs(15))
 }
@@ -235,10 +249,13 @@ pub(crate) async fn all_events(State(app): State<Arc<App>>) -> Response {
         let shutdown = app.shutdown.clone();
         let event = tokio::select! {
             event = live.recv() => match event {
-                Ok(event) => {
-                    let entry = shown(&event.host, event.entry.clone(), CHANGES);
-                    sse_event(&entry, format!("{}:{}", event.host, entry.version.0))
-                }
+                Ok(event) => match whole(&app, &event).await {
+                    Some(entry) => {
+                        let entry = shown(&event.host, entry, CHANGES);
+                        sse_event(&entry, format!("{}:{}", event.host, entry.version.0))
+                    }
+                    None => return None,
+                },
                 Err(RecvError::Lagged(count)) => Ok(sse::Event::default().event("lost").data(count.to_string())),
                 Err(RecvError::Closed) => return None,
             },
