@@ -31,7 +31,7 @@ const LEAD: Duration = Duration::from_millis(5);
 const QUIET: Duration = Duration::from_millis(100);
 const MOST: Duration = Duration::from_secs(1);
 /// How long the first delta waits for collectors that have not looked yet.
-const FIRST: Duration = Duration::from_millis(150);
+const FIRST: Duration = Duration::from_millis(250);
 
 /// Which items a complete look speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -209,7 +209,9 @@ impl Engine {
                 return;
             }
         }
-        self.awaited.remove(collector);
+        if self.awaited.remove(collector) {
+            tracing::debug!(collector, left = self.awaited.len(), "first look");
+        }
         if !self.changed.is_empty() || self.pending.is_some() {
             self.schedule();
         }

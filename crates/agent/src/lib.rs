@@ -28,6 +28,7 @@ use collect::Context;
 use config::Config;
 use contents::Contents;
 use engine::Engine;
+use host::files::Role;
 use identity::Identity;
 pub use identity::host_name;
 use model::entity::{File, Platform};
@@ -99,8 +100,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     context.known_platform = facts.entity::<Platform>("host").map(Arc::new);
     context.known_files = facts
         .entities::<File>()
-        .filter(|file| file.role == "config")
-        .map(|file| file.path)
+        .filter_map(|file| Some((file.path, Role::parse(&file.role)?)))
         .collect();
     let awaited = collect::FIRST.into_iter().filter(|name| match *name {
         "network" | "sockets" => context.config.network,

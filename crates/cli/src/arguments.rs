@@ -271,7 +271,8 @@ impl From<RoleArgument> for Role {
 /// `unit`, also written `units`.
 fn kind(text: &str) -> Result<Kind, String> {
     let known = Kind::ALL.iter().find(|kind| crate::view::plural(kind.as_str()) == text);
-    known.copied().or_else(|| Kind::parse(text)).ok_or_else(|| {
+    let exact = Kind::parse(text).filter(|kind| Kind::ALL.contains(kind));
+    known.copied().or(exact).ok_or_else(|| {
         let names: Vec<String> = Kind::ALL.iter().map(Kind::to_string).collect();
         format!("a kind is one of {}", names.join(", "))
     })

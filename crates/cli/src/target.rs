@@ -74,6 +74,8 @@ pub(crate) async fn leading<'w>(
         Some(Written { host: None, moment }) => {
             return Ok((Target { host: only_host(remote).await?, moment }, rest));
         }
+        // No name of a unit, container, package or file begins so.
+        None if first.starts_with('@') => return Err(no_moment(first)),
         None => {}
     }
     Ok((Target { host: only_host(remote).await?, moment: None }, words))
@@ -100,6 +102,12 @@ pub(crate) async fn single(remote: &mut Remote, word: Option<&str>) -> Result<Ta
             Err(Failure::Usage(message.unwrap_or_else(|| format!("{word:?} is not HOST[@MOMENT]"))))
         }
     }
+}
+
+fn no_moment(word: &str) -> Failure {
+    let wrong = word.trim_start_matches('@').parse::<Moment>().err();
+    let message = wrong.map(|error| error.to_string());
+    Failure::Usage(message.unwrap_or_else(|| format!("{word:?} is not HOST[@MOMENT]")))
 }
 
 async fn only_host(remote: &mut Remote) -> Result<HostId, Failure> {

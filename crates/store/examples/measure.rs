@@ -12,7 +12,7 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::{Dice, NOON, append, host, large, patch, restarted, seconds};
+use common::{Dice, NOON, append, host, large, must_work, patch, restarted, seconds};
 use model::{Time, Version};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -26,8 +26,11 @@ fn main() {
     match arguments.first().map(String::as_str) {
         Some("versions") => versions(number(1, 100_000)),
         Some("appends") => appends(number(1, 10_000), number(2, 10)),
+        Some("days") => days(number(1, 400), number(2, 20)),
         Some("heads") => heads(number(1, 10_000)),
-        _ => panic!("measure heads [HOSTS] | versions [N] | appends [HOSTS] [SECONDS]"),
+        _ => panic!(
+            "measure days [DAYS] [HOSTS] | heads [HOSTS] | versions [N] | appends [HOSTS] [SECONDS]"
+        ),
     }
 }
 
@@ -59,11 +62,11 @@ fn versions(count: u64) {
             let send = send.clone();
             history.append(one, move |outcome| send.send(outcome).unwrap());
             if n % 1000 == 0 {
-                receive.iter().take(1000).for_each(|outcome| drop(outcome.unwrap()));
+                receive.iter().take(1000).for_each(must_work);
             }
         }
         drop(send);
-        receive.iter().for_each(|outcome| drop(outcome.unwrap()));
+        receive.iter().for_each(must_work);
         println!("appended {count} in {:?}", begun.elapsed());
         println!("open: {} bytes per version", common::disk_usage(directory.path()) / count);
     }
@@ -133,6 +136,56 @@ fn restart(state: &mut model::Facts, number: u64, dice: &mut Dice) -> Body {
     Body::Patch { base, next: state.digest(), patch }
 }
 
+/// A year of a few hosts: opening, and expiring.
+fn days(days: u64, hosts: u64) {
+    let directory = tempfile::tempdir_in(".").unwrap();
+    let mut dice = Dice(7);
+    {
+        let history = History::open(directory.path(), Options::default()).unwrap();
+        let mut states: Vec<_> =
+            (0..hosts).map(|n| (host(&format!("host-{n}")), large(n + 1))).collect();
+        for (name, state) in &states {
+            history.append_and_wait(append(name, NOON, Body::State(state.clone()))).unwrap();
+        }
+        let begun = Instant::now();
+        for n in 1..=days * 10 {
+            let at = NOON.plus(seconds(n * 8640));
+            for (name, state) in &mut states {
+                while history.stats().queue > 4000 {
+                    std::thread::yield_now();
+                }
+                let one = append(name, at, restart(state, dice.roll(60), &mut dice));
+                history.append(one, must_work);
+            }
+        }
+        println!("{days} days of {hosts} hosts in {:?}", begun.elapsed());
+    }
+    println!("closed: {} bytes", common::disk_usage(directory.path()));
+    let begun = Instant::now();
+    let history = History::open(directory.path(), Options::default()).unwrap();
+    println!("opened in {:?}, resident {} MB", begun.elapsed(), resident_bytes() >> 20);
+    let name = host("host-3");
+    let mut times: Vec<Duration> = (0..1000)
+        .map(|_| {
+            let begun = Instant::now();
+            assert!(history.state(&name, Version(1 + dice.roll(days * 10))).unwrap().is_some());
+            begun.elapsed()
+        })
+        .collect();
+    let [p50, p99] = [50, 99].map(|percent| percentile(&mut times, percent));
+    println!("state at a version: p50 {p50:?} p99 {p99:?}");
+    let begun = Instant::now();
+    let filter =
+        Filter { subjects: vec!["unit:service-007.service".parse().unwrap()], ..Filter::default() };
+    let found = history.log(&name, &filter, None, 1000).unwrap().len();
+    println!("log of a unit over all days: {found} in {:?}", begun.elapsed());
+    let begun = Instant::now();
+    let report = history.expire(NOON.plus(seconds(days * 86_400))).unwrap();
+    println!("expired in {:?}: {report:?}", begun.elapsed());
+    drop(history);
+    println!("closed: {} bytes", common::disk_usage(directory.path()));
+}
+
 /// Memory that the heads of many hosts take.
 fn heads(hosts: u64) {
     let directory = tempfile::tempdir_in(".").unwrap();
@@ -143,9 +196,7 @@ fn heads(hosts: u64) {
             std::thread::yield_now();
         }
         let name = host(&format!("host-{n}"));
-        history.append(append(&name, NOON, Body::State(large(n + 1))), |outcome| {
-            drop(outcome.unwrap())
-        });
+        history.append(append(&name, NOON, Body::State(large(n + 1))), must_work);
     }
     while history.stats().appends < hosts {
         std::thread::yield_now();
@@ -172,9 +223,7 @@ fn appends(hosts: u64, duration: u64) {
         while history.stats().queue > 100 {
             std::thread::yield_now();
         }
-        history.append(append(&name, NOON, Body::State(state.clone())), |outcome| {
-            drop(outcome.unwrap());
-        });
+        history.append(append(&name, NOON, Body::State(state.clone())), must_work);
         states.push((name, state));
     }
     while history.stats().appends < hosts {

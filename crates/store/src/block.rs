@@ -1,17 +1,19 @@
 //! Rows of versions of one host in one bucket, each closed by a keyframe and postings.
 //!
 //! ```text
-//! bucket:  full keyframe │ v v v v v … v │ partial keyframe + postings │ v v v …   (open)
-//!          after the first version        after the last one of the block
+//! era:     full state ◄──────────────┬───────────────────┐
+//! bucket:  v keyframe │ v v v … v keyframe, postings │ v v v …   (open)
 //! ```
 //!
+//! A keyframe is the items that differ from a full state, its base, compressed with that as the
+//! dictionary. Bases lie in the era of the bucket, some weeks of which share them.
 //! A state is the nearest keyframe before it and the patches since, so blocks bound what a
 //! read costs. Postings say which versions of the block touch a subject or kind, so that the
 //! log of a rarely changed thing is found without reading the rest.
 //!
 //! # Invariants
-//! - The first version of a host in a bucket has a full keyframe; partial ones refer to a full
-//!   one of the same bucket. So a bucket needs no other.
+//! - The first version of a host in a bucket has a keyframe. So a bucket needs its era, and no
+//!   other bucket; an era goes after the last of its buckets.
 //! - All blocks are closed but the last one in the bucket that has the host's head.
 
 use crate::codec::{Malformed, Reader, put_varint};
@@ -19,7 +21,6 @@ use crate::keys::{self, Term};
 use crate::record::{Base, HostNumber, Keyframe, Record};
 use model::{ContentId, Facts, Fields, Op, Patch, Significance, Value, Version};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 /// Versions between keyframes. Measured on 65 KB states: fewer cost more disk than they save
 /// time, more cost the reader a millisecond.
@@ -32,7 +33,7 @@ const BYTES: usize = 64 << 10;
 pub(crate) struct Block {
     pub(crate) host: HostNumber,
     pub(crate) day: i64,
-    /// The full keyframe that the next partial one refers to.
+    /// The full state that the next keyframe refers to, by the version it is the state after.
     pub(crate) base: Version,
     /// The first version that no postings cover.
     first: Version,
@@ -81,32 +82,37 @@ impl Block {
         self.bytes = 0;
     }
 
-    /// Closes the block with a keyframe of `facts`, the state after `version`. Gives the new
-    /// base when the keyframe is a full one.
-    pub(crate) fn close_with_keyframe(
-        &mut self,
-        version: Version,
-        facts: &Facts,
-        base: Option<Arc<Base>>,
-        mut put: impl FnMut(Vec<u8>, Vec<u8>),
-    ) -> Option<Base> {
-        self.close(&mut put);
+    /// Closes the block after `version`, which gets a keyframe.
+    pub(crate) fn close_after(&mut self, version: Version, put: impl FnMut(Vec<u8>, Vec<u8>)) {
+        self.close(put);
         self.first = Version(version.0 + 1);
-        let key = keys::keyframe(self.host, version);
-        let partial = base.filter(|base| base.version == self.base).and_then(|base| {
-            let bytes = Keyframe::encode_partial(self.host, version, facts, &base);
-            // A state far from its base makes a better base for those to come.
-            (bytes.len() * 3 < base.stored).then_some(bytes)
-        });
-        if let Some(bytes) = partial {
-            put(key, bytes);
-            return None;
-        }
-        let (bytes, base) = Keyframe::encode_full(self.host, version, facts);
-        put(key, bytes);
-        self.base = version;
-        Some(base)
     }
+}
+
+/// A keyframe, and the new base it refers to, if it needs one.
+pub(crate) struct MadeKeyframe {
+    pub(crate) keyframe: Vec<u8>,
+    /// As it is stored, and as it is.
+    pub(crate) base: Option<(Vec<u8>, Base)>,
+}
+
+/// Makes the keyframe of `facts`, the state after `version`.
+pub(crate) fn keyframe(
+    host: HostNumber,
+    version: Version,
+    facts: &Facts,
+    base: Option<&Base>,
+) -> MadeKeyframe {
+    if let Some(base) = base {
+        let keyframe = Keyframe::encode_partial(host, version, facts, base);
+        // A state far from its base makes a better base for those to come.
+        if keyframe.len() * 3 < base.stored {
+            return MadeKeyframe { keyframe, base: None };
+        }
+    }
+    let (bytes, base) = Keyframe::encode_full(host, version, facts);
+    let keyframe = Keyframe::encode_partial(host, version, facts, &base);
+    MadeKeyframe { keyframe, base: Some((bytes, base)) }
 }
 
 fn terms_of(patch: &Patch, significance: Significance) -> BTreeSet<Term> {

@@ -11,10 +11,18 @@ use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
 use fjall::{
     CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
+
+/// Days whose buckets share full states. A month or so: a host's full state is stored once in
+/// it, and not once a day.
+const ERA_DAYS: i64 = 32;
+
+pub(crate) fn era_of(day: i64) -> i64 {
+    day.div_euclid(ERA_DAYS)
+}
 
 /// Versions of one day.
 #[derive(Clone)]
@@ -43,6 +51,7 @@ pub(crate) struct Db {
     pub(crate) contents: Keyspace,
     pub(crate) records: Keyspace,
     buckets: RwLock<BTreeMap<i64, Bucket>>,
+    eras: RwLock<BTreeMap<i64, Keyspace>>,
     loads: RwLock<BTreeMap<LoadBucket, Keyspace>>,
 }
 
@@ -75,6 +84,7 @@ impl Db {
             contents: small("contents")?,
             records: small("records")?,
             buckets: RwLock::default(),
+            eras: RwLock::default(),
             loads: RwLock::default(),
             database,
         };
@@ -90,6 +100,10 @@ impl Db {
             let keyspace = self.database.keyspace(&name, KeyspaceCreateOptions::default)?;
             let mark = self.hosts.get(keys::bucket_mark(number))?;
             let current = match (form, mark.as_deref()) {
+                ("base", _) => {
+                    self.put_era(number, keyspace);
+                    continue;
+                }
                 ("load-hour", _) => {
                     self.put_load(LoadBucket::Hour(number), keyspace);
                     continue;
@@ -193,6 +207,41 @@ impl Db {
         let mut batch = self.lazy_batch();
         batch.remove(&self.hosts, keys::bucket_mark(day));
         self.commit(batch)
+    }
+
+    /// The full states that the keyframes of a day refer to.
+    pub(crate) fn era(&self, day: i64) -> Option<Keyspace> {
+        let eras = self.eras.read().unwrap_or_else(PoisonError::into_inner);
+        eras.get(&era_of(day)).cloned()
+    }
+
+    pub(crate) fn eras(&self) -> Vec<Keyspace> {
+        let eras = self.eras.read().unwrap_or_else(PoisonError::into_inner);
+        eras.values().cloned().collect()
+    }
+
+    fn put_era(&self, era: i64, keyspace: Keyspace) {
+        self.eras.write().unwrap_or_else(PoisonError::into_inner).insert(era, keyspace);
+    }
+
+    pub(crate) fn make_era(&self, day: i64) -> Result<Keyspace, Error> {
+        if let Some(keyspace) = self.era(day) {
+            return Ok(keyspace);
+        }
+        let keyspace = self.history_keyspace(&format!("base.{}", era_of(day)))?;
+        self.put_era(era_of(day), keyspace.clone());
+        Ok(keyspace)
+    }
+
+    /// Drops the full states of eras that are over before `day` and have no bucket left.
+    pub(crate) fn drop_eras(&self, day: i64) -> Result<(), Error> {
+        let used: BTreeSet<i64> = self.buckets().iter().map(|bucket| era_of(bucket.day)).collect();
+        let mut eras = self.eras.write().unwrap_or_else(PoisonError::into_inner);
+        let over = |era: &i64| *era < era_of(day) && !used.contains(era);
+        let gone: Vec<i64> = eras.keys().copied().filter(over).collect();
+        gone.iter()
+            .filter_map(|era| eras.remove(era))
+            .try_for_each(|keyspace| self.delete(keyspace))
     }
 
     fn history_keyspace(&self, name: &str) -> Result<Keyspace, Error> {

@@ -18,7 +18,6 @@ use crate::record::{HostNumber, Meta, Origin};
 use crate::thin::{hosts_in, thin};
 use crate::types::Report;
 use crate::writer::Writer;
-use fjall::Keyspace;
 use model::{ContentId, Time};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
@@ -63,10 +62,14 @@ impl History {
                 report.thinned += 1;
             }
         }
+        self.exclusively(move |writer| writer.shared.db()?.drop_eras(keep_from))?;
         self.sweep_contents(now, &mut report)?;
         report.load_dropped = self.drop_loads(now)?;
         let db = self.shared().db()?;
-        db.settle(SETTLE)?;
+        // Only what is in tables is compacted.
+        if db.settle(SETTLE)? && report.contents_removed > 0 {
+            db.contents.major_compact().map_err(Error::storage("compact the contents"))?;
+        }
         report.bytes_after = db.disk_bytes();
         Ok(report)
     }
@@ -218,9 +221,6 @@ impl History {
             report.contents_unused += noticed;
             report.contents_removed += removed;
         }
-        if report.contents_removed > 0 {
-            compact(&self.shared().db()?.contents)?;
-        }
         Ok(())
     }
 
@@ -249,12 +249,6 @@ fn mentioned(bucket: &Bucket) -> Result<Vec<ContentId>, Error> {
     Ok(keys.iter().filter_map(|key| keys::content_of(key)).collect())
 }
 
-/// Has the engine take deleted entries out of its files.
-fn compact(keyspace: &Keyspace) -> Result<(), Error> {
-    keyspace.rotate_memtable().map_err(Error::storage("write tables"))?;
-    keyspace.major_compact().map_err(Error::storage("compact"))
-}
-
 /// Deletes everything a host number has, and then the mark that it is to be deleted.
 pub(crate) fn forget(history: &History, number: HostNumber) -> Result<(), Error> {
     while !history.exclusively(move |writer| forget_some(writer, number))? {}
@@ -266,7 +260,7 @@ fn forget_some(writer: &mut Writer, number: HostNumber) -> Result<bool, Error> {
     let db = writer.shared.db()?;
     let buckets = db.buckets().into_iter().map(|bucket| bucket.keyspace);
     let loads = db.load_buckets().into_iter().map(|(_, keyspace)| keyspace);
-    let others = [db.subjects.clone(), db.origins.clone()];
+    let others = db.eras().into_iter().chain([db.subjects.clone(), db.origins.clone()]);
     let of_host = |keyspace| (keyspace, keys::host_start(number));
     let places = buckets.chain(loads).chain(others).map(of_host);
     let mut batch = db.batch();

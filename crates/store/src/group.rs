@@ -1,14 +1,14 @@
 //! What is committed together: the batch being filled, the heads taken out for it, and who is
 //! to be told.
 
-use crate::block::{Block, contents_of};
+use crate::block::{self, Block, contents_of};
 use crate::codec::{put_signed, put_varint};
-use crate::engine::{Bucket, Db, LoadBucket};
+use crate::engine::{Bucket, Db, LoadBucket, era_of};
 use crate::error::Error;
 use crate::ingest::{Step, history_time, step};
 use crate::keys;
 use crate::read::{HeadState, Past, base_key};
-use crate::record::{Keyframe, Meta, Record, check_of};
+use crate::record::{Meta, Record, check_of};
 use crate::shared::{CachedHead, Shared};
 use crate::stats::Counters;
 use crate::types::{Append, Appended, Body, Committed, Delta, Entry, Reply};
@@ -297,32 +297,30 @@ impl Group {
             self.mention(db, bucket, &content)?;
         }
         self.put_subjects(db, working, &record.entry.patch)?;
-        let head = &mut working.head;
-        head.version = version;
-        let facts = &head.facts;
-        match &mut head.block {
-            Some(block) if block.day == bucket.day => {
+        working.head.version = version;
+        match working.head.block.take() {
+            Some(mut block) if block.day == bucket.day => {
                 block.note(record, stored);
                 if block.is_full() {
-                    let base = self.base(writer, db, &working.meta, (bucket, block.base));
-                    let put = |key, value| self.put(&bucket.keyspace, key, value);
-                    let base = block.close_with_keyframe(version, facts, base, put);
-                    keep_base(&writer.shared, number, bucket, base);
+                    block.close_after(version, |key, value| self.put(&bucket.keyspace, key, value));
+                    let base = Some(block.base);
+                    block.base = self.put_keyframe(writer, db, working, (bucket.day, base))?;
                 }
+                working.head.block = Some(block);
             }
-            open => {
+            old => {
+                let same_era = |old: &&Block| era_of(old.day) == era_of(bucket.day);
+                let base = old.as_ref().filter(same_era).map(|old| old.base);
                 // A bucket that was thinned meanwhile has all its postings, and of fewer versions.
-                if let Some(mut block) = open.take()
-                    && let Some(old) = db.bucket(block.day).filter(|old| !old.thinned)
+                if let Some(mut old) = old
+                    && let Some(place) = db.bucket(old.day).filter(|place| !place.thinned)
                 {
-                    block.close(|key, value| self.put(&old.keyspace, key, value));
+                    old.close(|key, value| self.put(&place.keyspace, key, value));
                 }
-                let (keyframe, base) = Keyframe::encode_full(number, version, facts);
-                self.put(&bucket.keyspace, keys::keyframe(number, version), keyframe);
-                keep_base(&writer.shared, number, bucket, Some(base));
-                let mut block = Block::after(number, bucket.day, version, version);
+                let base = self.put_keyframe(writer, db, working, (bucket.day, base))?;
+                let mut block = Block::after(number, bucket.day, base, version);
                 block.note(record, stored);
-                *open = Some(block);
+                working.head.block = Some(block);
                 let mut span = Vec::new();
                 put_varint(&mut span, version.0);
                 put_signed(&mut span, record.entry.at.0);
@@ -332,17 +330,31 @@ impl Group {
         Ok(())
     }
 
-    /// The base of the next partial keyframe, when it is at hand; otherwise a full one is made.
-    fn base(
-        &self,
+    /// Puts a keyframe of the head into the bucket of a day. Gives the base that it refers to:
+    /// the one given, or a new one.
+    fn put_keyframe(
+        &mut self,
         writer: &Writer,
         db: &Db,
-        meta: &Meta,
-        (bucket, version): (&Bucket, Version),
-    ) -> Option<Arc<crate::record::Base>> {
-        let past = Past { db, bases: &writer.shared.bases, meta };
-        // One that is written by this very group is not in the store, but then in memory.
-        past.base(bucket, version, None).ok()
+        working: &Working,
+        (day, base): (i64, Option<Version>),
+    ) -> Result<Version, Error> {
+        let (number, version) = (working.meta.number, working.head.version);
+        let past = Past { db, bases: &writer.shared.bases, meta: &working.meta };
+        // A base that this very group writes is not in the store, but most likely in memory.
+        // When it is not, or is damaged, a new one is made.
+        let base = base.and_then(|base| past.base(day, base).ok());
+        let made = block::keyframe(number, version, &working.head.facts, base.as_deref());
+        let bucket = db.make_bucket(day)?;
+        self.put(&bucket.keyspace, keys::keyframe(number, version), made.keyframe);
+        let Some((bytes, new)) = made.base else {
+            return Ok(base.map_or(version, |base| base.version));
+        };
+        self.put(&db.make_era(day)?, keys::keyframe(number, version), bytes);
+        let (key, weight) = (base_key(number, day, version), new.weight());
+        let mut bases = writer.shared.bases.lock().unwrap_or_else(PoisonError::into_inner);
+        bases.put(key, Arc::new(new), weight);
+        Ok(version)
     }
 
     /// Notes that the bucket names some content, which then is not unused.
@@ -415,13 +427,6 @@ impl Group {
         };
         Finished { events, replies: self.replies.into_iter().map(tell).collect() }
     }
-}
-
-fn keep_base(shared: &Shared, number: u32, bucket: &Bucket, base: Option<crate::record::Base>) {
-    let Some(base) = base else { return };
-    let key = base_key(number, bucket, base.version);
-    let weight = base.weight();
-    shared.bases.lock().unwrap_or_else(PoisonError::into_inner).put(key, Arc::new(base), weight);
 }
 
 /// Takes a host's head out of the cache or reads it; makes up a new host.

@@ -15,12 +15,12 @@
 //!
 //! ```text
 //! history.DAY   a bucket: the versions of one day (since 1970, by history's time)
-//!               HOST 0 VERSION        keyframe: the state in full, or the items that differ
-//!                                     from a full one, compressed with that as dictionary
+//!               HOST 0 VERSION        keyframe: the items that differ from a full state
 //!               HOST 1 VERSION        record: times, significance, patch, part of the digest
 //!               HOST 2 TERM FIRST     posting: the versions of a block that touch a subject or
 //!                                     kind (by hash), or that are major
 //!               ffffffff CONTENT      some version of the bucket names this content
+//! base.ERA      HOST 0 VERSION → a full state that keyframes of some 32 days refer to
 //! thinned.DAY   the same after thinning, in the place of history.DAY
 //! hosts         h HOST → name;  m HOST → head, streams;  d HOST DAY → first version and time;
 //!               b DAY → t or d: the bucket was thinned or dropped;  n, o → counters;
@@ -40,7 +40,8 @@
 //! # Invariants
 //! - A version is acknowledged, announced or visible only after it is durable, and an
 //!   acknowledged version is never lost but to retention.
-//! - A bucket is complete in itself, so dropping it returns its space and breaks nothing.
+//! - A bucket needs its era and no other bucket, so dropping it returns its space and breaks
+//!   nothing.
 //! - Damage is noticed and named (host, version), and stays with the records it hit.
 
 mod block;

@@ -3,7 +3,7 @@
 use crate::block::{self, Block};
 use crate::cache::Cache;
 use crate::codec::{Malformed, Reader as Bytes};
-use crate::engine::{Bucket, Db};
+use crate::engine::{Bucket, Db, era_of};
 use crate::error::Error;
 use crate::keys;
 use crate::record::{Base, HostNumber, Keyframe, Meta, Origin, Record, check_of};
@@ -13,15 +13,13 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Full keyframes in memory, by host, day, whether thinned, and version.
-pub(crate) type Bases = Mutex<Cache<(HostNumber, i64, bool, Version), Arc<Base>>>;
+/// Full states in memory, by host, era and version.
+pub(crate) type Bases = Mutex<Cache<BaseKey, Arc<Base>>>;
 
-pub(crate) fn base_key(
-    host: HostNumber,
-    bucket: &Bucket,
-    version: Version,
-) -> (HostNumber, i64, bool, Version) {
-    (host, bucket.day, bucket.thinned, version)
+pub(crate) type BaseKey = (HostNumber, i64, Version);
+
+pub(crate) fn base_key(host: HostNumber, day: i64, version: Version) -> BaseKey {
+    (host, era_of(day), version)
 }
 
 /// The versions of a host in one bucket.
@@ -141,57 +139,40 @@ impl Past<'_> {
         })
     }
 
-    /// The newest keyframe of a bucket up to a version.
-    fn keyframe(
+    /// The newest keyframe of a bucket up to a version: its version, the state and its base.
+    pub(crate) fn keyframe(
         &self,
         bucket: &Bucket,
         upto: Version,
-    ) -> Result<Option<(Version, Facts, Version)>, Error> {
+    ) -> Result<Option<(Version, Facts, Arc<Base>)>, Error> {
         let keys = keys::keyframe(self.number(), Version(0))..=keys::keyframe(self.number(), upto);
         let Some(entry) = bucket.keyspace.range(keys).next_back() else { return Ok(None) };
         let (key, bytes) = entry.into_inner().map_err(self.failed(Some(upto)))?;
         let version = keys::version_of(&key);
         let damaged = || self.damaged("a keyframe", version);
         let keyframe = Keyframe::decode(self.number(), version, &bytes).map_err(damaged())?;
-        let (base, facts) = match &keyframe {
-            Keyframe::Full { .. } => {
-                let base = self.base(bucket, version, Some(&keyframe))?;
-                (version, base.facts.clone())
-            }
-            Keyframe::Partial { base, .. } => {
-                let over = self.base(bucket, *base, None)?;
-                (*base, keyframe.over(&over).map_err(damaged())?)
-            }
-        };
+        let Keyframe::Partial { base, .. } = &keyframe else { return Err(damaged()(Malformed)) };
+        let base = self.base(bucket.day, *base)?;
+        let facts = keyframe.over(&base).map_err(damaged())?;
         Ok(Some((version, facts, base)))
     }
 
-    /// A full keyframe, from memory when it is there.
-    pub(crate) fn base(
-        &self,
-        bucket: &Bucket,
-        version: Version,
-        known: Option<&Keyframe<'_>>,
-    ) -> Result<Arc<Base>, Error> {
-        let key = base_key(self.number(), bucket, version);
+    /// A full state that the keyframes of a day refer to, from memory when it is there.
+    pub(crate) fn base(&self, day: i64, version: Version) -> Result<Arc<Base>, Error> {
+        let key = base_key(self.number(), day, version);
         let cached = || self.bases.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(base) = cached().get(key) {
             return Ok(base.clone());
         }
-        let damaged = || self.damaged("a keyframe", version);
-        let base = match known {
-            Some(keyframe) => keyframe.to_base(version),
-            None => {
-                let key = keys::keyframe(self.number(), version);
-                let bytes = bucket.keyspace.get(key).map_err(self.failed(Some(version)))?;
-                let bytes = bytes.ok_or(Malformed).map_err(damaged())?;
-                Keyframe::decode(self.number(), version, &bytes)
-                    .and_then(|keyframe| keyframe.to_base(version))
-            }
-        };
-        let base = Arc::new(base.map_err(damaged())?);
-        let weight = base.weight();
-        cached().put(key, base.clone(), weight);
+        let damaged = || self.damaged("a full state", version);
+        let era = self.db.era(day).ok_or(Malformed).map_err(damaged())?;
+        let bytes = era.get(keys::keyframe(self.number(), version));
+        let bytes = bytes.map_err(self.failed(Some(version)))?.ok_or(Malformed);
+        let bytes = bytes.map_err(damaged())?;
+        let keyframe = Keyframe::decode(self.number(), version, &bytes);
+        let base = keyframe.and_then(|keyframe| keyframe.to_base(version)).map_err(damaged())?;
+        let base = Arc::new(base);
+        cached().put(key, base.clone(), base.weight());
         Ok(base)
     }
 
@@ -262,7 +243,7 @@ impl Past<'_> {
         let keyframe = self.keyframe(&bucket, version)?.ok_or(Malformed);
         let (keyframe, _, base) = keyframe.map_err(self.damaged("a keyframe", version))?;
         let first = first_open(span, keyframe);
-        let mut block = Block::after(self.number(), bucket.day, base, first);
+        let mut block = Block::after(self.number(), bucket.day, base.version, first);
         for record in self.records(&bucket, first..=version) {
             let record = record?;
             let stored = record.encode(self.number(), bucket.day).len();

@@ -77,7 +77,9 @@ struct ThinnedHost {
     entries: BTreeMap<Vec<u8>, Vec<u8>>,
     mentioned: BTreeSet<ContentId>,
     first: Option<(Version, Time)>,
-    block: Option<(Block, Arc<Base>)>,
+    /// The full state that all keyframes refer to: one that the full bucket refers to.
+    base: Option<Arc<Base>>,
+    block: Option<Block>,
     /// What the versions since the last kept one changed, and their number.
     pending: (Patch, u64),
     merged: u64,
@@ -91,6 +93,7 @@ impl ThinnedHost {
             entries: BTreeMap::new(),
             mentioned: BTreeSet::new(),
             first: None,
+            base: None,
             block: None,
             pending: (Patch::default(), 0),
             merged: 0,
@@ -116,9 +119,14 @@ impl ThinnedHost {
                     facts.insert(first.ok_or_else(|| corrupt("a keyframe is missing".to_owned()))?)
                 }
             };
+            if self.base.is_none() {
+                let keyframe = past.keyframe(full, version)?;
+                let missing = || corrupt("a keyframe is missing".to_owned());
+                self.base = Some(keyframe.ok_or_else(missing)?.2);
+            }
             self.take(record, facts, records.peek().is_none());
         }
-        if let Some((block, _)) = &mut self.block {
+        if let Some(block) = &mut self.block {
             block.close(|key, value| drop(self.entries.insert(key, value)));
         }
         Ok(())
@@ -152,25 +160,18 @@ impl ThinnedHost {
         self.entries.insert(keys::version(number, version), bytes);
         self.mentioned.extend(contents_of(&record.entry.patch));
         self.first.get_or_insert((version, record.entry.at));
+        let Some(base) = &self.base else { return };
         let entries = &mut self.entries;
-        match &mut self.block {
-            Some((block, base)) => {
-                block.note(record, stored);
-                if block.is_full() {
-                    let put = |key, value| drop(entries.insert(key, value));
-                    let newer = block.close_with_keyframe(version, facts, Some(base.clone()), put);
-                    if let Some(newer) = newer {
-                        *base = Arc::new(newer);
-                    }
-                }
-            }
-            None => {
-                let (keyframe, base) = Keyframe::encode_full(number, version, facts);
-                entries.insert(keys::keyframe(number, version), keyframe);
-                let mut block = Block::after(number, day, version, version);
-                block.note(record, stored);
-                self.block = Some((block, Arc::new(base)));
-            }
+        let is_new = self.block.is_none();
+        let new = || Block::after(number, day, base.version, version);
+        let block = self.block.get_or_insert_with(new);
+        block.note(record, stored);
+        if block.is_full() {
+            block.close_after(version, |key, value| drop(entries.insert(key, value)));
+        } else if !is_new {
+            return;
         }
+        let keyframe = Keyframe::encode_partial(number, version, facts, base);
+        entries.insert(keys::keyframe(number, version), keyframe);
     }
 }

@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    NOON, append, days, delta, host, large, options, patch, record, restarted, seconds, small,
-    streamed, version,
+    NOON, append, days, delta, host, large, must_work, options, patch, record, restarted, seconds,
+    small, streamed, version,
 };
 use model::load::Load;
 use model::{Facts, Kind, Significance, Time, Version, diff};
@@ -154,7 +154,7 @@ fn the_last_eight_streams_are_remembered() {
 fn time_never_runs_backwards() {
     let (_directory, history) = open();
     let web = host("web01");
-    let mut send = |n: i64, at: Time, received: Time| {
+    let send = |n: i64, at: Time, received: Time| {
         let mut one = append(&web, at, Body::State(small(n)));
         one.received = received;
         history.append_and_wait(one).unwrap();
@@ -201,7 +201,7 @@ fn busy_history(history: &History) -> Vec<u64> {
         let next = restarted(&state, unit, &mut dice);
         // A new day every thousand versions.
         let at = NOON.plus(days(n / 1000)).plus(seconds(n));
-        history.append(append(&web, at, patch(&state, &next)), |outcome| drop(outcome.unwrap()));
+        history.append(append(&web, at, patch(&state, &next)), must_work);
         state = next;
     }
     common::eventually("all is stored", || history.host(&web).unwrap().head == version(3000));
@@ -332,7 +332,7 @@ fn a_full_queue_refuses_at_once() {
     let (begun, begin) = mpsc::channel();
     history.append(append(&web, NOON, Body::State(small(0))), move |_| {
         begun.send(()).unwrap();
-        drop(held.recv());
+        held.recv().unwrap_err();
     });
     begin.recv().unwrap();
     let (send, outcomes) = mpsc::channel();
@@ -367,7 +367,7 @@ fn what_is_queued_is_stored_when_the_last_handle_goes() {
     let (directory, history) = open();
     let web = host("web01");
     for n in 0..50 {
-        history.append(append(&web, NOON, Body::State(small(n))), |outcome| drop(outcome.unwrap()));
+        history.append(append(&web, NOON, Body::State(small(n))), must_work);
     }
     let history = reopen(&directory, history);
     assert_eq!(history.host(&web).unwrap().head, version(50));

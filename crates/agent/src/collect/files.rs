@@ -7,7 +7,7 @@ use super::apart::Apart;
 use super::{Context, DEADLINE, Sink, items};
 use crate::engine::{Scope, Seen};
 use host::Root;
-use host::files::{Pattern, Scan, TrackedSet, Tracker};
+use host::files::{Pattern, Role, Scan, TrackedSet, Tracker};
 use host::packages::Packages;
 use host::users::Accounts;
 use host::watch::{Wanted, Watch};
@@ -22,13 +22,13 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// Units and packages change in bursts; which files are tracked may wait a little.
 const REBUILD_AFTER: Duration = Duration::from_millis(500);
 /// How long the first look waits for units and packages.
-const FIRST: Duration = Duration::from_secs(1);
+const FIRST: Duration = Duration::from_secs(10);
 
 struct Sight {
     tracker: Tracker,
     set: TrackedSet,
     /// What an agent before this one tracked.
-    known: Vec<String>,
+    known: Vec<(String, Role)>,
 }
 
 struct Look {
@@ -50,7 +50,7 @@ struct Follower {
     sink: Sink,
     sight: Apart<Sight>,
     watch: Watch,
-    units: watch::Receiver<Arc<Vec<Unit>>>,
+    units: watch::Receiver<Option<Arc<Vec<Unit>>>>,
     packages_changed: watch::Receiver<u64>,
     missing: watch::Receiver<Vec<ContentId>>,
     chosen: Vec<Pattern>,
@@ -100,7 +100,8 @@ impl Sight {
         chosen: &[Pattern],
     ) {
         let mut set = TrackedSet::build(root, units, packages, chosen);
-        let known = self.known.iter().map(String::as_str).chain(self.set.paths());
+        let known = self.known.iter().map(|(path, role)| (path.as_str(), *role));
+        let known = known.chain(self.set.paths());
         set.keep(root, known, packages);
         self.set = set;
         self.known.clear();
@@ -109,7 +110,7 @@ impl Sight {
 
 impl Follower {
     async fn look(&mut self, rebuild: bool) {
-        let units = Arc::clone(&self.units.borrow_and_update());
+        let units = self.units.borrow_and_update().clone().unwrap_or_default();
         self.packages_changed.borrow_and_update();
         let (root, packages, chosen) =
             (self.context.root.clone(), self.context.packages.clone(), self.chosen.clone());
@@ -176,7 +177,11 @@ impl Follower {
 
     /// Which files are tracked follows from units and packages: waits for both, but not for ever.
     async fn wait_for_first(&mut self) {
-        let both = async { (self.units.changed().await, self.packages_changed.changed().await) };
+        let (units, packages) = (&mut self.units, &mut self.packages_changed);
+        let both = async {
+            units.wait_for(Option::is_some).await.is_ok()
+                && packages.wait_for(|looks| *looks > 0).await.is_ok()
+        };
         tokio::select! {
             _ = both => {}
             () = tokio::time::sleep(FIRST) => {}

@@ -15,6 +15,7 @@ mod units;
 use crate::config::Config;
 use crate::engine::{Report, Scope, Seen};
 use host::Root;
+use host::files::Role;
 use host::packages::Packages;
 use model::entity::{Entity, Platform, Unit};
 use model::load::GpuLoad;
@@ -55,8 +56,8 @@ pub(crate) struct Context {
     /// Look once and end.
     pub(crate) once: bool,
     pub(crate) shutdown: CancellationToken,
-    /// The units last seen, for those who follow them.
-    pub(crate) units: watch::Sender<Arc<Vec<Unit>>>,
+    /// The units last seen, for those who follow them; nothing before the first look.
+    pub(crate) units: watch::Sender<Option<Arc<Vec<Unit>>>>,
     /// Names of containers by id.
     pub(crate) containers: watch::Sender<BTreeMap<String, String>>,
     pub(crate) packages: Arc<Mutex<Packages>>,
@@ -65,8 +66,8 @@ pub(crate) struct Context {
     pub(crate) gpus: watch::Sender<Gpus>,
     /// The platform in the facts that the agent begins with.
     pub(crate) known_platform: Option<Arc<Platform>>,
-    /// Configuration files in the facts that the agent begins with.
-    pub(crate) known_files: Arc<[String]>,
+    /// Files in the facts that the agent begins with, and why they were tracked.
+    pub(crate) known_files: Arc<[(String, Role)]>,
     /// Contents that the server asked for again.
     pub(crate) missing: watch::Receiver<Vec<ContentId>>,
 }
@@ -102,7 +103,7 @@ impl Context {
             reports,
             once: false,
             shutdown: CancellationToken::new(),
-            units: watch::Sender::new(Arc::default()),
+            units: watch::Sender::default(),
             containers: watch::Sender::default(),
             packages_changed: watch::Sender::default(),
             gpus: watch::Sender::default(),

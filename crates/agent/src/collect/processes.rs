@@ -103,7 +103,7 @@ struct Watcher {
     held: HashSet<Arc<str>>,
     began: bool,
     connections: Vec<Connection>,
-    units: watch::Receiver<Arc<Vec<Unit>>>,
+    units: watch::Receiver<Option<Arc<Vec<Unit>>>>,
     /// Why processes are not followed by events.
     no_events: Option<String>,
 }
@@ -256,7 +256,7 @@ impl Watcher {
 
     /// A full look.
     async fn look(&mut self) {
-        let units = Arc::clone(&self.units.borrow());
+        let units = self.units.borrow().clone().unwrap_or_default();
         let names = self.context.containers.borrow().clone();
         let gpus = self.context.gpus.borrow().clone();
         match self.sight.look(DEADLINE, move |sight| sight.picture(&units, names, &gpus)).await {
@@ -371,7 +371,13 @@ impl Watcher {
     }
 
     async fn tell_dependencies(&mut self) {
-        let units = Arc::clone(&self.units.borrow());
+        if self.context.once {
+            // Whoever looks once wants it whole.
+            let known = self.units.wait_for(Option::is_some);
+            drop(tokio::time::timeout(DEADLINE, known).await);
+        }
+        // Before the units are known nothing is: that is not the same as no dependencies.
+        let Some(units) = self.units.borrow().clone() else { return };
         let found = items(&dependencies(&units, &self.connections));
         self.dependencies.all(vec![Scope::Kind(Kind::DEPENDENCY)], found, Vec::new()).await;
     }

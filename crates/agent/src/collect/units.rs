@@ -180,7 +180,8 @@ impl Follower {
     /// Tells those who follow units: of the system's manager alone, whose files are tracked.
     fn publish(&self) {
         if self.scope == Scope::SystemUnits {
-            self.context.units.send_replace(Arc::new(self.known.values().cloned().collect()));
+            let units = Arc::new(self.known.values().cloned().collect());
+            self.context.units.send_replace(Some(units));
         }
     }
 }

@@ -46,7 +46,7 @@ pub(crate) fn run(command: TokenCommand, json: bool, view: &View) -> Result<(), 
 
 fn open(data: DataDirectory) -> Result<Tokens, Failure> {
     let dir = data.path()?;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o750).create(&dir);
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
     made.map_err(|source| Failure::Write { path: dir.clone(), source })?;
     Tokens::open(&dir).map_err(failure)
 }

@@ -135,9 +135,15 @@ fn tell(group: &Group<'_, '_>, view: &View) -> String {
         let name = shorten(&change.subject.to_string(), MAX_SUBJECT).into_owned();
         return format!("{}  {}", view.paint(Paint::Bold, &name), paint(&description, view));
     }
-    let told: Vec<String> = group.iter().map(|one| name(one.around, view)).collect();
+    // One thing may have changed several times.
+    let mut told: Vec<String> = Vec::new();
+    for name in group.iter().map(|one| name(one.around, view)) {
+        if !told.contains(&name) {
+            told.push(name);
+        }
+    }
     let kind = change.subject.kind();
-    let text = format!("{}: {}", count(group.len(), kind.as_str()), some(&told, MAX_NAMES));
+    let text = format!("{}: {}", count(told.len(), kind.as_str()), some(&told, MAX_NAMES));
     view.paint(Paint::None, &text)
 }
 

@@ -28,6 +28,14 @@ pub enum Role {
 }
 
 impl Role {
+    /// The reverse of [`Role::as_str`].
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Unit, Self::DropIn, Self::Config, Self::Chosen]
+            .into_iter()
+            .find(|role| role.as_str() == name)
+    }
+
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -139,26 +147,26 @@ impl TrackedSet {
     pub fn keep<'p>(
         &mut self,
         root: &Root,
-        known: impl IntoIterator<Item = &'p str>,
+        known: impl IntoIterator<Item = (&'p str, Role)>,
         packages: &mut Packages,
     ) {
         let is_there = |path: &str| std::fs::symlink_metadata(root.path(path)).is_ok();
-        let kept: Vec<&str> = known
+        let kept: Vec<(&str, Role)> = known
             .into_iter()
-            .filter(|path| !self.files.contains_key(*path) && is_there(path))
+            .filter(|(path, _)| !self.files.contains_key(*path) && is_there(path))
             .collect();
-        let owners = packages.owners(kept.iter().copied());
-        for path in kept {
-            self.add(path, Role::Config);
+        let owners = packages.owners(kept.iter().map(|(path, _)| *path));
+        for (path, role) in kept {
+            self.add(path, role);
             if let Some(tracked) = self.files.get_mut(path) {
                 tracked.package = owners.get(path).cloned();
             }
         }
     }
 
-    /// The paths that are tracked.
-    pub fn paths(&self) -> impl Iterator<Item = &str> {
-        self.files.keys().map(String::as_str)
+    /// The paths that are tracked, and why.
+    pub fn paths(&self) -> impl Iterator<Item = (&str, Role)> {
+        self.files.iter().map(|(path, tracked)| (path.as_str(), tracked.role))
     }
 
     /// How many files are tracked.

@@ -34,8 +34,9 @@ const CONNECTIONS_MAX: usize = 8192;
 const OBSERVED_MAX: usize = 1024;
 /// Open files of one process that are looked at.
 const OPEN_FILES_MAX: usize = 65_536;
-/// Observations after which a socket that nobody seemed to hold is looked up again.
-const RETRY_AFTER: u32 = 30;
+/// A socket that nobody seemed to hold is looked up again after 1, 2, 4, … observations, at
+/// most 32: its process may be too young to be known.
+const RETRY_DOUBLINGS: u8 = 5;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -110,6 +111,19 @@ struct Holder {
     start_ticks: u64,
 }
 
+/// When a holder was looked for last and not found, and how often before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Missed {
+    round: u32,
+    times: u8,
+}
+
+impl Missed {
+    fn is_due(self, round: u32) -> bool {
+        round.wrapping_sub(self.round) >= 1 << self.times.min(RETRY_DOUBLINGS)
+    }
+}
+
 /// A listening socket before its process is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Listener {
@@ -126,8 +140,8 @@ struct Listener {
 pub struct Sockets {
     root: Root,
     files: ProcDirectory,
-    /// By inode; `Err` holds the round in which nobody was found.
-    holders: HashMap<u64, Result<Holder, u32>>,
+    /// By inode.
+    holders: HashMap<u64, Result<Holder, Missed>>,
     /// UDP sockets on ports that the kernel hands out, seen last time.
     passing: HashSet<u64>,
     observed: BTreeSet<Connection>,
@@ -259,11 +273,15 @@ impl Sockets {
             wanted.contains(inode)
                 && match holder {
                     Ok(holder) => holder.is_there(scanner),
-                    Err(since) => round.wrapping_sub(*since) < RETRY_AFTER,
+                    Err(_missed) => true,
                 }
         });
-        let mut unknown: HashSet<u64> =
-            wanted.iter().copied().filter(|inode| !self.holders.contains_key(inode)).collect();
+        let is_unknown = |inode: &u64| match self.holders.get(inode) {
+            None => true,
+            Some(Err(missed)) => missed.is_due(round),
+            Some(Ok(_)) => false,
+        };
+        let mut unknown: HashSet<u64> = wanted.iter().copied().filter(is_unknown).collect();
         if unknown.is_empty() {
             return;
         }
@@ -288,7 +306,13 @@ impl Sockets {
                 return;
             }
         }
-        self.holders.extend(unknown.into_iter().map(|inode| (inode, Err(round))));
+        for inode in unknown {
+            let times = match self.holders.get(&inode) {
+                Some(Err(missed)) => missed.times.saturating_add(1),
+                _ => 0,
+            };
+            self.holders.insert(inode, Err(Missed { round, times }));
+        }
     }
 
     fn holder<'s>(&self, inode: u64, scanner: &'s Scanner) -> Option<View<'s>> {

@@ -220,13 +220,15 @@ pub(crate) async fn state(
 ) -> Result<Response, ApiError> {
     let moment = moment(query.at.as_deref())?;
     let kind = match query.kind.as_deref() {
-        Some(name) => Some(Kind::parse(name).ok_or_else(|| {
-            let kinds: Vec<String> = Kind::ALL.iter().map(Kind::to_string).collect();
-            ApiError::bad(
-                "bad_kind",
-                format!("there is no kind {name:?}; there are {}", kinds.join(", ")),
-            )
-        })?),
+        Some(name) => {
+            Some(Kind::parse(name).filter(|kind| Kind::ALL.contains(kind)).ok_or_else(|| {
+                let kinds: Vec<String> = Kind::ALL.iter().map(Kind::to_string).collect();
+                ApiError::bad(
+                    "bad_kind",
+                    format!("there is no kind {name:?}; there are {}", kinds.join(", ")),
+                )
+            })?)
+        }
         None => None,
     };
     let subject = query.subject.as_deref().map(str::parse::<Subject>).transpose();

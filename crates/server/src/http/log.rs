@@ -11,7 +11,7 @@ use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use model::{ContentId, HostId, Moment, Significance, Subject, Time, Version};
+use model::{ContentId, HostId, Kind, Moment, Significance, Subject, Time, Version};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +21,8 @@ const PAGE: usize = 50;
 const MAX_PAGE: usize = 500;
 /// Changes shown of one version unless more are asked for.
 const CHANGES: usize = 100;
+/// Past versions of a unit in which to look for what belonged to it.
+const BEFORE: usize = 12;
 /// Neighbours in time shown with one version.
 const AROUND: usize = 12;
 
@@ -138,7 +140,19 @@ pub(crate) fn subjects(
         })?);
     }
     if with_related && let Some(head) = app.history.head(host)? {
-        let more = related(&found, &head.facts);
+        let mut more = related(&found, &head.facts);
+        // What belonged to it before its last changes belongs to its story, too.
+        let units: Vec<Subject> =
+            found.iter().filter(|subject| subject.kind() == Kind::UNIT).cloned().collect();
+        if !units.is_empty() {
+            let filter = Filter { subjects: units.clone(), ..Filter::default() };
+            for entry in app.history.log(host, &filter, None, BEFORE)? {
+                let before = Version(entry.version.0.saturating_sub(1));
+                if let Some(facts) = app.history.state(host, before)? {
+                    more.extend(related(&units, &facts));
+                }
+            }
+        }
         found.extend(more);
     }
     Ok(found)

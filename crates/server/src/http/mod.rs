@@ -13,7 +13,7 @@ mod log;
 use crate::app::App;
 use crate::metrics::RequestLabels;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
@@ -121,6 +121,8 @@ async fn identify(State(app): State<Arc<App>>, request: Request, next: Next) -> 
     let labels = RequestLabels { method, route, status: response.status().as_u16() };
     app.metrics.requests.get_or_create(&labels).inc();
     app.metrics.request_seconds.observe(begin.elapsed().as_secs_f64());
+    let program = concat!("safetytwin/", env!("CARGO_PKG_VERSION"));
+    response.headers_mut().insert(header::SERVER, HeaderValue::from_static(program));
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(HeaderName::from_static("x-request-id"), value);
     }

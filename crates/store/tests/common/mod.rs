@@ -157,6 +157,11 @@ pub fn streamed(host: &HostId, at: Time, deltas: Vec<Delta>) -> Append {
     Append { host: host.clone(), stream: Some("spool".into()), received: at, deltas }
 }
 
+/// For appends whose outcome is not looked at otherwise.
+pub fn must_work(outcome: Result<Appended, Error>) {
+    outcome.unwrap();
+}
+
 /// Records a state, a second after the one before.
 pub fn record(
     history: &History,
