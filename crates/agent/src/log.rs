@@ -4,23 +4,30 @@ use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 use std::sync::Mutex;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Starts logging, for the program as a whole. `RUST_LOG` goes before `filter`.
 ///
 /// # Errors
 /// When the log file can't be opened.
 pub fn start(filter: &str, file: Option<&Path>) -> io::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new(filter));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    // By target and level alone: patterns would make the agent a fifth larger.
+    let wanted = std::env::var("RUST_LOG").ok().and_then(|wanted| wanted.parse::<Targets>().ok());
+    let targets = wanted.unwrap_or_else(|| filter.parse().unwrap_or_default());
+    let layer = tracing_subscriber::fmt::layer().with_target(false);
     match file {
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).open(path)?;
-            builder.with_ansi(false).with_writer(Mutex::new(file)).init();
+            let layer = layer.with_ansi(false).with_writer(Mutex::new(file));
+            tracing_subscriber::registry().with(layer.with_filter(targets)).init();
         }
         None => {
             let terminal = io::IsTerminal::is_terminal(&io::stderr());
-            builder.with_ansi(terminal).with_writer(io::stderr).init();
+            let layer = layer.with_ansi(terminal).with_writer(io::stderr);
+            tracing_subscriber::registry().with(layer.with_filter(targets)).init();
         }
     }
     Ok(())
