@@ -29,11 +29,13 @@ ensure_rust() {
     wanted=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
     # shellcheck disable=SC1091
     [ -f "${CARGO_HOME:-$HOME/.cargo}/env" ] && . "${CARGO_HOME:-$HOME/.cargo}/env"
-    if ! command -v cargo >/dev/null && [ "$(id -u)" -eq 0 ] && apt-cache show rustup >/dev/null 2>&1; then
-        ensure_packages rustup
+    if ! command -v cargo >/dev/null && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq || true
+        # Debian 13 and Ubuntu 24.04 have rustup; older ones do not.
+        if apt-cache show rustup >/dev/null 2>&1; then ensure_packages rustup; fi
     fi
     if command -v rustup >/dev/null; then
-        if ! rustup toolchain list | grep -q "^$wanted"; then
+        if ! cargo "+$wanted" fmt --version >/dev/null 2>&1 || ! cargo "+$wanted" clippy --version >/dev/null 2>&1; then
             say "fetching Rust $wanted"
             rustup toolchain install "$wanted" --profile minimal -c rustfmt -c clippy
         fi

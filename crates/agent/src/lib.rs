@@ -27,7 +27,7 @@ mod spool;
 use collect::Context;
 use config::Config;
 use contents::Contents;
-use engine::Engine;
+use engine::{Engine, Report, Seen};
 use host::files::Role;
 use identity::Identity;
 pub use identity::host_name;
@@ -43,6 +43,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How long collectors may take to end.
 const GRACE: Duration = Duration::from_secs(1);
+/// Bytes a server's answer may have: an acknowledgement, with a list of what is missing.
+const MAX_ANSWER: usize = 1 << 20;
 /// Reports and deltas that may wait for the next part.
 const QUEUE: usize = 256;
 
@@ -74,6 +76,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let identity = Identity::open(&config.state_dir)?;
     let host = host_name(&config)?;
     let client = api::client::Client::new(&config.server, config.token.clone())?;
+    let client = client.with_max_answer(MAX_ANSWER);
     let spool_dir = config.state_dir.join("spool");
     let opened = Spool::open(&spool_dir, config.spool_limit, identity::new_stream);
     let Opened { spool, facts } = opened.map_err(|error| Error::Spool(Box::new(error)))?;
@@ -113,7 +116,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let mut parts = tokio::task::JoinSet::new();
     parts.spawn(outbox.run(client, CancellationToken::new()));
     parts.spawn(engine.run(received, outgoing, CancellationToken::new()));
-    parts.spawn(tell(standings, missing, stop.clone()));
+    parts.spawn(tell(standings, missing, context.reports.clone(), stop.clone()));
     let mut collectors = collect::start(&context);
     drop(context);
     notify(sd_notify::NotifyState::Ready);
@@ -151,36 +154,44 @@ pub async fn once(config: Config) -> Result<Facts, Error> {
     Ok(facts)
 }
 
-/// Says in the log, once each, when deliveries fail and when they go on; and passes on what
-/// the server asks for again.
+/// Says in the log, once each, when deliveries fail and when they go on; makes a spool that
+/// can't be written a fault; and passes on what the server asks for again.
 async fn tell(
     mut standings: watch::Receiver<Standing>,
     missing: watch::Sender<Vec<ContentId>>,
+    reports: mpsc::Sender<Report>,
     stop: CancellationToken,
 ) {
-    let mut trouble: Option<String> = None;
+    let mut before = Standing::default();
     loop {
         tokio::select! {
             changed = standings.changed() => if changed.is_err() { return },
             () = stop.cancelled() => return,
         }
-        let standing = standings.borrow_and_update().clone();
-        match (&trouble, &standing.trouble) {
-            (None, Some(now)) => tracing::warn!(
-                trouble = now,
-                "changes are kept in the spool until they can be delivered"
-            ),
-            (Some(_), None) => {
-                tracing::info!(version = standing.version, "changes are delivered again");
+        let now = standings.borrow_and_update().clone();
+        match (&before.trouble, &now.trouble) {
+            (None, Some(trouble)) => {
+                tracing::warn!(trouble, "changes are kept until they can be delivered");
             }
+            (Some(_), None) => tracing::info!(version = now.version, "changes are delivered again"),
             _ => {}
         }
-        trouble = standing.trouble;
+        if before.spool != now.spool {
+            let seen = match &now.spool {
+                Some(trouble) => Seen::Fault(trouble.clone()),
+                None => Seen::Some { put: Vec::new(), gone: Vec::new() },
+            };
+            // No room means that the engine is busy enough; the next change tells again.
+            if reports.try_send(Report { collector: "spool", seen }).is_err() {
+                tracing::warn!(trouble = now.spool, "the spool");
+            }
+        }
         missing.send_if_modified(|known| {
-            let news = !standing.missing.is_empty() && *known != standing.missing;
-            known.clone_from(&standing.missing);
+            let news = !now.missing.is_empty() && *known != now.missing;
+            known.clone_from(&now.missing);
             news
         });
+        before = now;
     }
 }
 

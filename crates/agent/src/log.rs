@@ -17,7 +17,7 @@ pub fn start(filter: &str, file: Option<&Path>) -> io::Result<()> {
     // By target and level alone: patterns would make the agent a fifth larger.
     let wanted = std::env::var("RUST_LOG").ok().and_then(|wanted| wanted.parse::<Targets>().ok());
     let targets = wanted.unwrap_or_else(|| filter.parse().unwrap_or_default());
-    let layer = tracing_subscriber::fmt::layer().with_target(false);
+    let layer = tracing_subscriber::fmt::layer().with_target(false).log_internal_errors(false);
     match file {
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).open(path)?;

@@ -47,8 +47,10 @@ pub(crate) enum Outgoing {
 /// How it stands, for whoever wants to know.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Standing {
-    /// Why the server can't be reached or the spool not written.
+    /// Why the last request was not successful.
     pub(crate) trouble: Option<String>,
+    /// Why the spool could not be written.
+    pub(crate) spool: Option<String>,
     pub(crate) waiting: usize,
     /// The version the server last gave.
     pub(crate) version: Option<u64>,
@@ -147,10 +149,12 @@ impl Outbox {
         match outgoing {
             Outgoing::Delta { at, body, gap } => {
                 let trouble = self.spool.push(at, body, gap);
-                if let Some(error) = &trouble {
-                    tracing::warn!(error = with_causes(error), "holding changes in memory");
-                }
-                self.tell(trouble.map(|error| with_causes(&error)));
+                let trouble = trouble.map(|error| with_causes(&error));
+                self.standing.send_if_modified(|standing| {
+                    let news = standing.spool != trouble;
+                    standing.spool = trouble;
+                    news
+                });
             }
             Outgoing::Content(content) => {
                 if let Err(error) = self.contents.add(&content) {

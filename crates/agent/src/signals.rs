@@ -20,7 +20,8 @@ pub fn cancel_on_signal(stop: CancellationToken) -> io::Result<JoinHandle<()>> {
             _ = interrupt.recv() => {}
             _ = hangup.recv() => {}
         }
-        tracing::info!("stopping");
+        // First of all: the log may have nobody who reads it any more.
         stop.cancel();
+        tracing::info!("stopping");
     }))
 }

@@ -7,7 +7,7 @@
 
 use crate::json;
 use model::entity::{
-    Container, Cpu, Entity, Filesystem, Interface, Memory, Platform, Process, Unit,
+    Container, Cpu, Entity, Filesystem, Interface, Memory, Platform, Process, Unit, Workload,
 };
 use model::redact::Redactor;
 use model::{Facts, HostId, HostIdError, Item};
@@ -96,6 +96,12 @@ pub fn parse(body: &[u8], redactor: &Redactor) -> Result<State, Error> {
     }
     for process in processes.values() {
         put(&mut facts, process);
+    }
+    for one in list(top.get("services"), "services")?
+        .iter()
+        .chain(list(top.get("processes"), "processes")?)
+    {
+        workload(one, &mut facts);
     }
     if !hardware.is_null() {
         machine(hardware, &host, &mut facts);
@@ -203,7 +209,7 @@ fn container(one: &Value, name: String, redactor: &Redactor) -> Container {
     Container {
         name,
         container_id: text(one, "id").unwrap_or_default(),
-        image: text(one, "image").unwrap_or_default(),
+        image: text(one, "image").map(|image| redactor.text(&image)).unwrap_or_default(),
         state: text(one, "status").unwrap_or_default(),
         pid: int(one, "pid").filter(|&pid| pid > 0),
         ports: ports(one),
@@ -213,6 +219,24 @@ fn container(one: &Value, name: String, redactor: &Redactor) -> Container {
         restart_policy: text(one, "restart_policy"),
         ..Container::default()
     }
+}
+
+/// What the client itself says runs a language model.
+fn workload(one: &Value, facts: &mut Facts) {
+    let (Some(Value::Bool(true)), Some(name)) = (one.get("is_llm_related"), text(one, "name"))
+    else {
+        return;
+    };
+    put(
+        facts,
+        &Workload {
+            id: name.clone(),
+            name,
+            runtime: "unknown".to_owned(),
+            evidence: vec!["the client says is_llm_related".to_owned()],
+            ..Workload::default()
+        },
+    );
 }
 
 /// `{container_port: 3306 | "3306/tcp", host_port, host_ip}`, or texts as they are.
@@ -388,6 +412,15 @@ mod tests {
             r#"{"services":[{"name":"db","type":"docker","image":"mysql:8","ports":[{"container_port":"3306/tcp","host_port":"3306"}, 80], "cpu_percent": 9.5}]}"#,
             r#"unnamed: container:db ["image", "ports"]"#,
         );
+    }
+
+    #[test]
+    fn what_runs_a_language_model_stays_known() {
+        let body = br#"{"processes":[{"name":"ollama","is_llm_related":true},{"name":"cat","is_llm_related":false}]}"#;
+        let state = parse(body, &redactor()).unwrap();
+        let names: Vec<String> =
+            state.facts.entities::<Workload>().map(|workload| workload.name).collect();
+        assert_eq!(names, ["ollama"]);
     }
 
     #[test]

@@ -74,6 +74,7 @@ pub struct Client {
     authority: String,
     token: Option<String>,
     deadline: Duration,
+    max_answer: usize,
     connection: Option<SendRequest<Full<Bytes>>>,
 }
 
@@ -97,6 +98,7 @@ impl Client {
             authority: format!("{host}:{port}"),
             token,
             deadline: Duration::from_secs(30),
+            max_answer: MAX_ANSWER,
             connection: None,
         })
     }
@@ -105,6 +107,13 @@ impl Client {
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// How many bytes an answer may have.
+    #[must_use]
+    pub fn with_max_answer(mut self, bytes: usize) -> Self {
+        self.max_answer = bytes;
         self
     }
 
@@ -128,7 +137,7 @@ impl Client {
         let answer = tokio::time::timeout(deadline, async {
             let response = self.open(method, path, media_type, body).await?;
             let status = response.status();
-            let bytes = Limited::new(response.into_body(), MAX_ANSWER)
+            let bytes = Limited::new(response.into_body(), self.max_answer)
                 .collect()
                 .await
                 .map(http_body_util::Collected::to_bytes)

@@ -62,11 +62,11 @@ impl Snapshots {
             return BASE.to_owned();
         }
         let taken = |name: &str| list.snapshots.iter().any(|snapshot| snapshot.name == name);
-        // Two states within a second: the later takes the next free second.
-        (0..)
-            .map(|seconds| stamp(now.plus(std::time::Duration::from_secs(seconds))))
-            .find(|name| !taken(name))
-            .unwrap_or_else(|| stamp(now))
+        let name = stamp(now);
+        // Several states within a second are told apart by a number.
+        let mut names =
+            std::iter::once(name.clone()).chain((2..).map(|n: u32| format!("{name}_{n}")));
+        names.find(|name| !taken(name)).unwrap_or(name)
     }
 
     pub(crate) fn add(&self, snapshot: Snapshot) -> Result<(), Error> {

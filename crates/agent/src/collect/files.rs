@@ -138,7 +138,7 @@ impl Follower {
         }
         let mut limits = self.refused.clone();
         if look.left_out > 0 {
-            limits.push(format!("{} files beyond the limit are not tracked", look.left_out));
+            limits.push(format!("{} files or directories are not tracked: too many, too deep, unreadable, or of unprintable names", look.left_out));
         }
         self.sink.all(vec![Scope::Kind(Kind::FILE)], items(&look.scan.files), limits).await;
         if let Some(wanted) = look.wanted {

@@ -279,11 +279,17 @@ impl TrackedSet {
     ) {
         let is_directory =
             std::fs::symlink_metadata(root.path(directory)).is_ok_and(|metadata| metadata.is_dir());
-        if !is_directory || depth > DEPTH_MAX {
+        if !is_directory {
+            return;
+        }
+        if depth > DEPTH_MAX {
+            self.left_out += 1;
             return;
         }
         self.directories.insert(directory.to_owned());
-        for name in names(&root.path(directory)) {
+        let (names, left_out) = names(&root.path(directory));
+        self.left_out += left_out;
+        for name in names {
             let path = format!("{directory}/{name}");
             if *count >= TREE_MAX {
                 self.left_out += 1;
@@ -313,8 +319,9 @@ impl TrackedSet {
             let mut next = Vec::new();
             for path in &paths {
                 self.directories.insert(path.clone());
-                let found = names(&root.path(path)).into_iter();
-                let found = found.filter(|name| matches(component, name));
+                let (found, left_out) = names(&root.path(path));
+                self.left_out += left_out;
+                let found = found.into_iter().filter(|name| matches(component, name));
                 next.extend(found.map(|name| format!("{path}/{name}")));
             }
             self.left_out += next.len().saturating_sub(TREE_MAX);
@@ -339,16 +346,25 @@ fn config_names(package: &str) -> impl Iterator<Item = &str> {
     std::iter::once(package).chain(stem)
 }
 
-/// The printable names in a directory, sorted.
-fn names(directory: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    let names = entries.flatten().take(10 * TREE_MAX);
-    let mut names: Vec<String> = names
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| !name.chars().any(char::is_control))
-        .collect();
+/// The printable names in a directory, sorted, and how many more there are.
+fn names(directory: &Path) -> (Vec<String>, usize) {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return (Vec::new(), 0),
+        // What is in there is not known; that is at least one.
+        Err(_unreadable) => return (Vec::new(), 1),
+    };
+    let (mut names, mut left_out) = (Vec::new(), 0);
+    for entry in entries.flatten() {
+        match entry.file_name().into_string() {
+            Ok(name) if names.len() < 10 * TREE_MAX && !name.chars().any(char::is_control) => {
+                names.push(name);
+            }
+            _ => left_out += 1,
+        }
+    }
     names.sort();
-    names
+    (names, left_out)
 }
 
 /// Whether a name is what a pattern with `*` and `?` stands for. Hidden files must be meant.

@@ -111,12 +111,20 @@ fn arguments(command_line: &[u8]) -> Vec<String> {
     if !line.contains(&0) && line.windows(2).any(|pair| pair == b": ") {
         return vec![stable_title(&printable(line))];
     }
-    let mut words: Vec<&[u8]> = line.split(|&b| b == 0).take(ARGUMENTS_MAX).collect();
+    let mut words: Vec<&[u8]> = line.split(|&b| b == 0).collect();
     if cut && words.len() > 1 {
         // Half a secret is not recognised as one.
         words.pop();
     }
-    words.into_iter().map(printable_lines).collect()
+    let left_out = words.len().saturating_sub(ARGUMENTS_MAX);
+    words.truncate(ARGUMENTS_MAX);
+    let mut words: Vec<String> = words.into_iter().map(printable_lines).collect();
+    if cut {
+        words.push("… (more than can be kept)".to_owned());
+    } else if left_out > 0 {
+        words.push(format!("… ({left_out} more)"));
+    }
+    words
 }
 
 /// `postgres: app shop 10.0.0.7(5432) SELECT` is the same process as when it was idle: a

@@ -3,6 +3,7 @@
 use super::auth::Caller;
 use super::error::ApiError;
 use super::extract::{Asked, Body};
+use super::ingest::limit_items;
 use crate::app::App;
 use crate::clock;
 use crate::replays::{Known, MAX_KEY};
@@ -67,6 +68,7 @@ async fn record(app: &Arc<App>, caller: &Caller, body: &[u8]) -> Result<Updated,
         ApiError::bad(code, error.to_string())
     })?;
     caller.may_feed(&state.host)?;
+    limit_items(&state.facts)?;
     app.metrics.ingested_bytes.inc_by(u64::try_from(body.len()).unwrap_or(0));
     let now = clock::now();
     let name = app.snapshots.next_name(now);

@@ -19,7 +19,7 @@ use crate::metrics::OpenStream;
 use api::answer::Entry;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{RawQuery, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, stream};
@@ -77,6 +77,14 @@ impl Follower {
         }
         let (host, last, only) = off_thread(&app, move |app| {
             let info = app.history.host(&host).ok_or_else(|| unknown_host(host.as_str()))?;
+            if let Some(from) = from.filter(|from| *from > info.head) {
+                // The history was restored or forgotten: what the reader knows is not this one.
+                let message = format!(
+                    "{host} is at {} and knows no {from}; begin anew without a version",
+                    info.head
+                );
+                return Err(ApiError::new(StatusCode::GONE, "ahead_of_history", message));
+            }
             let only = subjects(app, &host, &words, true)?.into_iter().collect();
             Ok((host, from.unwrap_or(info.head), only))
         })

@@ -10,10 +10,12 @@ use axum::Extension;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use model::{ContentId, HostId, Kind, Op, Value, Version, with_causes};
+use model::{ContentId, Facts, HostId, Kind, Op, Value, Version, with_causes};
 use std::sync::Arc;
 use store::Append;
 
+/// Items a host may have. A large machine has some thousands.
+const MAX_ITEMS: usize = 50_000;
 /// Deltas in one request.
 const MAX_DELTAS: usize = 10_000;
 
@@ -45,6 +47,11 @@ pub(crate) async fn deltas(
             format!("a request has at most {MAX_DELTAS} deltas"),
         ));
     }
+    for delta in &batch.deltas {
+        if let wire::Body::Keyframe(facts) = &delta.body {
+            limit_items(facts)?;
+        }
+    }
     let now = clock::now();
     let load = std::mem::take(&mut batch.load);
     let acknowledged = if batch.deltas.is_empty() {
@@ -63,6 +70,15 @@ pub(crate) async fn deltas(
         }
     }
     Ok(packed(&acknowledged))
+}
+
+/// Refuses states that no machine has.
+pub(super) fn limit_items(facts: &Facts) -> Result<(), ApiError> {
+    if facts.len() > MAX_ITEMS {
+        let message = format!("a host has at most {MAX_ITEMS} items, this one {}", facts.len());
+        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_items", message));
+    }
+    Ok(())
 }
 
 async fn record(app: &Arc<App>, host: &HostId, batch: Batch) -> Result<Acknowledged, ApiError> {
