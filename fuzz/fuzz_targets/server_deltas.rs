@@ -1,0 +1,5 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|batches: Vec<Vec<safetytwin_fuzz::server::MadeDelta>>| {
+    safetytwin_fuzz::server::server_deltas(batches)
+});
