@@ -39,7 +39,7 @@ def arguments(description, **more):
     """The command line that every script has, and what this one adds."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a small version of the same, within a minute")
-    parser.add_argument("--binaries", metavar="DIR", help="take twin and twin-agent from there instead of building them")
+    parser.add_argument("--binaries", metavar="DIR", help="take twin and twin-agent, and load if it is there, from that directory instead of building them")
     for name, options in more.items():
         parser.add_argument("--" + name, **options)
     return parser.parse_args()
@@ -243,8 +243,10 @@ def built(options, program, package, profile):
     return os.path.join(TARGET, profile, program)
 
 
-def load():
+def load(options):
     """Our own load generator. Its lock file follows the product's crates, so it is not held to it."""
+    if options.binaries and os.path.exists(os.path.join(options.binaries, "load")):
+        return os.path.join(os.path.realpath(options.binaries), "load")
     cargo("build", "--release", cwd=os.path.join(BENCH, "load"))
     return os.path.join(TARGET, "release", "load")
 

@@ -14,9 +14,6 @@ mod collect;
 pub mod config;
 mod contents;
 mod engine;
-#[cfg(fuzzing)]
-#[path = "../../../fuzz/inside/agent.rs"]
-pub mod fuzzing;
 mod identity;
 pub mod log;
 pub mod options;

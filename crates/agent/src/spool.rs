@@ -30,6 +30,8 @@ const MAGIC: &[u8; 8] = b"twspool1";
 const ROTATE_AT: u64 = 4 << 20;
 /// Bytes one record may have.
 const MAX_RECORD: usize = 64 << 20;
+/// Beyond it a sequence is damage: no agent counts so far, and what follows it can't be counted.
+const LAST_SEQUENCE: u64 = u64::MAX / 2;
 /// Deltas and bytes in one request.
 const BATCH: (usize, usize) = (64, 1 << 20);
 
@@ -440,7 +442,9 @@ fn read_journal(journal: &mut File, acked: u64) -> io::Result<Option<Found>> {
     let mut position = 8;
     while let Some((payload, next)) = record_at(&bytes, position) {
         match rmp_serde::from_slice(payload) {
-            Ok(Record::Base { stream, sequence, facts }) if position == 8 => {
+            Ok(Record::Base { stream, sequence, facts })
+                if position == 8 && sequence < LAST_SEQUENCE =>
+            {
                 found.stream = stream;
                 found.base_sequence = sequence;
                 found.next_sequence = sequence + 1;
@@ -476,7 +480,7 @@ fn read_journal(journal: &mut File, acked: u64) -> io::Result<Option<Found>> {
 }
 
 fn fits(delta: &Delta, found: &Found) -> bool {
-    let follows = delta.sequence >= found.next_sequence;
+    let follows = (found.next_sequence..LAST_SEQUENCE).contains(&delta.sequence);
     match &delta.body {
         Body::Keyframe(_) => follows,
         Body::Patch { base, .. } => follows && *base == found.facts.digest(),
