@@ -7,9 +7,10 @@
 //! fill                       every host sends its whole state
 //! paced RATE SECONDS         every host in its turn, at a fixed rate in all, one connection
 //!                            each, a change and a sample of load in every request
-//! closed CLIENTS SECONDS EXPECTED
+//! closed CLIENTS SECONDS EXPECTED BATCH
 //!                            as fast as answers come, each client one connection and one
-//!                            request under way; EXPECTED a second are prepared beforehand
+//!                            request of BATCH changes under way; EXPECTED changes a second are
+//!                            prepared beforehand
 //! ```
 
 use crate::http::{Connection, post};
@@ -49,7 +50,10 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
         let answer = match words.first().copied() {
             Some("fill") => load.fill().await?,
             Some("paced") => load.paced(number(1)?, number(2)?).await?,
-            Some("closed") => load.closed(number(1)? as usize, number(2)?, number(3)?).await?,
+            Some("closed") => {
+                let changes = (number(2)? * number(3)?) as usize;
+                load.closed(number(1)? as usize, changes, number(4)? as usize).await?
+            }
             other => bail!("no command {other:?}"),
         };
         println!("{answer}");
@@ -64,7 +68,7 @@ fn dump(path: &str, template: &model::Facts) -> Result<()> {
     host.keyframe(now());
     let mut bytes = Vec::new();
     for _ in 0..1000 {
-        let body = host.change(now(), false);
+        let body = host.changes(now(), 1, false);
         bytes.extend_from_slice(&u32::try_from(body.len())?.to_le_bytes());
         bytes.extend_from_slice(&body);
     }
@@ -102,7 +106,7 @@ impl Load {
         let mut bytes = 0;
         for turn in 0..count {
             let host = &mut self.hosts[turn % hosts];
-            let body = host.change(now(), true);
+            let body = host.changes(now(), 1, true);
             bytes += body.len();
             let due = Duration::from_secs_f64(turn as f64 / rate);
             queues[turn % hosts].push((due, post(&host.name, &body)));
@@ -135,10 +139,10 @@ impl Load {
     async fn closed(
         &mut self,
         clients: usize,
-        seconds: f64,
-        expected: f64,
+        changes: usize,
+        batch: usize,
     ) -> Result<serde_json::Value> {
-        let count = (expected * seconds) as usize;
+        let count = (changes / batch).max(clients);
         ensure!(self.hosts.len() >= clients, "fewer hosts than clients");
         let mut queues: Vec<Vec<Vec<u8>>> = vec![Vec::new(); clients];
         let mut order = Dice(7);
@@ -149,7 +153,7 @@ impl Load {
             // Any of the client's own hosts, so that the order of a host is kept.
             let client = turn % clients;
             let host = &mut self.hosts[client + clients * order.roll(per_client as u64) as usize];
-            let body = host.change(at, false);
+            let body = host.changes(at, batch, false);
             bytes += body.len();
             queues[client].push(post(&host.name, &body));
         }
@@ -173,7 +177,7 @@ impl Load {
         let mut times = gathered(tasks).await?;
         let elapsed = begin.elapsed().as_secs_f64();
         Ok(json!({
-            "count": times.len(), "seconds": elapsed, "per_second": times.len() as f64 / elapsed, "bytes": bytes / count.max(1),
+            "count": times.len() * batch, "seconds": elapsed, "per_second": (times.len() * batch) as f64 / elapsed, "bytes": bytes / count / batch,
             "p50_ms": percentile(&mut times, 50.0), "p99_ms": percentile(&mut times, 99.0),
         }))
     }

@@ -20,7 +20,7 @@ use std::time::Duration;
 const USAGE: &str = "\
 load ingest   --server ADDRESS --hosts N --dump FILE          commands on standard input
 load get      --server ADDRESS --path PATH --rate N --seconds N --connections N
-load versions --history DIR --count N --spacing SECONDS --until MICROSECONDS --dump DIR --every N --first N
+load versions --server ADDRESS --count N --spacing SECONDS --until MICROSECONDS --dump DIR --every N --first N
 load scan     --processes N --rounds N [--peer COMMAND]
 load kills    --twin FILE --agent FILE --count N --dir DIR --seed N";
 
@@ -42,7 +42,7 @@ fn command() -> Result<()> {
     match command.as_str() {
         "ingest" => runtime()?.block_on(ingest::run(&arguments)),
         "get" => runtime()?.block_on(get::run(&arguments)),
-        "versions" => versions::run(&arguments),
+        "versions" => runtime()?.block_on(versions::run(&arguments)),
         "scan" => scan::run(&arguments),
         "kills" => runtime()?.block_on(kills::run(&arguments)),
         _ => bail!("usage:\n{USAGE}"),

@@ -167,24 +167,28 @@ impl Host {
     }
 
     pub(crate) fn keyframe(&mut self, at: Time) -> Vec<u8> {
-        let body = Body::Keyframe(self.facts.clone());
-        self.encode(at, body, Vec::new())
+        let delta = self.delta(at, Body::Keyframe(self.facts.clone()));
+        self.encode(vec![delta], Vec::new())
     }
 
-    /// The next change, with or without a sample of load beside it.
-    pub(crate) fn change(&mut self, at: Time, with_load: bool) -> Vec<u8> {
-        let body = restart(&mut self.facts, at, &mut self.dice);
+    /// The next changes in one request, with or without a sample of load beside them.
+    pub(crate) fn changes(&mut self, at: Time, count: usize, with_load: bool) -> Vec<u8> {
+        let mut deltas = Vec::new();
+        for _ in 0..count {
+            let body = restart(&mut self.facts, at, &mut self.dice);
+            deltas.push(self.delta(at, body));
+        }
         let load = if with_load { vec![load(at, &mut self.dice)] } else { Vec::new() };
-        self.encode(at, body, load)
+        self.encode(deltas, load)
     }
 
-    fn encode(&mut self, at: Time, body: Body, load: Vec<Load>) -> Vec<u8> {
+    fn delta(&mut self, at: Time, body: Body) -> Delta {
         self.sequence += 1;
-        api::wire::encode(&Batch {
-            stream: format!("simulated-{}", self.name),
-            deltas: vec![Delta { sequence: self.sequence, at, body, gap: None }],
-            load,
-            agent: "0.1.0".into(),
-        })
+        Delta { sequence: self.sequence, at, body, gap: None }
+    }
+
+    fn encode(&self, deltas: Vec<Delta>, load: Vec<Load>) -> Vec<u8> {
+        let stream = format!("simulated-{}", self.name);
+        api::wire::encode(&Batch { stream, deltas, load, agent: "0.1.0".into() })
     }
 }

@@ -1,8 +1,9 @@
 // Puts bodies into etcd as fast as it takes them: peer of our ingest.
 //
-//	etcd ENDPOINT FILE CLIENTS SECONDS HOSTS
+//	etcd ENDPOINT FILE CLIENTS SECONDS HOSTS BATCH
 //
-// FILE holds the bodies, each after its length in four bytes. Each client has one put under way.
+// FILE holds the bodies, each after its length in four bytes. Each client has one put under way,
+// or one transaction of BATCH puts.
 // Prints one line of JSON.
 package main
 
@@ -26,11 +27,11 @@ import (
 const perConnection = 8
 
 func main() {
-	if len(os.Args) != 6 {
-		log.Fatal("usage: etcd ENDPOINT FILE CLIENTS SECONDS HOSTS")
+	if len(os.Args) != 7 {
+		log.Fatal("usage: etcd ENDPOINT FILE CLIENTS SECONDS HOSTS BATCH")
 	}
 	bodies := read(os.Args[2])
-	clients, seconds, hosts := number(os.Args[3]), number(os.Args[4]), number(os.Args[5])
+	clients, seconds, hosts, batch := number(os.Args[3]), number(os.Args[4]), number(os.Args[5]), number(os.Args[6])
 
 	var connections []*clientv3.Client
 	for i := 0; i < (clients+perConnection-1)/perConnection; i++ {
@@ -55,9 +56,14 @@ func main() {
 			defer group.Done()
 			dice := rand.New(rand.NewSource(int64(i)))
 			for time.Now().Before(deadline) {
-				key := fmt.Sprintf("/hosts/host-%05d", dice.Intn(hosts))
+				var puts []clientv3.Op
+				for range batch {
+					// A key twice in a transaction is refused.
+					key := fmt.Sprintf("/hosts/host-%05d/%d", dice.Intn(hosts), len(puts))
+					puts = append(puts, clientv3.OpPut(key, bodies[dice.Intn(len(bodies))]))
+				}
 				asked := time.Now()
-				if _, err := connections[i/perConnection].Put(context.Background(), key, bodies[dice.Intn(len(bodies))]); err != nil {
+				if err := put(connections[i/perConnection], puts); err != nil {
 					log.Fatal(err)
 				}
 				times[i] = append(times[i], time.Since(asked))
@@ -76,13 +82,22 @@ func main() {
 	sort.Float64s(all)
 	at := func(percent int) float64 { return all[min(len(all)-1, len(all)*percent/100)] }
 	line, err := json.Marshal(map[string]any{
-		"count": len(all), "seconds": elapsed, "per_second": float64(len(all)) / elapsed,
+		"count": len(all) * batch, "seconds": elapsed, "per_second": float64(len(all)*batch) / elapsed,
 		"p50_ms": at(50), "p99_ms": at(99),
 	})
 	if err != nil {
 		log.Fatal(err)
 	}
 	fmt.Println(string(line))
+}
+
+func put(connection *clientv3.Client, puts []clientv3.Op) error {
+	if len(puts) == 1 {
+		_, err := connection.Do(context.Background(), puts[0])
+		return err
+	}
+	_, err := connection.Txn(context.Background()).Then(puts...).Commit()
+	return err
 }
 
 func read(path string) []string {

@@ -1,5 +1,12 @@
 //! The embedded engine, opened: which keyspaces there are and what they hold.
 //!
+//! # Sequence numbers
+//! The engine (fjall 3.1.13) recovers its counter from the keyspaces' data, but not from its own
+//! catalogue of keyspaces, which counts with it. After keyspaces were made or deleted it can
+//! therefore start below what the catalogue has, and then what is made next is hidden by an
+//! older deletion: at the next start a keyspace with synced data is gone. So numbers are
+//! reserved here, durably and ahead of use, and the counter starts above all reserved ones.
+//!
 //! # Invariants
 //! - A batch is committed by the writer's thread alone, and is durable when `commit` returns.
 //! - A bucket that was replaced or dropped is marked so durably before its keyspace goes; what
@@ -13,8 +20,13 @@ use fjall::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
+
+/// Sequence numbers reserved at a time, and how many must be left.
+const RESERVED: u64 = 1 << 16;
+const LEAST_RESERVED: u64 = 1 << 12;
 
 /// Days whose buckets share full states. A month or so: a host's full state is stored once in
 /// it, and not once a day.
@@ -32,11 +44,11 @@ pub(crate) struct Bucket {
     pub(crate) keyspace: Keyspace,
 }
 
-/// Load samples of an hour in full, or of a day thinned.
+/// Load samples of a quarter of a day in full, or of a day thinned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum LoadBucket {
     Day(i64),
-    Hour(i64),
+    Quarter(i64),
 }
 
 pub(crate) struct Db {
@@ -50,6 +62,8 @@ pub(crate) struct Db {
     pub(crate) origins: Keyspace,
     pub(crate) contents: Keyspace,
     pub(crate) records: Keyspace,
+    /// Sequence numbers below this are reserved.
+    reserved: AtomicU64,
     buckets: RwLock<BTreeMap<i64, Bucket>>,
     eras: RwLock<BTreeMap<i64, Keyspace>>,
     loads: RwLock<BTreeMap<LoadBucket, Keyspace>>,
@@ -76,18 +90,22 @@ impl Db {
             let options = || KeyspaceCreateOptions::default().max_memtable_size(8 << 20);
             database.keyspace(name, options).map_err(open_error)
         };
+        let hosts = small("hosts")?;
+        start_above_reserved(&database, &hosts).map_err(open_error)?;
         let db = Self {
             path: path.to_owned(),
-            hosts: small("hosts")?,
+            hosts,
             subjects: small("subjects")?,
             origins: small("origins")?,
             contents: small("contents")?,
             records: small("records")?,
+            reserved: AtomicU64::new(0),
             buckets: RwLock::default(),
             eras: RwLock::default(),
             loads: RwLock::default(),
             database,
         };
+        db.reserve().map_err(open_error)?;
         db.find_buckets().map_err(open_error)?;
         Ok(db)
     }
@@ -104,8 +122,8 @@ impl Db {
                     self.put_era(number, keyspace);
                     continue;
                 }
-                ("load-hour", _) => {
-                    self.put_load(LoadBucket::Hour(number), keyspace);
+                ("load-quarter", _) => {
+                    self.put_load(LoadBucket::Quarter(number), keyspace);
                     continue;
                 }
                 ("load-day", _) => {
@@ -146,7 +164,22 @@ impl Db {
     }
 
     pub(crate) fn commit(&self, batch: OwnedWriteBatch) -> Result<(), Error> {
+        self.reserve().map_err(|source| Error::write(&self.path, "commit", source))?;
         batch.commit().map_err(|source| Error::write(&self.path, "commit", source))
+    }
+
+    /// Sees to it that there are enough reserved sequence numbers.
+    fn reserve(&self) -> fjall::Result<()> {
+        let next = self.database.seqno();
+        if next + LEAST_RESERVED < self.reserved.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let upto = next + RESERVED;
+        let mut batch = self.batch();
+        batch.insert(&self.hosts, keys::RESERVED, upto.to_be_bytes());
+        batch.commit()?;
+        self.reserved.store(upto, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(crate) fn bucket(&self, day: i64) -> Option<Bucket> {
@@ -276,7 +309,7 @@ impl Db {
             return Ok(keyspace);
         }
         let name = match bucket {
-            LoadBucket::Hour(hour) => format!("load-hour.{hour}"),
+            LoadBucket::Quarter(quarter) => format!("load-quarter.{quarter}"),
             LoadBucket::Day(day) => format!("load-day.{day}"),
         };
         // Samples are compressed already.
@@ -332,5 +365,51 @@ impl Db {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(true)
+    }
+}
+
+/// Raises the engine's counter above all that may have been used.
+fn start_above_reserved(database: &Database, hosts: &Keyspace) -> fjall::Result<()> {
+    let reserved = hosts.get(keys::RESERVED)?.and_then(|bytes| bytes.first_chunk().copied());
+    let is_new = hosts.is_empty()?;
+    let least = match reserved {
+        Some(bytes) => u64::from_be_bytes(bytes),
+        None if is_new => return Ok(()),
+        // Written before numbers were reserved.
+        None => database.seqno() + RESERVED,
+    };
+    database.supervisor.seqno.fetch_max(least);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails without reserved numbers: see the opening.
+    #[test]
+    fn a_keyspace_made_after_many_deletions_survives_restarts() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || Db::open(directory.path(), 1 << 20).unwrap();
+        let db = open();
+        for quarter in 0..20 {
+            db.make_load_bucket(LoadBucket::Quarter(quarter)).unwrap();
+            db.drop_load_bucket(LoadBucket::Quarter(quarter)).unwrap();
+        }
+        drop(db);
+        for round in 0..3 {
+            let db = open();
+            for quarter in 0..round * 5 {
+                let keyspace = db.load_bucket(LoadBucket::Quarter(100 + quarter));
+                let value = keyspace.expect("it was made").get(b"key").unwrap();
+                assert_eq!(value.as_deref(), Some(&b"value"[..]));
+            }
+            for quarter in round * 5..(round + 1) * 5 {
+                let keyspace = db.make_load_bucket(LoadBucket::Quarter(100 + quarter)).unwrap();
+                let mut batch = db.batch();
+                batch.insert(&keyspace, "key", "value");
+                db.commit(batch).unwrap();
+            }
+        }
     }
 }

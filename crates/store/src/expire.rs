@@ -228,9 +228,10 @@ impl History {
         self.exclusively(move |writer| {
             let db = writer.shared.db()?;
             let hour_from = now.hour().saturating_sub(i64::from(writer.retention.load_hours));
+            let quarter_from = hour_from.div_euclid(6);
             let day_from = now.day().saturating_sub(i64::from(writer.retention.load_days));
             let old = |bucket: &LoadBucket| match bucket {
-                LoadBucket::Hour(hour) => *hour < hour_from,
+                LoadBucket::Quarter(quarter) => *quarter < quarter_from,
                 LoadBucket::Day(day) => *day < day_from,
             };
             let mut dropped = 0;

@@ -179,7 +179,7 @@ impl Group {
             let days = db.make_load_bucket(LoadBucket::Day(at.day()))?;
             self.put(&days, keys::load(number, at), bytes.as_slice());
         }
-        let hours = db.make_load_bucket(LoadBucket::Hour(at.hour()))?;
+        let hours = db.make_load_bucket(LoadBucket::Quarter(at.hour().div_euclid(6)))?;
         self.put(&hours, keys::load(number, at), bytes);
         Ok(())
     }

@@ -103,6 +103,8 @@ pub(crate) fn spans(host: HostNumber) -> Vec<u8> {
 pub(crate) const NEXT_HOST: &[u8] = b"n";
 /// In `hosts`: no version goes into a bucket before this day.
 pub(crate) const FLOOR: &[u8] = b"o";
+/// In `hosts`: the engine's sequence numbers below this may have been used.
+pub(crate) const RESERVED: &[u8] = b"q";
 
 /// In `hosts`: how a bucket was replaced or dropped.
 pub(crate) fn bucket_mark(day: i64) -> Vec<u8> {

@@ -23,13 +23,13 @@
 //! base.ERA      HOST 0 VERSION → a full state that keyframes of some 32 days refer to
 //! thinned.DAY   the same after thinning, in the place of history.DAY
 //! hosts         h HOST → name;  m HOST → head, streams;  d HOST DAY → first version and time;
-//!               b DAY → t or d: the bucket was thinned or dropped;  n, o → counters;
+//!               b DAY → t or d: the bucket was thinned or dropped;  n, o, q → counters;
 //!               f HOST → being forgotten
 //! subjects      HOST SUBJECT: every subject ever seen
 //! origins       HOST → the last version before everything kept, with its state
 //! contents      c CONTENT → bytes;  x CONTENT → since when nothing names it
 //! records       COLLECTION 0 KEY → anything small
-//! load-hour.N, load-day.N   HOST TIME → load sample
+//! load-quarter.N, load-day.N   HOST TIME → load sample
 //! in-use        a locked file: whose directory this is
 //! ```
 //!
