@@ -176,8 +176,13 @@ mod tests {
     #[test]
     fn long_command_lines_lose_their_torn_end() {
         let raw = [b"java\0".repeat(2), vec![b'x'; COMMAND_LINE_MAX]].concat();
-        assert_eq!(arguments(&raw[..COMMAND_LINE_MAX]), ["java", "java"]);
-        assert_eq!(arguments(&b"a\0".repeat(4000)).len(), ARGUMENTS_MAX);
+        assert_eq!(
+            arguments(&raw[..COMMAND_LINE_MAX]),
+            ["java", "java", "… (more than can be kept)"]
+        );
+        let many = arguments(&b"a\0".repeat(4000));
+        assert_eq!(many.len(), ARGUMENTS_MAX + 1);
+        assert_eq!(many.last().map(String::as_str), Some("… (3744 more)"));
     }
 
     #[test]
