@@ -89,10 +89,33 @@ impl Serialize for Time {
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {
-            String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            deserializer.deserialize_any(TextOrNumber)
         } else {
             i64::deserialize(deserializer).map(Self)
         }
+    }
+}
+
+/// Text is what people read and write; a time that no calendar holds stays a number.
+struct TextOrNumber;
+
+impl de::Visitor<'_> for TextOrNumber {
+    type Value = Time;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a time like 2026-11-20T09:00:00Z")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Time, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, microseconds: i64) -> Result<Time, E> {
+        Ok(Time(microseconds))
+    }
+
+    fn visit_u64<E: de::Error>(self, microseconds: u64) -> Result<Time, E> {
+        i64::try_from(microseconds).map(Time).map_err(E::custom)
     }
 }
 
@@ -215,5 +238,7 @@ mod tests {
             time
         );
         assert_eq!(Time(i64::MAX).to_string(), format!("{}us", i64::MAX));
+        let far = serde_json::to_string(&Time(i64::MIN)).unwrap();
+        assert_eq!(serde_json::from_str::<Time>(&far).unwrap(), Time(i64::MIN));
     }
 }
