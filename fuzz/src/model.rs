@@ -146,7 +146,7 @@ pub fn model_names(text: &str) {
     same::<ContentId>(text);
     let _valid = unit_name_is_valid(text);
     let _kind = Kind::parse(text);
-    let _said = ::model::unknown_key(text, &["interval", "server"]);
+    let _said = ::model::keys::fault(text, text);
     let escaped = Subject::escaped(Kind::UNIT, text);
     assert_eq!(Subject::new(Kind::UNIT, escaped.id()).as_ref(), Ok(&escaped));
 }

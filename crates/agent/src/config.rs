@@ -19,14 +19,22 @@ pub enum Error {
     },
     #[error("{path}: {message}")]
     Form { path: PathBuf, message: String },
-    #[error("{key}: {message}")]
-    Value { key: &'static str, message: String },
+    #[error("{key}: {message}{}", from(.path.as_deref()))]
+    Value { path: Option<PathBuf>, key: &'static str, message: String },
+}
+
+/// A value may come from the file or from a flag that was laid over it.
+fn from(path: Option<&Path>) -> String {
+    path.map_or_else(String::new, |path| format!(" (from {} or the flags)", path.display()))
 }
 
 /// The file as written. Every key is optional.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct File {
+    /// Where this was read.
+    #[serde(skip)]
+    pub path: Option<PathBuf>,
     /// Seconds between full looks.
     pub interval: Option<f64>,
     /// `http://HOST:PORT`; the path of `update_state` behind it is accepted.
@@ -52,26 +60,6 @@ pub struct File {
     pub systemd_bus: Option<String>,
     pub spool_limit_mb: Option<u64>,
 }
-
-const KEYS: [&str; 17] = [
-    "interval",
-    "bridge_url",
-    "server",
-    "log_file",
-    "state_dir",
-    "include_processes",
-    "include_proc",
-    "include_network",
-    "include_net",
-    "verbose",
-    "host",
-    "token_file",
-    "legible",
-    "track",
-    "docker_socket",
-    "systemd_bus",
-    "spool_limit_mb",
-];
 
 /// Checked, complete.
 #[derive(Debug, Clone, PartialEq)]
@@ -117,6 +105,7 @@ impl File {
             }
             Err(source) => Err(Error::Read { path: path.to_owned(), source }),
         }
+        .map(|file| Self { path: Some(path.to_owned()), ..file })
     }
 
     /// # Errors
@@ -127,7 +116,7 @@ impl File {
         }
         serde_saphyr::from_str(text).map_err(|error| Error::Form {
             path: path.to_owned(),
-            message: model::unknown_key(&error.to_string(), &KEYS),
+            message: model::keys::fault(&error.to_string(), text),
         })
     }
 
@@ -137,6 +126,7 @@ impl File {
         let or_else =
             |mine: Vec<String>, theirs: Vec<String>| if theirs.is_empty() { mine } else { theirs };
         Self {
+            path: self.path.or(other.path),
             interval: other.interval.or(self.interval),
             bridge_url: other.bridge_url.or(self.bridge_url),
             log_file: other.log_file.or(self.log_file),
@@ -159,28 +149,30 @@ impl File {
     /// # Errors
     /// When a value is out of range or a named file can't be read.
     pub fn check(self) -> Result<Config, Error> {
+        let path = self.path;
+        let wrong = |key, message| Error::Value { path: path.clone(), key, message };
         let interval = self.interval.unwrap_or(10.0);
         if !(0.1..=86_400.0).contains(&interval) {
             let message = format!("{interval} is not a number of seconds from 0.1 to 86400");
-            return Err(Error::Value { key: "interval", message });
+            return Err(wrong("interval", message));
         }
         let server =
             self.bridge_url.unwrap_or_else(|| format!("http://127.0.0.1:{}", api::DEFAULT_PORT));
         if let Err(error) = api::client::Client::new(&server, None) {
-            return Err(Error::Value { key: "bridge_url", message: error.to_string() });
+            return Err(wrong("bridge_url", error.to_string()));
         }
         if let Some(Err(error)) = self.host.as_deref().map(model::HostId::new) {
-            return Err(Error::Value { key: "host", message: error.to_string() });
+            return Err(wrong("host", error.to_string()));
         }
         let spool_limit_mb = self.spool_limit_mb.unwrap_or(32);
         if !(1..=4096).contains(&spool_limit_mb) {
             let message = format!("{spool_limit_mb} is not a number of MiB from 1 to 4096");
-            return Err(Error::Value { key: "spool_limit_mb", message });
+            return Err(wrong("spool_limit_mb", message));
         }
         for path in &self.track {
             if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
                 let message = format!("{path:?} is not an absolute path without '..'");
-                return Err(Error::Value { key: "track", message });
+                return Err(wrong("track", message));
             }
         }
         let token = self.token_file.map(|path| read_token(&path)).transpose()?;
@@ -208,8 +200,7 @@ fn read_token(path: &Path) -> Result<String, Error> {
         fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        let message = format!("{} holds no token", path.display());
-        return Err(Error::Value { key: "token_file", message });
+        return Err(Error::Form { path: path.to_owned(), message: "holds no token".to_owned() });
     }
     Ok(token.to_owned())
 }
@@ -243,7 +234,7 @@ mod tests {
         check("intervall: 5", "\"intervall\" is no key; did you mean \"interval\"?");
         check("quux_corge: 5", "is no key; known are interval");
         check("interval: 0", "interval: 0 is not a number of seconds");
-        check("interval: soon", "agent.yaml:");
+        check("interval: soon", "agent.yaml: line 1, \"interval: soon\": ");
         check("bridge_url: https://x", "TLS");
         check("bridge_url: localhost", "http://HOST:PORT");
         check("host: ../x", "is not a host name");

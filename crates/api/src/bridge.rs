@@ -131,14 +131,16 @@ fn text(object: &Value, name: &str) -> Option<String> {
     }
 }
 
-/// A whole number, also when it came as text or as a fraction.
+/// A whole number, also when it came as text or as a fraction; one that is beyond what a number
+/// can be here is taken for absent, as other nonsense is.
 fn int(object: &Value, name: &str) -> Option<i64> {
+    /// Up to here every whole number is exact as a fraction, too.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
     match object.get(name)? {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the saturating cast is what is wanted"
-        )]
-        Value::Number(n) => n.as_i64().or_else(|| n.as_f64().map(|f| f as i64)),
+        #[expect(clippy::cast_possible_truncation, reason = "looked at before")]
+        Value::Number(n) => {
+            n.as_i64().or_else(|| n.as_f64().filter(|f| f.abs() <= EXACT).map(|f| f as i64))
+        }
         Value::String(s) => s.trim().parse().ok(),
         _ => None,
     }
@@ -412,6 +414,23 @@ mod tests {
             r#"{"services":[{"name":"db","type":"docker","image":"mysql:8","ports":[{"container_port":"3306/tcp","host_port":"3306"}, 80], "cpu_percent": 9.5}]}"#,
             r#"unnamed: container:db ["image", "ports"]"#,
         );
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_absent() {
+        for (pid, expected) in [
+            ("1e300", None),
+            ("99999999999999999999", None),
+            ("7.0", Some(7)),
+            ("\"7\"", Some(7)),
+            ("-1", None),
+        ] {
+            let body = format!(r#"{{"services":[{{"name":"a","pid":{pid}}}]}}"#);
+            let facts = parse(body.as_bytes(), &redactor()).unwrap().facts;
+            let pids: Vec<Option<i64>> =
+                facts.entities::<Unit>().map(|unit| unit.main_pid).collect();
+            assert_eq!(pids, [expected], "{pid}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What every request works with.
 
 use crate::metrics::Metrics;
+use crate::rendered::Rendered;
 use crate::replays::Replays;
 use crate::snapshots::Snapshots;
 use crate::tokens::Tokens;
@@ -50,6 +51,7 @@ pub(crate) struct App {
     pub(crate) redactor: Redactor,
     pub(crate) metrics: Metrics,
     pub(crate) replays: Replays,
+    pub(crate) rendered: Rendered,
     /// When hosts were last heard of; losing it at a restart costs nothing.
     pub(crate) seen: Mutex<HashMap<HostId, Time>>,
     pub(crate) shutdown: CancellationToken,

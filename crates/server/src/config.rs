@@ -18,17 +18,25 @@ pub enum Error {
     },
     #[error("{path}: {message}")]
     Form { path: PathBuf, message: String },
-    #[error("{key}: {message}")]
-    Value { key: &'static str, message: String },
+    #[error("{key}: {message}{}", from(.path.as_deref()))]
+    Value { path: Option<PathBuf>, key: &'static str, message: String },
+}
+
+/// A value may come from the file or from a flag that was laid over it.
+fn from(path: Option<&Path>) -> String {
+    path.map_or_else(String::new, |path| format!(" (from {} or the flags)", path.display()))
 }
 
 /// The file as written. Every key is optional.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct File {
+    /// Where this was read.
+    #[serde(skip)]
+    pub path: Option<PathBuf>,
     pub data_dir: Option<PathBuf>,
     /// `HOST:PORT`, one or several.
-    pub listen: Vec<String>,
+    pub listen: Option<Vec<String>>,
     /// Names under which the server may be asked for beside its addresses.
     pub server_names: Vec<String>,
     /// Ask for tokens also on loopback.
@@ -60,31 +68,6 @@ pub struct RetentionFile {
     pub load_hours: Option<u32>,
     pub load_days: Option<u32>,
 }
-
-const KEYS: [&str; 22] = [
-    "data_dir",
-    "listen",
-    "server_names",
-    "require_tokens",
-    "retention",
-    "full_days",
-    "keep_days",
-    "load_hours",
-    "load_days",
-    "log_level",
-    "log_file",
-    "max_snapshots",
-    "vm_name",
-    "libvirt_uri",
-    "vm_user",
-    "vm_password",
-    "vm_key_path",
-    "ansible_inventory",
-    "ansible_playbook",
-    "state_dir",
-    "templates_dir",
-    "bridge_url",
-];
 
 /// Checked, complete.
 #[derive(Debug, Clone)]
@@ -123,6 +106,7 @@ impl File {
             }
             Err(source) => Err(Error::Read { path: path.to_owned(), source }),
         }
+        .map(|file| Self { path: Some(path.to_owned()), ..file })
     }
 
     /// # Errors
@@ -133,7 +117,7 @@ impl File {
         }
         serde_saphyr::from_str(text).map_err(|error| Error::Form {
             path: path.to_owned(),
-            message: model::unknown_key(&error.to_string(), &KEYS),
+            message: model::keys::fault(&error.to_string(), text),
         })
     }
 
@@ -142,12 +126,17 @@ impl File {
     /// # Errors
     /// When a value is out of range.
     pub fn check(self) -> Result<Config, Error> {
-        let mut listen = Vec::new();
-        for text in &self.listen {
-            listen.extend(addresses(text)?);
-        }
+        let path = self.path;
+        let wrong = |key, message| Error::Value { path: path.clone(), key, message };
+        let listen = match &self.listen {
+            None => vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), api::DEFAULT_PORT)],
+            Some(texts) => {
+                let found: Result<Vec<_>, _> = texts.iter().map(|text| addresses(text)).collect();
+                found.map_err(|message| wrong("listen", message))?.concat()
+            }
+        };
         if listen.is_empty() {
-            listen.push(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), api::DEFAULT_PORT));
+            return Err(wrong("listen", "names no address; leave it out for loopback".to_owned()));
         }
         let beyond = listen.iter().any(|address| !address.ip().is_loopback());
         let defaults = Retention::default();
@@ -159,12 +148,12 @@ impl File {
         };
         if retention.full_days == 0 || retention.keep_days < retention.full_days {
             let message = "full_days is at least 1, and keep_days at least full_days".to_owned();
-            return Err(Error::Value { key: "retention", message });
+            return Err(wrong("retention", message));
         }
         let max_snapshots = self.max_snapshots.unwrap_or(10);
         if max_snapshots < 2 {
             let message = "at least 2: base_state and the current one always stay".to_owned();
-            return Err(Error::Value { key: "max_snapshots", message });
+            return Err(wrong("max_snapshots", message));
         }
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(api::places::data),
@@ -179,11 +168,8 @@ impl File {
 }
 
 /// The addresses that `HOST:PORT`, `HOST` or `:PORT` stands for.
-fn addresses(text: &str) -> Result<Vec<SocketAddr>, Error> {
-    let wrong = || Error::Value {
-        key: "listen",
-        message: format!("{text:?} is not an address; write HOST:PORT, as 127.0.0.1:8470"),
-    };
+fn addresses(text: &str) -> Result<Vec<SocketAddr>, String> {
+    let wrong = || format!("{text:?} is not an address; write HOST:PORT, as 127.0.0.1:8470");
     let with_port = match text.parse::<IpAddr>() {
         Ok(ip) => return Ok(vec![SocketAddr::new(ip, api::DEFAULT_PORT)]),
         Err(_) if text.starts_with(':') => format!("127.0.0.1{text}"),
@@ -223,5 +209,8 @@ mod tests {
         check("max_snapshots: 1", "at least 2");
         check("listen: ['nonsense:99999']", "is not an address");
         check("listen: {", "twin.yaml:");
+        check("listen: []", "listen: names no address");
+        check("max_snapshots: x", "twin.yaml: line 1, \"max_snapshots: x\": ");
+        check("vm_name: a\nvm_name: b", "twin.yaml: line 2, \"vm_name: b\": duplicate mapping key");
     }
 }

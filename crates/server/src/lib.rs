@@ -20,6 +20,7 @@ mod clock;
 pub mod config;
 mod http;
 mod metrics;
+mod rendered;
 mod replays;
 mod resolve;
 mod serve;

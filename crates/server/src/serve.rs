@@ -5,6 +5,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::http;
 use crate::metrics::Metrics;
+use crate::rendered::Rendered;
 use crate::replays::Replays;
 use crate::snapshots::Snapshots;
 use crate::tokens::{self, Tokens};
@@ -106,6 +107,7 @@ impl Server {
             redactor: Redactor::new(key, Vec::new()),
             metrics: Metrics::default(),
             replays: Replays::default(),
+            rendered: Rendered::default(),
             seen: Mutex::new(HashMap::new()),
             shutdown: CancellationToken::new(),
         });

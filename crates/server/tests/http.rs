@@ -26,7 +26,7 @@ impl Bench {
         Self::with(
             File {
                 data_dir: Some(dir.to_owned()),
-                listen: vec!["127.0.0.1:0".into()],
+                listen: Some(vec!["127.0.0.1:0".into()]),
                 ..File::default()
             },
             None,
@@ -300,7 +300,7 @@ async fn roles_decide_beyond_loopback() {
     let dir = tempfile::tempdir().unwrap();
     let file = || File {
         data_dir: Some(dir.path().to_owned()),
-        listen: vec!["127.0.0.1:0".into()],
+        listen: Some(vec!["127.0.0.1:0".into()]),
         require_tokens: Some(true),
         ..File::default()
     };
@@ -343,7 +343,7 @@ async fn a_second_server_on_the_same_folder_is_refused() {
     let bench = Bench::start(dir.path()).await;
     let file = File {
         data_dir: Some(dir.path().to_owned()),
-        listen: vec!["127.0.0.1:0".into()],
+        listen: Some(vec!["127.0.0.1:0".into()]),
         ..File::default()
     };
     let error = Server::bind(file.check().unwrap()).await.unwrap_err();

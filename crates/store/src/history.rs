@@ -7,7 +7,7 @@ use crate::read::Past;
 use crate::shared::Shared;
 use crate::types::{Append, Appended, Entry, Filter, Head, HostInfo, Options, Stats};
 use crate::writer::Writer;
-use model::{Facts, HostId, Subject, Time, Version};
+use model::{Facts, HostId, Patch, Subject, Time, Version};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
@@ -217,6 +217,20 @@ impl History {
     /// When it can't be read.
     pub fn entry(&self, host: &HostId, version: Version) -> Result<Option<Entry>, Error> {
         Ok(self.past(host, |past| past.entry(version))?.flatten())
+    }
+
+    /// What led from one version to a later one, made of the versions between them; `None` where
+    /// not all of those are kept. Cheaper than two states when they are near each other.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn between(
+        &self,
+        host: &HostId,
+        from: Version,
+        to: Version,
+    ) -> Result<Option<Patch>, Error> {
+        Ok(self.past(host, |past| past.between(from, to))?.flatten())
     }
 
     /// Up to `limit` entries that fit the filter, newest first, from before a version. Empty

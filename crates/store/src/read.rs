@@ -321,6 +321,25 @@ impl Past<'_> {
         Ok(entries)
     }
 
+    /// What led from one version to a later one; `None` where not every version between them is
+    /// kept.
+    pub(crate) fn between(&self, from: Version, to: Version) -> Result<Option<Patch>, Error> {
+        let (mut reached, mut whole) = (from, Patch::default());
+        for span in self.spans()?.into_iter().filter(|span| span.last > from && span.first <= to) {
+            let Some(bucket) = self.db.bucket(span.day) else { return Ok(None) };
+            let first = span.first.max(Version(from.0.saturating_add(1)));
+            for record in self.records(&bucket, first..=span.last.min(to)) {
+                let Record { entry, .. } = record?;
+                if entry.version.0 != reached.0.saturating_add(1) {
+                    return Ok(None);
+                }
+                reached = entry.version;
+                whole = whole.then(entry.patch);
+            }
+        }
+        Ok((reached == to).then_some(whole))
+    }
+
     /// Entries that fit the filter, newest first, before a version.
     pub(crate) fn log(
         &self,

@@ -205,6 +205,17 @@ impl World {
             }
             before = Some(after);
         }
+        // Patches put together are the difference of the states.
+        for (entry, later) in log.iter().zip(log.iter().skip(1).step_by(3)) {
+            let (from, to) = (entry.version.min(later.version), entry.version.max(later.version));
+            let whole = history.between(host, from, to).unwrap();
+            let all_kept = to.0 - from.0
+                == log.iter().filter(|e| e.version > from && e.version <= to).count() as u64;
+            assert_eq!(whole.is_some(), all_kept);
+            if let Some(patch) = whole {
+                assert_eq!(patch, diff(state(from), state(to)));
+            }
+        }
         self.check_kept(host, expected, &log);
         self.check_filters(host, &log);
     }

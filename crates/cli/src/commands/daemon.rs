@@ -209,13 +209,14 @@ fn server_file(arguments: &ServerArguments) -> Result<(File, Option<PathBuf>), F
         file.vm_name = Some(name.clone());
     }
     if !arguments.listen.is_empty() {
-        file.listen.clone_from(&arguments.listen);
+        file.listen = Some(arguments.listen.clone());
     }
     if arguments.host.is_some() || arguments.port.is_some() {
         let host = arguments.host.as_deref().unwrap_or("127.0.0.1");
         let port = arguments.port.unwrap_or(api::DEFAULT_PORT);
         let v6 = host.contains(':') && !host.starts_with('[');
-        file.listen = vec![if v6 { format!("[{host}]:{port}") } else { format!("{host}:{port}") }];
+        let host = if v6 { format!("[{host}]") } else { host.to_owned() };
+        file.listen = Some(vec![format!("{host}:{port}")]);
     }
     Ok((file, found))
 }

@@ -4,15 +4,17 @@ use super::error::{ApiError, unknown_host};
 use super::extract::{Asked, Host};
 use crate::app::App;
 use crate::clock;
+use crate::rendered::{Key, Life};
 use api::answer;
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
+use axum::http::header::{CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use model::entity::{Collector, Platform};
 use model::{Facts, HostId, Kind, Moment, Subject, Time, Version};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use store::{Filter, HostInfo};
@@ -91,7 +93,9 @@ pub(crate) async fn forget(
                 format!("{host} has moved on to @{head}; look at it again before you forget it");
             return Err(ApiError::new(StatusCode::PRECONDITION_FAILED, "moved_on", message));
         }
-        Ok(app.history.forget(&host)?)
+        app.history.forget(&host)?;
+        app.rendered.forget(&host);
+        Ok(())
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
@@ -166,19 +170,56 @@ pub(crate) fn version_at(
     }
 }
 
+/// A host's life, and what a moment means in it. Only times need the disk.
+pub(crate) async fn located(
+    app: &Arc<App>,
+    host: &HostId,
+    moment: Moment,
+) -> Result<(Life, Version), ApiError> {
+    let locate = move |app: &App, host: &HostId| {
+        let info = app.history.host(host).ok_or_else(|| unknown_host(host.as_str()))?;
+        let version = version_at(app, host, moment, clock::now())?;
+        Ok((Life(info.host, info.first_at), version))
+    };
+    if matches!(moment, Moment::Now | Moment::Version(_)) {
+        return locate(app, host);
+    }
+    let host = host.clone();
+    off_thread(app, move |app| locate(app, &host)).await
+}
+
+/// An answer as it is sent: one that was made before, or a new one.
+pub(crate) async fn rendered<T: Serialize>(
+    app: &Arc<App>,
+    key: Key,
+    make: impl FnOnce(&App) -> Result<T, ApiError> + Send + 'static,
+) -> Result<Bytes, ApiError> {
+    if let Some(body) = app.rendered.get(&key) {
+        return Ok(body);
+    }
+    off_thread(app, move |app| {
+        let body = Bytes::from(serde_json::to_vec(&make(app)?).unwrap_or_default());
+        app.rendered.put(key, body.clone());
+        Ok(body)
+    })
+    .await
+}
+
 /// The facts at a version, and its time.
 pub(crate) fn state_at(
     app: &App,
     host: &HostId,
     version: Version,
 ) -> Result<(Facts, Time), ApiError> {
-    let gone = || {
-        let message = format!("{host} {version} is no longer kept");
-        ApiError::new(StatusCode::GONE, "expired", message)
-    };
+    let gone = || expired(host, version);
     let facts = app.history.state(host, version)?.ok_or_else(gone)?;
     let at = app.history.entry(host, version)?.map(|entry| entry.at).ok_or_else(gone)?;
     Ok((facts, at))
+}
+
+pub(crate) fn expired(host: &HostId, version: Version) -> ApiError {
+    let message = format!("{host} {version} is no longer kept");
+    ApiError::new(StatusCode::GONE, "expired", message)
 }
 
 /// Runs what can also answer with an error of its own off the async threads.
@@ -233,13 +274,14 @@ pub(crate) async fn state(
     };
     let subject = query.subject.as_deref().map(str::parse::<Subject>).transpose();
     let subject = subject.map_err(|error| ApiError::bad("bad_subject", error.to_string()))?;
-    let known = headers.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let answer = off_thread(&app, move |app| {
-        let version = version_at(app, &host, moment, clock::now())?;
-        let tag = format!("\"{}\"", version.0);
-        if known.as_deref() == Some(tag.as_str()) {
-            return Ok((tag, None));
-        }
+    let (life, version) = located(&app, &host, moment).await?;
+    let tag = format!("\"{}\"", version.0);
+    let known = headers.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    if known == Some(tag.as_str()) {
+        return Ok((StatusCode::NOT_MODIFIED, [(ETAG, tag)]).into_response());
+    }
+    let key = Key::State { host: life, version, kind, subject: subject.clone() };
+    let body = rendered(&app, key, move |app| {
         let (mut facts, at) = state_at(app, &host, version)?;
         if kind.is_some() || subject.is_some() {
             facts = facts
@@ -251,16 +293,8 @@ pub(crate) async fn state(
                 .map(|(s, item)| (s.clone(), item.clone()))
                 .collect();
         }
-        let body =
-            serde_json::to_vec(&answer::State { host, version, at, facts }).unwrap_or_default();
-        Ok((tag, Some(body)))
+        Ok(answer::State { host, version, at, facts })
     })
     .await?;
-    Ok(match answer {
-        (tag, None) => (StatusCode::NOT_MODIFIED, [(ETAG, tag)]).into_response(),
-        (tag, Some(body)) => {
-            let json = axum::http::header::CONTENT_TYPE;
-            ([(ETAG, tag), (json, "application/json".to_owned())], body).into_response()
-        }
-    })
+    Ok(([(ETAG, tag), (CONTENT_TYPE, "application/json".to_owned())], body).into_response())
 }

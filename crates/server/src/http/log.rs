@@ -2,16 +2,17 @@
 
 use super::error::{ApiError, unknown_host};
 use super::extract::{Asked, Host};
-use super::hosts::{moment, off_thread, state_at, version_at};
+use super::hosts::{expired, located, moment, off_thread, rendered, state_at, version_at};
 use crate::app::App;
 use crate::clock;
+use crate::rendered::{Key, Life};
 use crate::resolve::{related, resolve};
 use api::answer::{self, Around, Change};
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use model::{ContentId, HostId, Kind, Moment, Significance, Subject, Time, Version};
+use model::{ContentId, HostId, Kind, Moment, Patch, Significance, Subject, Time, Version};
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,9 @@ const CHANGES: usize = 100;
 const BEFORE: usize = 12;
 /// Neighbours in time shown with one version.
 const AROUND: usize = 12;
+/// Versions between two ends up to which their patches are put together, rather than two states
+/// made and compared.
+const NEAR: u64 = 500;
 
 /// The query of a log. `subject` may be given several times.
 #[derive(Debug, Default)]
@@ -300,26 +304,46 @@ pub(crate) async fn diff(
     State(app): State<Arc<App>>,
     Host(host): Host,
     Asked(query): Asked<DiffQuery>,
-) -> Result<Json<answer::Diff>, ApiError> {
+) -> Result<Response, ApiError> {
     let (from, to) = (moment(query.from.as_deref())?, moment(query.to.as_deref())?);
     let other = match query.with.as_deref() {
         Some(name) => HostId::new(name).map_err(|_name| unknown_host(name))?,
         None => host.clone(),
     };
-    off_thread(&app, move |app| {
-        let now = clock::now();
-        let (first, second) =
-            (version_at(app, &host, from, now)?, version_at(app, &other, to, now)?);
-        let (before, before_at) = state_at(app, &host, first)?;
-        let (after, after_at) = state_at(app, &other, second)?;
-        Ok(answer::Diff {
-            from: answer::End { host, version: first, at: before_at },
-            to: answer::End { host: other, version: second, at: after_at },
-            changes: answer::changes(model::diff(&before, &after)),
-        })
+    let from = located(&app, &host, from).await?;
+    let to = located(&app, &other, to).await?;
+    let key = Key::Diff { from: from.clone(), to: to.clone() };
+    let body = rendered(&app, key, move |app| {
+        let from = end(app, from)?;
+        let to = end(app, to)?;
+        let patch = match near(app, &from, &to)? {
+            Some(patch) => patch,
+            None => {
+                let before = state_at(app, &from.host, from.version)?.0;
+                let after = state_at(app, &to.host, to.version)?.0;
+                model::diff(&before, &after)
+            }
+        };
+        Ok(answer::Diff { from, to, changes: answer::changes(patch) })
     })
-    .await
-    .map(Json)
+    .await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+fn end(app: &App, (Life(host, _), version): (Life, Version)) -> Result<answer::End, ApiError> {
+    let entry = app.history.entry(&host, version)?;
+    let at = entry.ok_or_else(|| expired(&host, version))?.at;
+    Ok(answer::End { host, version, at })
+}
+
+/// What leads from one end to the other, if they are the same host's and not far apart.
+fn near(app: &App, from: &answer::End, to: &answer::End) -> Result<Option<Patch>, ApiError> {
+    if from.host != to.host || from.version.0.abs_diff(to.version.0) > NEAR {
+        return Ok(None);
+    }
+    let (first, last) = (from.version.min(to.version), from.version.max(to.version));
+    let patch = app.history.between(&from.host, first, last)?;
+    Ok(patch.map(|patch| if from.version <= to.version { patch } else { patch.inverse() }))
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
