@@ -23,6 +23,7 @@ mod metrics;
 mod rendered;
 mod replays;
 mod resolve;
+mod retention;
 mod serve;
 mod snapshots;
 pub mod tokens;

@@ -1,12 +1,12 @@
 //! Starts and stops: sockets, history, the timer for retention, what systemd wants to know.
 
 use crate::app::{App, events};
-use crate::clock;
 use crate::config::Config;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::rendered::Rendered;
 use crate::replays::Replays;
+use crate::retention;
 use crate::snapshots::Snapshots;
 use crate::tokens::{self, Tokens};
 use axum::Router;
@@ -26,9 +26,6 @@ use tokio_util::sync::CancellationToken;
 
 /// How long what is under way may take to end.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often old history is thinned and dropped.
-const EXPIRE: Duration = Duration::from_secs(3600);
-
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("could not prepare {path}")]
@@ -135,7 +132,7 @@ impl Server {
                 }
             });
         }
-        tasks.spawn(expire(Arc::clone(&app)));
+        tasks.spawn(retention::run(Arc::clone(&app)));
         tasks.spawn(watchdog(Arc::clone(&app)));
         notify(sd_notify::NotifyState::Ready);
         stop.cancelled().await;
@@ -150,24 +147,6 @@ impl Server {
         // The last handle closes the history, which waits for its writer.
         if tokio::task::spawn_blocking(move || drop(app)).await.is_err() {
             tracing::error!("the history could not be closed in order");
-        }
-    }
-}
-
-/// Thins and drops old history, at the start and every hour.
-async fn expire(app: Arc<App>) {
-    loop {
-        match app.read(|app| app.history.expire(clock::now())).await {
-            Ok(report) if report != store::Report::default() => tracing::debug!(?report, "expired"),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "could not expire old history"
-            ),
-        }
-        tokio::select! {
-            () = tokio::time::sleep(EXPIRE) => {}
-            () = app.shutdown.cancelled() => return,
         }
     }
 }

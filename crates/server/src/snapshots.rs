@@ -87,6 +87,20 @@ impl Snapshots {
         Ok(())
     }
 
+    /// Takes off the list what stands for versions of a host that is forgotten.
+    pub(crate) fn forget(&self, host: &HostId) -> Result<(), Error> {
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.snapshots.iter().all(|snapshot| snapshot.host != *host) {
+            return Ok(());
+        }
+        let mut next = list.clone();
+        next.snapshots.retain(|snapshot| snapshot.host != *host);
+        next.current = next.snapshots.last().map(|snapshot| snapshot.name.clone());
+        self.records.put(COLLECTION, KEY, &next)?;
+        *list = next;
+        Ok(())
+    }
+
     pub(crate) fn delete(&self, name: &str) -> Result<Deleted, Error> {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(at) = list.snapshots.iter().position(|snapshot| snapshot.name == name) else {

@@ -331,6 +331,7 @@ impl History {
             appends: counters.appends.load(Ordering::Relaxed),
             commits: counters.commits.load(Ordering::Relaxed),
             failures: counters.failures.load(Ordering::Relaxed),
+            failing: counters.failing.load(Ordering::Relaxed),
             reopened: counters.reopened.load(Ordering::Relaxed),
             commit_p50,
             commit_p99,

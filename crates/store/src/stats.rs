@@ -1,7 +1,7 @@
 //! Counts what the writer does.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ pub(crate) struct Counters {
     pub(crate) appends: AtomicU64,
     pub(crate) commits: AtomicU64,
     pub(crate) failures: AtomicU64,
+    pub(crate) failing: AtomicBool,
     pub(crate) reopened: AtomicU64,
     latencies: Mutex<VecDeque<Duration>>,
 }
@@ -24,8 +25,14 @@ impl Counters {
         counter.fetch_add(by, Ordering::Relaxed);
     }
 
+    pub(crate) fn failed(&self) {
+        Self::count(&self.failures, 1);
+        self.failing.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn committed(&self, latency: Duration) {
         Self::count(&self.commits, 1);
+        self.failing.store(false, Ordering::Relaxed);
         let mut latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
         if latencies.len() >= RECENT {
             latencies.pop_front();

@@ -235,6 +235,8 @@ pub struct Stats {
     pub appends: u64,
     pub commits: u64,
     pub failures: u64,
+    /// The last commit failed, as when the disk is full.
+    pub failing: bool,
     /// Times the engine was opened anew after a failure.
     pub reopened: u64,
     /// Of recent commits, from the first append in the queue to durable.

@@ -134,7 +134,7 @@ impl Writer {
     fn commit_group(&mut self, first: Job, jobs: &Receiver<Job>) -> Option<Job> {
         let begun = Instant::now();
         if let Err(error) = self.ready() {
-            Counters::count(&self.shared.counters.failures, 1);
+            self.shared.counters.failed();
             guarded(|| first.refuse(error));
             return None;
         }
@@ -213,7 +213,7 @@ impl Writer {
 
     /// Remembers that the engine must be opened anew.
     pub(crate) fn failed(&mut self, error: &Error) {
-        Counters::count(&self.shared.counters.failures, 1);
+        self.shared.counters.failed();
         tracing::error!(%error, source = ?std::error::Error::source(error), "a commit to the history failed");
         if self.broken.is_none() {
             self.broken = Some(None);

@@ -30,7 +30,9 @@ fn render(answer: &Hosts, view: &View) -> String {
             Cell::painted(host.host.as_str(), Paint::Bold),
             Cell::number(host.version.to_string()),
             Cell::from(view.age(host.changed_at)),
-            Cell::from(host.seen_at.map_or_else(|| "-".to_owned(), |time| view.age(time))),
+            Cell::from(
+                host.seen_at.map_or_else(|| "-".to_owned(), |time| view.age(time.min(view.now))),
+            ),
             Cell::from(host.system.as_deref().unwrap_or("-")),
             match faults.as_slice() {
                 [] => Cell::from("-"),

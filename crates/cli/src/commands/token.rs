@@ -34,6 +34,9 @@ pub(crate) fn run(command: TokenCommand, json: bool, view: &View) -> Result<(), 
         }
         TokenCommand::List { data } => {
             let tokens = open(data)?.list().map_err(failure)?;
+            if tokens.is_empty() {
+                note("no tokens yet; make one with: twin token create --role viewer");
+            }
             write(&if json { terminal::json(&tokens) } else { render(&tokens, view) })
         }
         TokenCommand::Revoke { id, data } => {

@@ -19,6 +19,8 @@ use std::path::Path;
 pub const CONTENT_MAX: u64 = 1024 * 1024;
 
 pub(super) const UNREADABLE: &str = "unreadable";
+/// A pipe, a socket, a device: reading it would do something.
+const SPECIAL: &str = "not a regular file";
 const PRIVATE: &str = "private";
 const BINARY: &str = "binary";
 const TOO_LARGE: &str = "too large";
@@ -42,7 +44,7 @@ pub(super) fn read(path: &Path, name: &str, identity: Identity, redactor: &Redac
     const FORMAT: u32 = 0o170_000;
     let unreadable = Outcome::Withheld { why: UNREADABLE, fingerprint: None };
     if identity.mode & FORMAT != REGULAR {
-        return unreadable;
+        return Outcome::Withheld { why: SPECIAL, fingerprint: None };
     }
     match open(path, identity) {
         // One byte more than fits tells a file that has grown since.

@@ -86,7 +86,7 @@ fn what_may_leave_the_machine() {
         /etc/app/f.log chosen too large
         /etc/app/h.link chosen /etc/shadow
         /etc/app/i.loop chosen ..
-        /etc/app/j.fifo chosen unreadable
+        /etc/app/j.fifo chosen not a regular file
         /etc/app/sub/g.conf chosen private
         /etc/shadow chosen private
     "]]

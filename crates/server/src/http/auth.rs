@@ -132,27 +132,31 @@ fn same_machine(headers: &HeaderMap, names: &[String]) -> Result<(), ApiError> {
     let text =
         |name| headers.get(name).and_then(|value: &axum::http::HeaderValue| value.to_str().ok());
     if let Some(host) = text(header::HOST)
-        && !is_own(bare_host(host), names)
+        && !is_own(host, names)
     {
         return Err(forbidden("this server does not go by that name; list it under server_names"));
     }
     if let Some(origin) = text(header::ORIGIN) {
         let host = origin.split_once("://").map_or(origin, |(_, rest)| rest);
-        if !is_own(bare_host(host), names) {
+        if !is_own(host, names) {
             return Err(forbidden("requests from other sites' pages are refused"));
         }
     }
     Ok(())
 }
 
-fn bare_host(host: &str) -> &str {
-    if let Some(v6) = host.strip_prefix('[') {
-        return v6.split(']').next().unwrap_or_default();
-    }
-    host.split(':').next().unwrap_or_default()
+/// The host of `HOST`, `HOST:PORT` or `[HOST]:PORT`; anything behind it makes it no host.
+fn bare_host(text: &str) -> Option<&str> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(v6) => v6.split_once(']')?,
+        None => text.split_at(text.find(':').unwrap_or(text.len())),
+    };
+    let digits = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    (port.is_empty() || port.strip_prefix(':').is_some_and(digits)).then_some(host)
 }
 
-fn is_own(host: &str, names: &[String]) -> bool {
+fn is_own(text: &str, names: &[String]) -> bool {
+    let Some(host) = bare_host(text) else { return false };
     host.eq_ignore_ascii_case("localhost")
         || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
         || names.iter().any(|name| name.eq_ignore_ascii_case(host))
@@ -207,6 +211,9 @@ mod tests {
         check(header::HOST, "LOCALHOST", true);
         check(header::HOST, "twin.example:1", true);
         check(header::HOST, "rebound.example", false);
+        check(header::HOST, "localhost:1@evil.example", false);
+        check(header::HOST, "localhost:", false);
+        check(header::HOST, "[::1]evil.example", false);
         check(header::ORIGIN, "http://localhost:8470", true);
         check(header::ORIGIN, "https://evil.example", false);
         check(header::ORIGIN, "null", false);

@@ -37,6 +37,9 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, 
     let stats =
         tokio::time::timeout(Duration::from_secs(5), app.read(|app| Ok(app.history.stats()))).await;
     match stats {
+        Ok(Ok(stats)) if stats.failing => {
+            Err(not_ready("the history can't be written; the log says why (is the disk full?)"))
+        }
         Ok(Ok(stats)) if stats.queue < stats.queue_limit => Ok("ready\n"),
         Ok(Ok(_)) => Err(not_ready("the history's queue is full")),
         Ok(Err(error)) => Err(error.into()),

@@ -95,6 +95,7 @@ pub(crate) async fn forget(
         }
         app.history.forget(&host)?;
         app.rendered.forget(&host);
+        app.snapshots.forget(&host)?;
         Ok(())
     })
     .await?;
