@@ -16,6 +16,7 @@ mod contents;
 mod engine;
 mod identity;
 pub mod log;
+mod memory;
 pub mod options;
 mod outbox;
 pub mod signals;
@@ -113,6 +114,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let mut parts = tokio::task::JoinSet::new();
     parts.spawn(outbox.run(client, CancellationToken::new()));
     parts.spawn(engine.run(received, outgoing, CancellationToken::new()));
+    parts.spawn(memory::give_back(stop.clone()));
     parts.spawn(tell(standings, missing, context.reports.clone(), stop.clone()));
     let mut collectors = collect::start(&context);
     drop(context);

@@ -7,6 +7,9 @@ use std::time::Duration;
 /// Least time between two readings that a rate is computed over.
 const RATE_SPAN: Duration = Duration::from_millis(100);
 
+/// Within this daemons drop privileges, take their titles and open their files.
+const SETTLING_SECONDS: u64 = 180;
+
 #[derive(Debug)]
 pub(super) struct Entry {
     /// As the kernel has it, cut at 15 bytes.
@@ -39,6 +42,14 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// The age in scans of what had become what it is before it was first seen.
+    pub(super) const SETTLED: u32 = 17;
+
+    /// Whether it started long enough ago to have become what it is.
+    pub(super) fn is_settled(&self, now_ticks: u64, ticks_per_second: u64) -> bool {
+        now_ticks.saturating_sub(self.start_ticks) / ticks_per_second.max(1) > SETTLING_SECONDS
+    }
+
     pub(super) fn new(stat: &Stat<'_>, clock: Duration) -> Self {
         Self {
             name: stat.name.into(),
@@ -100,10 +111,10 @@ impl Entry {
         }
     }
 
-    /// Likewise for open files, which cost more to list.
+    /// Likewise for open files, which cost more to list; at once of what is seen first.
     pub(super) fn files_due(&self, pid: u32) -> bool {
         match self.age {
-            0 | 1 | 4 | 16 => true,
+            0 | 1 | 4 | 16 | Self::SETTLED => true,
             age => age.wrapping_add(pid).is_multiple_of(128),
         }
     }

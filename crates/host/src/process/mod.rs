@@ -242,7 +242,10 @@ impl Scanner {
         let Some(entry) = self.entries.get_mut(&pid) else { return };
         let was_stale = std::mem::take(&mut entry.stale);
         if was_stale {
-            entry.age = 0;
+            let settled = entry.group.is_none()
+                && ticks_since(self.boot, at, self.ticks_per_second)
+                    .is_some_and(|now| entry.is_settled(now, self.ticks_per_second));
+            entry.age = if settled { Entry::SETTLED } else { 0 };
         }
         if was_stale || entry.details_due(pid) {
             let runs = !entry.kernel_thread && !entry.zombie;
@@ -367,6 +370,12 @@ impl Scanner {
         let micros = u64::try_from(micros).ok()?;
         self.boot.map(|boot| boot.plus(Duration::from_micros(micros)))
     }
+}
+
+/// The time in the kernel's ticks since the boot, as starts of processes are given.
+fn ticks_since(boot: Option<Time>, at: Time, ticks_per_second: u64) -> Option<u64> {
+    let up = u64::try_from(at.since(boot?).as_micros()).ok()?;
+    Some(up.saturating_mul(ticks_per_second) / 1_000_000)
 }
 
 #[cfg(test)]

@@ -1,0 +1,2 @@
+//! The only crate that touches hypervisors: images, machines, snapshots, the channel to the guest.
+//! Knows no server, no history and no HTTP.
