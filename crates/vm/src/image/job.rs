@@ -1,0 +1,348 @@
+//! One piece of long work: what it reports, when it must stop, and the programs it runs.
+//!
+//! # Invariants
+//! - A program runs in a process group of its own, and its group ends with the job: at cancel,
+//!   at the deadline, and when the job's future is dropped.
+//! - Arguments go to programs as they are; no shell sees them.
+
+use super::Error;
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How long a program may take to end by itself once asked to.
+const GRACE: Duration = Duration::from_secs(5);
+/// Lines kept to explain a failure, and the longest one told.
+const LAST_LINES: usize = 12;
+const LINE_BYTES: usize = 4096;
+/// Output taken from a program whose answer is read.
+const ANSWER_BYTES: usize = 64 << 20;
+
+/// What a job says while it goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// The job goes on to its next step.
+    Step(String),
+    /// A program's output.
+    Line(String),
+    /// How much of the step's data is done; the total when it is known.
+    Bytes { done: u64, total: Option<u64> },
+}
+
+/// Who listens, and when to stop. Cheap to clone; clones are the same job.
+#[derive(Clone)]
+pub struct Job {
+    sink: Arc<dyn Fn(Progress) + Send + Sync>,
+    cancel: CancellationToken,
+    deadline: Instant,
+    step: Arc<Mutex<String>>,
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job").field("step", &self.current()).finish_non_exhaustive()
+    }
+}
+
+impl Job {
+    /// The sink is called from several threads and must not block.
+    #[must_use]
+    pub fn new(
+        sink: Arc<dyn Fn(Progress) + Send + Sync>,
+        cancel: CancellationToken,
+        deadline: Instant,
+    ) -> Self {
+        Self { sink, cancel, deadline, step: Arc::default() }
+    }
+
+    fn current(&self) -> String {
+        self.step.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn step(&self, what: impl Into<String>) {
+        let what = what.into();
+        self.step.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&what);
+        (self.sink)(Progress::Step(what));
+    }
+
+    pub(super) fn line(&self, text: String) {
+        (self.sink)(Progress::Line(text));
+    }
+
+    pub(super) fn bytes(&self, done: u64, total: Option<u64>) {
+        (self.sink)(Progress::Bytes { done, total });
+    }
+
+    /// For loops that block: an error once the job must stop.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        if self.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        if Instant::now() >= self.deadline {
+            return Err(Error::TimedOut { step: self.current() });
+        }
+        Ok(())
+    }
+
+    /// How long is left.
+    pub(super) fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    async fn stopped(&self) -> Error {
+        tokio::select! {
+            () = self.cancel.cancelled() => Error::Cancelled,
+            () = tokio::time::sleep_until(self.deadline) => Error::TimedOut { step: self.current() },
+        }
+    }
+
+    /// Runs blocking work off the async threads. It looks at [`Job::check`] itself.
+    pub(super) async fn block<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        tokio::task::spawn_blocking(work).await.map_err(Error::ended)?
+    }
+
+    /// Runs a program to its end and tells its lines.
+    pub(super) async fn run(&self, tool: Tool) -> Result<(), Error> {
+        self.execute(tool, false).await.map(drop)
+    }
+
+    /// Runs a program to its end and returns what it wrote to stdout.
+    pub(super) async fn ask(&self, tool: Tool) -> Result<String, Error> {
+        self.execute(tool, true).await
+    }
+
+    async fn execute(&self, tool: Tool, answer: bool) -> Result<String, Error> {
+        self.check()?;
+        let Tool { program, package, mut command } = tool;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let child = command.spawn().map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::Missing { program: program.clone(), package },
+            _ => Error::Start { program: program.clone(), source },
+        })?;
+        let mut group = Group { child };
+        let last = Mutex::new(VecDeque::new());
+        let mut output = String::new();
+        let outcome = tokio::select! {
+            outcome = self.follow(&mut group.child, &last, answer.then_some(&mut output)) => outcome,
+            stopped = self.stopped() => {
+                group.end().await;
+                return Err(stopped);
+            }
+        };
+        let status = outcome.map_err(|source| Error::Start { program: program.clone(), source })?;
+        if status.success() {
+            return Ok(output);
+        }
+        let last = Vec::from(last.into_inner().unwrap_or_else(PoisonError::into_inner));
+        Err(Error::Failed { program, status: status.to_string(), last: last.join("; ") })
+    }
+
+    async fn follow(
+        &self,
+        child: &mut Child,
+        last: &Mutex<VecDeque<String>>,
+        answer: Option<&mut String>,
+    ) -> io::Result<ExitStatus> {
+        let tell = |line: String| {
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.len() == LAST_LINES {
+                last.pop_front();
+            }
+            last.push_back(line.clone());
+            drop(last);
+            self.line(line);
+        };
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let out = async {
+            match (stdout, answer) {
+                (Some(pipe), Some(answer)) => lines(pipe, |line| {
+                    if answer.len() + line.len() < ANSWER_BYTES {
+                        answer.push_str(&line);
+                        answer.push('\n');
+                    }
+                }).await,
+                (Some(pipe), None) => lines(pipe, &tell).await,
+                (None, _) => Ok(()),
+            }
+        };
+        let err = async {
+            match stderr {
+                Some(pipe) => lines(pipe, &tell).await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(out, err)?;
+        child.wait().await
+    }
+}
+
+/// Tells a stream's lines; over-long ones are cut, bytes that are no text replaced.
+async fn lines(pipe: impl AsyncRead + Unpin, mut tell: impl FnMut(String)) -> io::Result<()> {
+    let mut pipe = BufReader::new(pipe);
+    let mut line = Vec::new();
+    loop {
+        let chunk = pipe.fill_buf().await?;
+        if chunk.is_empty() {
+            break;
+        }
+        let end = chunk.iter().position(|byte| *byte == b'\n');
+        let part = chunk.get(..end.unwrap_or(chunk.len())).unwrap_or_default();
+        let room = LINE_BYTES.saturating_sub(line.len());
+        line.extend(part.iter().take(room));
+        let used = part.len() + usize::from(end.is_some());
+        pipe.consume(used);
+        if end.is_some() {
+            tell(String::from_utf8_lossy(&line).trim_end().to_owned());
+            line.clear();
+        }
+    }
+    if !line.is_empty() {
+        tell(String::from_utf8_lossy(&line).trim_end().to_owned());
+    }
+    Ok(())
+}
+
+/// A program to run, and the package a person installs to have it.
+#[derive(Debug)]
+pub(super) struct Tool {
+    program: String,
+    package: &'static str,
+    command: Command,
+}
+
+impl Tool {
+    pub(super) fn new(program: &str, package: &'static str) -> Self {
+        let mut command = Command::new(program);
+        command.env("LC_ALL", "C.UTF-8");
+        Self { program: program.to_owned(), package, command }
+    }
+
+    /// The same program run by another one, as `unshare … -- PROGRAM`.
+    pub(super) fn within(wrapper: &[&str], program: &str, package: &'static str) -> Self {
+        let Some((first, rest)) = wrapper.split_first() else {
+            return Self::new(program, package);
+        };
+        let tool = Self::new(first, "util-linux").args(rest).arg(program);
+        Self { program: program.to_owned(), ..tool }
+    }
+
+    pub(super) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    pub(super) fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.command.args(args);
+        self
+    }
+}
+
+/// A child that leads its process group. Dropped while it runs, the group is killed.
+struct Group {
+    child: Child,
+}
+
+impl Group {
+    fn signal(&self, signal: rustix::process::Signal) {
+        // No id any more means the child was waited for: the number may be another's by now.
+        let pid = self.child.id().and_then(|id| i32::try_from(id).ok());
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+            // It may just have ended; then there is nobody to tell.
+            drop(rustix::process::kill_process_group(pid, signal));
+        }
+    }
+
+    async fn end(&mut self) {
+        self.signal(rustix::process::Signal::TERM);
+        if tokio::time::timeout(GRACE, self.child.wait()).await.is_err() {
+            self.signal(rustix::process::Signal::KILL);
+            if let Err(error) = self.child.wait().await {
+                tracing::warn!(%error, "could not wait for a killed program");
+            }
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(rustix::process::Signal::KILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(seconds: u64) -> (Job, Arc<Mutex<Vec<Progress>>>, CancellationToken) {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let cancel = CancellationToken::new();
+        let sink = { let seen = seen.clone(); move |progress| seen.lock().unwrap().push(progress) };
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        (Job::new(Arc::new(sink), cancel.clone(), deadline), seen, cancel)
+    }
+
+    fn shell(script: &str) -> Tool {
+        Tool::new("sh", "dash").args(["-c", script])
+    }
+
+    #[tokio::test]
+    async fn lines_and_failures_are_told() {
+        let (job, seen, _) = job(30);
+        let error = job.run(shell("echo one; echo two >&2; exit 3")).await.unwrap_err();
+        assert!(error.to_string().contains("exit status: 3"), "{error}");
+        let seen = seen.lock().unwrap();
+        assert!(seen.contains(&Progress::Line("one".into())) && seen.contains(&Progress::Line("two".into())));
+        assert_eq!(job.ask(shell("echo x; echo no >&2")).await.unwrap(), "x\n");
+        let missing = job.run(Tool::new("no-such-program", "nothing")).await.unwrap_err();
+        assert!(missing.to_string().contains("package nothing"), "{missing}");
+    }
+
+    /// Cancel and deadline take the whole group with them, and a dropped job does, too.
+    #[tokio::test]
+    async fn a_stopped_job_leaves_no_process() {
+        for how in ["cancel", "deadline", "drop"] {
+            let (job, seen, cancel) = job(if how == "deadline" { 1 } else { 60 });
+            let run = job.run(shell("sleep 1000 & echo $!; wait"));
+            let wait = async {
+                loop {
+                    if let Some(Progress::Line(pid)) = seen.lock().unwrap().first() {
+                        break pid.parse::<i32>().unwrap();
+                    }
+                    tokio::task::yield_now().await;
+                }
+            };
+            let pid = tokio::select! {
+                biased;
+                pid = async { let pid = wait.await; if how == "cancel" { cancel.cancel(); } if how == "drop" { return pid; } std::future::pending().await } => pid,
+                outcome = run => {
+                    assert!(outcome.is_err());
+                    let Progress::Line(pid) = seen.lock().unwrap()[0].clone() else { panic!("no line") };
+                    pid.parse().unwrap()
+                }
+            };
+            let until = Instant::now() + Duration::from_secs(10);
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            while is_running(pid) {
+                assert!(Instant::now() < until, "{how}: still running");
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// An orphan nobody reaps stays as a zombie, which is not running.
+    fn is_running(pid: rustix::process::Pid) -> bool {
+        std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
+            .is_ok_and(|stat| !stat.contains(") Z "))
+    }
+}

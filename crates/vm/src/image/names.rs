@@ -1,0 +1,297 @@
+//! Names that come from outside, parsed once. What has one of these types can't leave its
+//! directory, become an option of a program, or end a line.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// Why a text is not the name it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not {what}")]
+pub struct NameError {
+    text: String,
+    what: &'static str,
+}
+
+impl NameError {
+    fn new(text: &str, what: &'static str) -> Self {
+        Self { text: text.chars().take(80).collect(), what }
+    }
+}
+
+/// One checked text type: its name, what it is in words, and its check.
+macro_rules! checked {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $check:path) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                if $check(text) {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(NameError::new(text, $what))
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+checked!(
+    /// What people call an image. Lower case, so that a directory listing sorts as people read.
+    ImageName,
+    "an image name (a-z, 0-9, '.', '_', '-'; at most 63, the first a letter or digit)",
+    is_image_name
+);
+checked!(
+    /// The identity of an image: 64 hexadecimal digits over its inputs and files.
+    ImageId,
+    "an image digest (64 hexadecimal digits)",
+    is_digest
+);
+checked!(
+    /// A release of a distribution: `bookworm`.
+    Suite,
+    "a suite (a-z, 0-9, '-'; the first a letter)",
+    is_suite
+);
+checked!(
+    /// A package, never an option and never apt's `name-`, which removes.
+    PackageName,
+    "a package name",
+    is_package
+);
+checked!(
+    /// Where packages come from: one URI, without spaces and brackets, which apt would read.
+    Mirror,
+    "a mirror (http://, https:// or file:/, without spaces)",
+    is_mirror
+);
+checked!(
+    /// A host name: labels of letters, digits and inner hyphens, 64 in all, as Linux allows.
+    HostName,
+    "a host name",
+    is_host_name
+);
+checked!(
+    /// A user of the guest, as `useradd` takes it.
+    UserName,
+    "a user name (a-z, 0-9, '_', '-'; at most 32, the first a letter or '_')",
+    is_user
+);
+checked!(
+    /// A public key in one line, with no options before it.
+    PublicKey,
+    "an SSH public key in one line",
+    is_public_key
+);
+checked!(
+    /// A password as crypt(5) stores it; the password itself never gets here.
+    PasswordHash,
+    "a password hash of crypt(5): $6$…, $5$…, $y$… or $2b$…",
+    is_password_hash
+);
+checked!(
+    /// Six bytes in hexadecimal, of one station, not of a group.
+    MacAddress,
+    "a MAC address (52:54:00:12:34:56)",
+    is_mac
+);
+checked!(
+    /// An absolute path in a guest, without `.` and `..`.
+    GuestPath,
+    "an absolute path without '.', '..' and control characters",
+    is_guest_path
+);
+
+fn all(text: &str, more: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || more.contains(c))
+}
+
+fn starts(text: &str, first: fn(&char) -> bool) -> bool {
+    text.chars().next().as_ref().is_some_and(first)
+}
+
+fn is_image_name(text: &str) -> bool {
+    text.len() <= 63
+        && all(text, "._-")
+        && starts(text, |c| c.is_ascii_lowercase() || c.is_ascii_digit())
+}
+
+pub(super) fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn is_suite(text: &str) -> bool {
+    text.len() <= 32 && all(text, "-") && starts(text, char::is_ascii_lowercase)
+}
+
+fn is_package(text: &str) -> bool {
+    (2..=128).contains(&text.len())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "+._-".contains(c))
+        && starts(text, char::is_ascii_alphanumeric)
+        && !text.ends_with('-')
+}
+
+fn is_mirror(text: &str) -> bool {
+    let scheme = ["http://", "https://", "file:/"].iter().any(|scheme| {
+        text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty())
+    });
+    scheme && text.len() <= 1000 && text.chars().all(|c| c.is_ascii_graphic() && !"[]\"'\\".contains(c))
+}
+
+fn is_host_name(text: &str) -> bool {
+    text.len() <= 64
+        && text.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        })
+}
+
+fn is_user(text: &str) -> bool {
+    text.len() <= 32 && all(text, "_-") && starts(text, |c| c.is_ascii_lowercase() || *c == '_')
+}
+
+fn is_public_key(text: &str) -> bool {
+    let mut words = text.split(' ');
+    let kind = words.next().is_some_and(|kind| {
+        ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"].iter().any(|start| kind.starts_with(start))
+            && all(kind, "-@.")
+    });
+    let body = words.next().is_some_and(|body| {
+        body.starts_with("AAAA")
+            && body.chars().all(|c| c.is_ascii_alphanumeric() || "+/=".contains(c))
+    });
+    kind && body && text.len() <= 16_384 && text.chars().all(is_printable)
+}
+
+fn is_password_hash(text: &str) -> bool {
+    text.len() <= 255
+        && ["$6$", "$5$", "$y$", "$2b$"].iter().any(|scheme| {
+            text.strip_prefix(scheme).is_some_and(|rest| rest.len() >= 20)
+        })
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "./$=,".contains(c))
+}
+
+fn is_mac(text: &str) -> bool {
+    let mut bytes = text.split(':').map(|byte| {
+        u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2 && all(byte, ""))
+    });
+    let first = bytes.next().flatten();
+    first.is_some_and(|byte| byte & 1 == 0)
+        && text.split(':').count() == 6
+        && bytes.all(|byte| byte.is_some())
+}
+
+fn is_guest_path(text: &str) -> bool {
+    text.len() <= 1024
+        && text.strip_prefix('/').is_some_and(|rest| {
+            rest.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+        })
+        && text.chars().all(is_printable)
+}
+
+/// What every reader of YAML takes as it stands: no control characters, no byte order marks.
+pub(super) fn is_printable(c: char) -> bool {
+    !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn names_that_aim_elsewhere_are_refused() {
+        for text in ["", ".", "..", "../x", "a/b", "-rf", ".hidden", "A", "a b", "a\n", "ä", "a\0"] {
+            assert!(text.parse::<ImageName>().is_err(), "{text:?}");
+            assert!(text.parse::<ImageId>().is_err(), "{text:?}");
+            assert!(text.parse::<MacAddress>().is_err(), "{text:?}");
+            assert!(text.parse::<PublicKey>().is_err(), "{text:?}");
+            assert!(text.parse::<GuestPath>().is_err(), "{text:?}");
+        }
+        for text in ["nginx-", "--include", "a", "x y", "x,y", "x;y", "x=1", "x/y"] {
+            assert!(text.parse::<PackageName>().is_err(), "{text:?}");
+        }
+        for text in ["ftp://x", "http://", "http://x y", "http://x\ny", "[trusted=yes] http://x"] {
+            assert!(text.parse::<Mirror>().is_err(), "{text:?}");
+        }
+        for text in ["52:54:00:12:34", "53:54:00:12:34:56", "52:54:00:12:34:5", "+2:54:00:12:34:56"] {
+            assert!(text.parse::<MacAddress>().is_err(), "{text:?}");
+        }
+        for text in ["/etc/../x", "/", "//", "/a/./b", "etc", "/a\nb"] {
+            assert!(text.parse::<GuestPath>().is_err(), "{text:?}");
+        }
+        for text in ["command=\"x\" ssh-rsa AAAA", "ssh-rsa", "ssh-rsa AAAA\nssh-rsa AAAA", "ssh-rsa B"] {
+            assert!(text.parse::<PublicKey>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn good_names_are_taken() {
+        assert!("debian-12.4_base".parse::<ImageName>().is_ok());
+        assert!("libstdc++6".parse::<PackageName>().is_ok());
+        assert!("52:54:00:12:34:56".parse::<MacAddress>().is_ok());
+        assert!("web-01.example.org".parse::<HostName>().is_ok());
+        assert!("ssh-ed25519 AAAAC3Nza+/= someone at home".parse::<PublicKey>().is_ok());
+        assert!("/opt/x/y.z".parse::<GuestPath>().is_ok());
+        assert!("$6$rounds=5000$abcdefgh$ABCDEFGHIJKLMNOPQRST./".parse::<PasswordHash>().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn an_image_name_is_one_plain_file_name(text in ".{0,70}") {
+            if let Ok(name) = text.parse::<ImageName>() {
+                let path = std::path::Path::new(name.as_str());
+                prop_assert_eq!(path.components().count(), 1);
+                prop_assert_eq!(path.file_name().unwrap(), name.as_str());
+                prop_assert!(!name.as_str().starts_with(['.', '-']));
+            }
+        }
+
+        #[test]
+        fn no_checked_name_holds_a_line_end(text in "[ -~\n\r\t\u{85}\u{2028}]{0,40}") {
+            let taken = [
+                text.parse::<HostName>().is_ok(), text.parse::<UserName>().is_ok(),
+                text.parse::<PackageName>().is_ok(), text.parse::<Mirror>().is_ok(),
+                text.parse::<Suite>().is_ok(), text.parse::<GuestPath>().is_ok(),
+            ];
+            if taken.contains(&true) {
+                prop_assert!(text.chars().all(is_printable));
+            }
+        }
+    }
+}
