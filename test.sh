@@ -52,7 +52,14 @@ step_format() { cargo fmt --all --check; }
 
 step_lint() { cargo clippy --locked --workspace --all-targets --quiet -- -D warnings; }
 
-step_unit() { cargo test --locked --workspace --quiet; }
+step_unit() {
+    local skipped=()
+    if [ "$(id -u)" -ne 0 ]; then
+        missing 'the store on a full disk needs root, to mount a small one' || return 1
+        skipped=(-- --skip a_full_disk --skip a_reserve_keeps)
+    fi
+    cargo test --locked --workspace --quiet "${skipped[@]}"
+}
 
 step_openapi() {
     cargo build --locked --quiet -p cli
