@@ -41,6 +41,9 @@ pub struct Host {
     pub items: BTreeMap<String, u64>,
     /// Parts of the picture that are stale, and why.
     pub faults: BTreeMap<String, String>,
+    /// Parts of the picture that lack something, such as what the agent has no right to see.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<String, Vec<String>>,
     /// The newest change, in a few words.
     pub last_change: Option<String>,
     /// `systemd 252 on debian 12`, from the facts.

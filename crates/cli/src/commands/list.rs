@@ -61,6 +61,7 @@ pub(crate) mod tests {
             seen_at: Some(at(896)),
             items: [("unit".to_owned(), 212)].into(),
             faults: [("docker".to_owned(), "connection refused".to_owned())].into(),
+            limits: [].into(),
             last_change: Some("unit:nginx.service active → failed".to_owned()),
             system: Some("debian 12".to_owned()),
         }
@@ -70,6 +71,7 @@ pub(crate) mod tests {
     fn a_table_of_hosts() {
         let hostile = Host {
             faults: [].into(),
+            limits: [].into(),
             seen_at: None,
             system: None,
             last_change: Some("file:\x1b[2Jx\nweb03 @1 all well".to_owned()),

@@ -108,10 +108,13 @@ fn describe(app: &App, info: &HostInfo) -> Result<answer::Host, store::Error> {
     for (subject, _) in facts.iter() {
         *items.entry(subject.kind().to_string()).or_default() += 1;
     }
-    let faults = facts
-        .entities::<Collector>()
-        .filter_map(|collector| Some((collector.name, collector.fault?)))
-        .collect();
+    let (mut faults, mut limits) = (BTreeMap::new(), BTreeMap::new());
+    for collector in facts.entities::<Collector>() {
+        faults.extend(collector.fault.map(|fault| (collector.name.clone(), fault)));
+        if !collector.limits.is_empty() {
+            limits.insert(collector.name, collector.limits);
+        }
+    }
     let system =
         facts.entity::<Platform>("host").and_then(|p| p.distribution_name.or(p.distribution));
     Ok(answer::Host {
@@ -122,6 +125,7 @@ fn describe(app: &App, info: &HostInfo) -> Result<answer::Host, store::Error> {
         seen_at: Some(app.seen_at(&info.host).map_or(info.seen_at, |seen| seen.max(info.seen_at))),
         items,
         faults,
+        limits,
         last_change: last_change(app, &info.host)?,
         system,
     })

@@ -128,8 +128,9 @@ fn agents(url: &str, hosts: &[Host], view: &View) -> Vec<Check> {
                     || "for long".to_owned(),
                     |seen| format!("since {}", view.time(seen)),
                 );
-                let mend =
-                    format!("on {name}: systemctl status twin-agent; journalctl -u twin-agent");
+                let mend = format!(
+                    "on {name}: systemctl status safetytwin-agent; journalctl -u safetytwin-agent"
+                );
                 findings.push(Check::warning(
                     NAME,
                     format!("{name} was not heard of {when}"),
@@ -140,6 +141,11 @@ fn agents(url: &str, hosts: &[Host], view: &View) -> Vec<Check> {
         for (part, fault) in &host.faults {
             let says = format!("{name} can't see {part} at present: {fault}");
             findings.push(Check::warning(NAME, says, format!("on {name}: sudo twin doctor")));
+        }
+        for (part, limits) in &host.limits {
+            let says = format!("{name} sees only a part of its {part}: {}", limits.join("; "));
+            let mend = format!("on {name}: run the agent as root, as its packaged unit does");
+            findings.push(Check::warning(NAME, says, mend));
         }
     }
     if findings.is_empty() {
@@ -227,12 +233,19 @@ mod tests {
     fn hosts() {
         let view = View::of_tests();
         let silent = Host { faults: [].into(), seen_at: None, ..host("db") };
+        let limits = vec!["12 processes of other users".to_owned()];
+        let partial = Host {
+            limits: [("processes".to_owned(), limits)].into(),
+            faults: [].into(),
+            ..host("low")
+        };
         let well = Host { faults: [].into(), ..host("ok") };
         check(
-            &agents("http://x", &[host("web01"), silent, well.clone()], &view),
+            &agents("http://x", &[host("web01"), silent, partial, well.clone()], &view),
             &expect![[r#"
             Warning agents: web01 can't see docker at present: connection refused | on web01: sudo twin doctor
-            Warning agents: db was not heard of for long | on db: systemctl status twin-agent; journalctl -u twin-agent
+            Warning agents: db was not heard of for long | on db: systemctl status safetytwin-agent; journalctl -u safetytwin-agent
+            Warning agents: low sees only a part of its processes: 12 processes of other users | on low: run the agent as root, as its packaged unit does
         "#]],
         );
         check(
