@@ -1,14 +1,14 @@
 //! Gives memory back to the system that big looks and the first keyframe have left behind.
 //!
 //! The allocator keeps what was freed between things that live on: several MiB of an agent's
-//! dozen, for good. Asked now and then, it lets go of them; that takes about a millisecond.
+//! dozen, for good. Asked now and then, it lets go of them; that takes less than a millisecond.
 
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// After the first picture was taken and told.
 const FIRST: Duration = Duration::from_secs(8);
-const EVERY: Duration = Duration::from_secs(600);
+const EVERY: Duration = Duration::from_secs(30);
 
 pub(crate) async fn give_back(stop: CancellationToken) {
     let mut pause = FIRST;
