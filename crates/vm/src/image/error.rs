@@ -23,7 +23,7 @@ pub enum Error {
     },
     /// With the last lines the program wrote.
     #[error("{program} failed ({status}): {last}")]
-    Failed { program: String, status: String, last: String },
+    Failed { program: String, status: String, code: Option<i32>, last: String },
     #[error("cancelled")]
     Cancelled,
     #[error("not done in the time given; it was at: {step}")]
@@ -46,7 +46,9 @@ pub enum Error {
     NoMirror { suite: String },
     #[error("{path} is not an agent of a guest: {what}")]
     Agent { path: PathBuf, what: String },
-    #[error("images can be built only as root or where a user has ranges in /etc/subuid and /etc/subgid: {what}")]
+    #[error(
+        "images can be built only as root or where a user has ranges in /etc/subuid and /etc/subgid: {what}"
+    )]
     Privilege { what: String },
     #[error("the seed can't hold {what}")]
     Seed { what: String },

@@ -92,15 +92,21 @@ impl Job {
         Ok(())
     }
 
-    /// How long is left.
-    pub(super) fn left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
-    }
-
     async fn stopped(&self) -> Error {
         tokio::select! {
             () = self.cancel.cancelled() => Error::Cancelled,
             () = tokio::time::sleep_until(self.deadline) => Error::TimedOut { step: self.current() },
+        }
+    }
+
+    /// Awaits work that may be dropped at any of its waits, as long as the job goes on.
+    pub(super) async fn within<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            outcome = work => outcome,
+            stopped = self.stopped() => Err(stopped),
         }
     }
 
@@ -145,7 +151,8 @@ impl Job {
             return Ok(output);
         }
         let last = Vec::from(last.into_inner().unwrap_or_else(PoisonError::into_inner));
-        Err(Error::Failed { program, status: status.to_string(), last: last.join("; ") })
+        let (code, last) = (status.code(), last.join("; "));
+        Err(Error::Failed { program, status: status.to_string(), code, last })
     }
 
     async fn follow(
@@ -166,12 +173,15 @@ impl Job {
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let out = async {
             match (stdout, answer) {
-                (Some(pipe), Some(answer)) => lines(pipe, |line| {
-                    if answer.len() + line.len() < ANSWER_BYTES {
-                        answer.push_str(&line);
-                        answer.push('\n');
-                    }
-                }).await,
+                (Some(pipe), Some(answer)) => {
+                    lines(pipe, |line| {
+                        if answer.len() + line.len() < ANSWER_BYTES {
+                            answer.push_str(&line);
+                            answer.push('\n');
+                        }
+                    })
+                    .await
+                }
                 (Some(pipe), None) => lines(pipe, &tell).await,
                 (None, _) => Ok(()),
             }
@@ -211,6 +221,12 @@ async fn lines(pipe: impl AsyncRead + Unpin, mut tell: impl FnMut(String)) -> io
         tell(String::from_utf8_lossy(&line).trim_end().to_owned());
     }
     Ok(())
+}
+
+/// Drives a connection until its other half is dropped; it needs no other end.
+#[expect(clippy::disallowed_methods, reason = "ends with the request it belongs to")]
+pub(super) fn drive(connection: impl Future<Output = ()> + Send + 'static) {
+    drop(tokio::spawn(connection));
 }
 
 /// A program to run, and the package a person installs to have it.
@@ -259,7 +275,7 @@ impl Group {
         let pid = self.child.id().and_then(|id| i32::try_from(id).ok());
         if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
             // It may just have ended; then there is nobody to tell.
-            drop(rustix::process::kill_process_group(pid, signal));
+            rustix::process::kill_process_group(pid, signal).ok();
         }
     }
 
@@ -287,7 +303,10 @@ mod tests {
     fn job(seconds: u64) -> (Job, Arc<Mutex<Vec<Progress>>>, CancellationToken) {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let cancel = CancellationToken::new();
-        let sink = { let seen = seen.clone(); move |progress| seen.lock().unwrap().push(progress) };
+        let sink = {
+            let seen = seen.clone();
+            move |progress| seen.lock().unwrap().push(progress)
+        };
         let deadline = Instant::now() + Duration::from_secs(seconds);
         (Job::new(Arc::new(sink), cancel.clone(), deadline), seen, cancel)
     }
@@ -301,8 +320,9 @@ mod tests {
         let (job, seen, _) = job(30);
         let error = job.run(shell("echo one; echo two >&2; exit 3")).await.unwrap_err();
         assert!(error.to_string().contains("exit status: 3"), "{error}");
-        let seen = seen.lock().unwrap();
-        assert!(seen.contains(&Progress::Line("one".into())) && seen.contains(&Progress::Line("two".into())));
+        for line in ["one", "two"] {
+            assert!(seen.lock().unwrap().contains(&Progress::Line(line.into())), "{line}");
+        }
         assert_eq!(job.ask(shell("echo x; echo no >&2")).await.unwrap(), "x\n");
         let missing = job.run(Tool::new("no-such-program", "nothing")).await.unwrap_err();
         assert!(missing.to_string().contains("package nothing"), "{missing}");
@@ -314,7 +334,7 @@ mod tests {
         for how in ["cancel", "deadline", "drop"] {
             let (job, seen, cancel) = job(if how == "deadline" { 1 } else { 60 });
             let run = job.run(shell("sleep 1000 & echo $!; wait"));
-            let wait = async {
+            let line = async {
                 loop {
                     if let Some(Progress::Line(pid)) = seen.lock().unwrap().first() {
                         break pid.parse::<i32>().unwrap();
@@ -322,14 +342,21 @@ mod tests {
                     tokio::task::yield_now().await;
                 }
             };
-            let pid = tokio::select! {
-                biased;
-                pid = async { let pid = wait.await; if how == "cancel" { cancel.cancel(); } if how == "drop" { return pid; } std::future::pending().await } => pid,
-                outcome = run => {
-                    assert!(outcome.is_err());
-                    let Progress::Line(pid) = seen.lock().unwrap()[0].clone() else { panic!("no line") };
-                    pid.parse().unwrap()
+            let pid = {
+                tokio::pin!(run);
+                let pid = tokio::select! {
+                    pid = line => pid,
+                    outcome = &mut run => panic!("{how}: ended early: {outcome:?}"),
+                };
+                match how {
+                    "drop" => {}
+                    "cancel" => {
+                        cancel.cancel();
+                        assert!(matches!(run.await, Err(Error::Cancelled)));
+                    }
+                    _ => assert!(matches!(run.await, Err(Error::TimedOut { .. }))),
                 }
+                pid
             };
             let until = Instant::now() + Duration::from_secs(10);
             let pid = rustix::process::Pid::from_raw(pid).unwrap();

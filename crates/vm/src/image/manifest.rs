@@ -105,7 +105,8 @@ impl Manifest {
         if manifest.digest != *id || manifest.identify()? != *id {
             return Err(damaged("its manifest is not the one it was made with".to_owned()));
         }
-        let known = manifest.files.keys().all(|name| [DISK, KERNEL, INITRD].contains(&name.as_str()));
+        let known =
+            manifest.files.keys().all(|name| [DISK, KERNEL, INITRD].contains(&name.as_str()));
         let bootable = match manifest.boot {
             Boot::Kernel { .. } => manifest.files.len() == 3,
             Boot::Firmware => manifest.files.len() == 1,

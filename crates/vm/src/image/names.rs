@@ -165,10 +165,12 @@ fn is_package(text: &str) -> bool {
 }
 
 fn is_mirror(text: &str) -> bool {
-    let scheme = ["http://", "https://", "file:/"].iter().any(|scheme| {
-        text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty())
-    });
-    scheme && text.len() <= 1000 && text.chars().all(|c| c.is_ascii_graphic() && !"[]\"'\\".contains(c))
+    let scheme = ["http://", "https://", "file:/"]
+        .iter()
+        .any(|scheme| text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
+    scheme
+        && text.len() <= 1000
+        && text.chars().all(|c| c.is_ascii_graphic() && !"[]\"'\\".contains(c))
 }
 
 fn is_host_name(text: &str) -> bool {
@@ -200,16 +202,16 @@ fn is_public_key(text: &str) -> bool {
 
 fn is_password_hash(text: &str) -> bool {
     text.len() <= 255
-        && ["$6$", "$5$", "$y$", "$2b$"].iter().any(|scheme| {
-            text.strip_prefix(scheme).is_some_and(|rest| rest.len() >= 20)
-        })
+        && ["$6$", "$5$", "$y$", "$2b$"]
+            .iter()
+            .any(|scheme| text.strip_prefix(scheme).is_some_and(|rest| rest.len() >= 20))
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "./$=,".contains(c))
 }
 
 fn is_mac(text: &str) -> bool {
-    let mut bytes = text.split(':').map(|byte| {
-        u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2 && all(byte, ""))
-    });
+    let mut bytes = text
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16).ok().filter(|_| byte.len() == 2 && all(byte, "")));
     let first = bytes.next().flatten();
     first.is_some_and(|byte| byte & 1 == 0)
         && text.split(':').count() == 6
@@ -236,7 +238,8 @@ mod tests {
 
     #[test]
     fn names_that_aim_elsewhere_are_refused() {
-        for text in ["", ".", "..", "../x", "a/b", "-rf", ".hidden", "A", "a b", "a\n", "ä", "a\0"] {
+        for text in ["", ".", "..", "../x", "a/b", "-rf", ".hidden", "A", "a b", "a\n", "ä", "a\0"]
+        {
             assert!(text.parse::<ImageName>().is_err(), "{text:?}");
             assert!(text.parse::<ImageId>().is_err(), "{text:?}");
             assert!(text.parse::<MacAddress>().is_err(), "{text:?}");
@@ -249,13 +252,16 @@ mod tests {
         for text in ["ftp://x", "http://", "http://x y", "http://x\ny", "[trusted=yes] http://x"] {
             assert!(text.parse::<Mirror>().is_err(), "{text:?}");
         }
-        for text in ["52:54:00:12:34", "53:54:00:12:34:56", "52:54:00:12:34:5", "+2:54:00:12:34:56"] {
+        for text in ["52:54:00:12:34", "53:54:00:12:34:56", "52:54:00:12:34:5", "+2:54:00:12:34:56"]
+        {
             assert!(text.parse::<MacAddress>().is_err(), "{text:?}");
         }
         for text in ["/etc/../x", "/", "//", "/a/./b", "etc", "/a\nb"] {
             assert!(text.parse::<GuestPath>().is_err(), "{text:?}");
         }
-        for text in ["command=\"x\" ssh-rsa AAAA", "ssh-rsa", "ssh-rsa AAAA\nssh-rsa AAAA", "ssh-rsa B"] {
+        for text in
+            ["command=\"x\" ssh-rsa AAAA", "ssh-rsa", "ssh-rsa AAAA\nssh-rsa AAAA", "ssh-rsa B"]
+        {
             assert!(text.parse::<PublicKey>().is_err(), "{text:?}");
         }
     }
