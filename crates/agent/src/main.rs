@@ -31,6 +31,7 @@ fn serve(options: &Options, config: agent::config::Config) -> anyhow::Result<()>
     let level = if config.verbose { "debug" } else { "info" };
     agent::log::start(&format!("warn,agent={level},host={level}"), config.log_file.as_deref())
         .context("could not open the log file")?;
+    agent::memory::be_thrifty();
     // One thread turns the loop; what blocks has its own, and those end when idle.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -44,7 +45,7 @@ fn serve(options: &Options, config: agent::config::Config) -> anyhow::Result<()>
         }
         let stop = CancellationToken::new();
         let signals = agent::signals::cancel_on_signal(stop.clone())?;
-        let result = agent::run(config, stop).await;
+        let result = options.serve(config, stop).await;
         signals.abort();
         Ok(result?)
     });

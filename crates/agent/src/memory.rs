@@ -1,7 +1,8 @@
-//! Gives memory back to the system that big looks and the first keyframe have left behind.
+//! Keeps the agent small: the allocator is told to be thrifty, and now and then to let go.
 //!
-//! The allocator keeps what was freed between things that live on: several MiB of an agent's
-//! dozen, for good. Asked now and then, it lets go of them; that takes less than a millisecond.
+//! glibc gives threads arenas of their own, and keeps what was freed between things that live on:
+//! together several MiB of an agent's dozen, for good. Looks on threads apart are not so many
+//! that they would wait for each other at one arena.
 
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -10,6 +11,23 @@ use tokio_util::sync::CancellationToken;
 const FIRST: Duration = Duration::from_secs(8);
 const EVERY: Duration = Duration::from_secs(30);
 
+/// Before threads are started.
+#[cfg(target_env = "gnu")]
+pub fn be_thrifty() {
+    #[expect(unsafe_code, reason = "the allocator's own call, which no safe crate offers")]
+    // SAFETY: it takes two numbers, and sets a limit for arenas to be made.
+    let taken = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    if taken == 0 {
+        tracing::debug!("the allocator did not take a limit for its arenas");
+    }
+}
+
+/// Other allocators have no arenas.
+#[cfg(not(target_env = "gnu"))]
+pub fn be_thrifty() {}
+
+/// Gives memory back to the system that big looks and the first keyframe have left behind, which
+/// takes less than a millisecond.
 pub(crate) async fn give_back(stop: CancellationToken) {
     let mut pause = FIRST;
     while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {

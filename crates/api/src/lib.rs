@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod bridge;
 pub mod client;
+pub mod guest;
 mod json;
 pub mod places;
 pub mod wire;

@@ -24,7 +24,7 @@ mod now;
 pub mod packages;
 pub mod platform;
 pub mod process;
-mod readiness;
+pub mod readiness;
 mod root;
 pub mod sockets;
 pub mod systemd;

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 ///
 /// # Errors
 /// When there is no runtime that does I/O, or the kernel can't wait for such a descriptor.
-pub(crate) fn register(fd: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+pub fn register(fd: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     #[expect(unsafe_code, reason = "tokio has no safe way to register a descriptor")]
     // SAFETY: an `Arc<OwnedFd>` gives the same descriptor as long as it lives, and keeps it
     // open; the `AsyncFd` owns the `Arc`, and deregisters before it drops it.

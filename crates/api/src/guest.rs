@@ -1,0 +1,193 @@
+//! What a server and the agent in a twin say to each other, over the twin's virtio-serial port.
+//!
+//! One JSON object a line, each way; one request under way. The port keeps what was in it when
+//! either end went away or the machine was put back into another moment, so a line may be the
+//! rest of an older one: whatever does not parse, or answers another request, is passed over.
+//! Each message begins a line of its own for that reason.
+
+use model::Facts;
+use model::entity::{Collector, Unit};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Where a guest has the port.
+pub const PORT: &str = "/dev/virtio-ports/org.safetytwin.agent.0";
+
+/// Bytes of one message: the facts of a large machine, as JSON.
+pub const MAX_MESSAGE: u64 = 32 << 20;
+
+/// What is asked of the guest's agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// Whether it is there.
+    Hello,
+    /// All it sees, looked at now.
+    Facts,
+    /// Whether the machine is well.
+    Health,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Comes back with the answer; no two of a server's are alike.
+    pub id: String,
+    pub ask: Ask,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    pub id: String,
+    pub answer: Answer,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// With the agent's version.
+    Hello(String),
+    Facts(Facts),
+    Health(Health),
+    /// It could not do what was asked.
+    Fault(String),
+}
+
+/// How a machine is, in its own eyes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Units that failed.
+    pub failed: Vec<String>,
+    /// Parts of the picture that could not be looked at, and why.
+    pub faults: BTreeMap<String, String>,
+}
+
+impl Health {
+    /// As facts tell it.
+    #[must_use]
+    pub fn of(facts: &Facts) -> Self {
+        let failed = facts.entities::<Unit>().filter(|unit| unit.active_state == "failed");
+        let faults = facts
+            .entities::<Collector>()
+            .filter_map(|collector| Some((collector.name, collector.fault?)));
+        Self { failed: failed.map(|unit| unit.id).collect(), faults: faults.collect() }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the channel to the guest's agent broke")]
+    Channel(#[from] io::Error),
+    #[error("the guest's agent did not answer within {} s", .0.as_secs())]
+    Deadline(Duration),
+    #[error("the guest's agent: {0}")]
+    Fault(String),
+}
+
+/// Asks, and waits for the answer to just that.
+///
+/// # Errors
+/// When the channel breaks, nothing answers in time, or the agent says that it can't.
+pub async fn ask(
+    channel: &mut (impl AsyncBufRead + AsyncWrite + Unpin),
+    id: String,
+    ask: Ask,
+    deadline: Duration,
+) -> Result<Answer, Error> {
+    let asked = async {
+        send(channel, &Request { id: id.clone(), ask }).await?;
+        loop {
+            match receive::<Reply>(channel).await? {
+                Some(reply) if reply.id == id => return Ok(reply.answer),
+                Some(_) => {}
+                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+    };
+    match tokio::time::timeout(deadline, asked).await {
+        Ok(Ok(Answer::Fault(fault))) => Err(Error::Fault(fault)),
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(Error::Channel(error)),
+        Err(_) => Err(Error::Deadline(deadline)),
+    }
+}
+
+/// Writes a message as a line of its own.
+///
+/// # Errors
+/// When it can't be written.
+pub async fn send<T: Serialize>(
+    channel: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+) -> io::Result<()> {
+    let mut line = vec![b'\n'];
+    serde_json::to_writer(&mut line, message)?;
+    line.push(b'\n');
+    channel.write_all(&line).await?;
+    channel.flush().await
+}
+
+/// The next line that is such a message; `None` at the channel's end.
+///
+/// # Errors
+/// When it can't be read.
+pub async fn receive<T: for<'de> Deserialize<'de>>(
+    channel: &mut (impl AsyncBufRead + Unpin),
+) -> io::Result<Option<T>> {
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = (&mut *channel).take(MAX_MESSAGE).read_until(b'\n', &mut line).await?;
+        if read == 0 {
+            return Ok(None);
+        }
+        if let Ok(message) = serde_json::from_slice(&line) {
+            return Ok(Some(message));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{BufStream, duplex};
+
+    const DEADLINE: Duration = Duration::from_secs(5);
+
+    /// An end that says `said` and then answers whatever is asked.
+    async fn check(said: &'static [u8], expected: &str) {
+        let (near, far) = duplex(64);
+        let (mut near, mut far) = (BufStream::new(near), BufStream::new(far));
+        let guest = async move {
+            let request: Request = receive(&mut far).await.unwrap().unwrap();
+            far.write_all(said).await.unwrap();
+            let answer = Answer::Hello("1.2.3".to_owned());
+            send(&mut far, &Reply { id: request.id, answer }).await.unwrap();
+        };
+        let asked = ask(&mut near, "now".to_owned(), Ask::Hello, DEADLINE);
+        let (answer, ()) = tokio::join!(asked, guest);
+        assert_eq!(format!("{answer:?}"), expected);
+    }
+
+    #[tokio::test]
+    async fn answers_are_found_among_what_was_left() {
+        let hello = "Ok(Hello(\"1.2.3\"))";
+        check(b"", hello).await;
+        check(b"\xff\xfe half of a line", hello).await;
+        check(b"{\"id\":\"before\",\"answer\":{\"hello\":\"0\"}}\n", hello).await;
+        check(b"{\"id\":\"now\",\"answer\":{\"fault\":\"no\"}}\n", "Err(Fault(\"no\"))").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_and_the_end_are_errors() {
+        let (near, far) = duplex(4096);
+        let mut near = BufStream::new(near);
+        let silent = ask(&mut near, "a".to_owned(), Ask::Facts, DEADLINE).await;
+        assert!(matches!(silent, Err(Error::Deadline(_))), "{silent:?}");
+        drop(far);
+        let ended = ask(&mut near, "b".to_owned(), Ask::Facts, DEADLINE).await;
+        assert!(matches!(ended, Err(Error::Channel(_))), "{ended:?}");
+    }
+}
