@@ -1,6 +1,13 @@
 //! Base images as their users meet them: good ones, damaged ones, hostile ones, and work that
 //! is cut off. qemu-img is the real one.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "helpers of a test"
+)]
+
 use model::Time;
 use std::collections::BTreeMap;
 use std::fs;

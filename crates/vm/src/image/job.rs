@@ -240,7 +240,9 @@ pub(super) struct Tool {
 impl Tool {
     pub(super) fn new(program: &str, package: &'static str) -> Self {
         let mut command = Command::new(program);
-        command.env("LC_ALL", "C.UTF-8");
+        // An ordinary user's PATH lacks where mke2fs is.
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{path}:/usr/sbin:/sbin")).env("LC_ALL", "C.UTF-8");
         Self { program: program.to_owned(), package, command }
     }
 
