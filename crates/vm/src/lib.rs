@@ -2,3 +2,5 @@
 //! Knows no server, no history and no HTTP.
 
 pub mod image;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
