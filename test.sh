@@ -45,7 +45,8 @@ need_root() {
 step_shell() {
     ensure_packages shellcheck
     shellcheck -x install.sh test.sh .ci/run packaging/toolchain.sh lab/host lab/docker lab/test lab/endtoend \
-        lab/observe lab/src/build-rootfs lab/src/common.sh
+        lab/observe lab/libvirt lab/guest-image lab/src/build-rootfs lab/src/check-guest-image lab/src/common.sh \
+        packaging/virtualisation.sh
 }
 
 step_format() { cargo fmt --all --check; }
@@ -53,6 +54,8 @@ step_format() { cargo fmt --all --check; }
 step_lint() { cargo clippy --locked --workspace --all-targets --quiet -- -D warnings; }
 
 step_unit() {
+    # Images are made and looked at with the real tools.
+    ensure_packages qemu-utils e2fsprogs
     local skipped=()
     if [ "$(id -u)" -ne 0 ]; then
         missing 'the store on a full disk needs root, to mount a small one' || return 1
