@@ -45,3 +45,18 @@ pub fn api_bridge(body: &[u8]) {
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 }
+
+/// What comes out of a twin's virtio-serial port, whatever the guest has become.
+pub fn api_guest(said: &[u8]) {
+    use ::api::guest::{Reply, Request, receive};
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("a runtime can be made").block_on(async {
+        let mut channel = said;
+        while let Ok(Some(reply)) = receive::<Reply>(&mut channel).await {
+            let line = serde_json::to_vec(&reply).expect("what was read can be written");
+            assert_eq!(serde_json::from_slice::<Reply>(&line).ok(), Some(reply));
+        }
+        let mut channel = said;
+        while let Ok(Some(_request)) = receive::<Request>(&mut channel).await {}
+    });
+}
