@@ -24,7 +24,7 @@ pub fn server_config(text: &str) {
                     || text.parse::<IpAddr>().is_ok()
                     || text.parse::<SocketAddr>().is_ok()
             };
-            if file.listen.iter().all(numeric) {
+            if file.listen.iter().flatten().all(numeric) {
                 match file.check() {
                     Ok(config) => assert!(
                         config.tokens_required
@@ -69,7 +69,7 @@ impl Running {
     fn start() -> Self {
         let file = File {
             data_dir: Some(scratch().join("data")),
-            listen: vec!["127.0.0.1:0".to_owned()],
+            listen: Some(vec!["127.0.0.1:0".to_owned()]),
             ..File::default()
         };
         let config = file.check().expect("this is a configuration");
