@@ -3,7 +3,7 @@
 //! There is no null: an absent field is absent. There are no floats: a fact is something that
 //! holds until it changes, and measurements belong to load.
 
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -104,11 +104,34 @@ impl Serialize for Value {
 
 impl<'de> Deserialize<'de> for Value {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnyValue)
+        AnyValue { levels: MAX_LEVELS }.deserialize(deserializer)
     }
 }
 
-struct AnyValue;
+/// Lists and maps in each other. Facts have a few; readers of JSON have limits, too, and what
+/// one of them could not read back must not come in.
+const MAX_LEVELS: u8 = 32;
+
+struct AnyValue {
+    /// That may still come.
+    levels: u8,
+}
+
+impl AnyValue {
+    fn below<E: de::Error>(self) -> Result<Self, E> {
+        let levels = self.levels.checked_sub(1);
+        let levels = levels.ok_or_else(|| E::custom("lists and maps are nested too deep"))?;
+        Ok(Self { levels })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for AnyValue {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
 
 impl<'de> Visitor<'de> for AnyValue {
     type Value = Value;
@@ -140,17 +163,19 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let Self { levels } = self.below()?;
         let mut list = Vec::new();
-        while let Some(value) = seq.next_element()? {
+        while let Some(value) = seq.next_element_seed(Self { levels })? {
             list.push(value);
         }
         Ok(Value::List(list))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let Self { levels } = self.below()?;
         let mut fields = BTreeMap::new();
-        while let Some((key, value)) = map.next_entry()? {
-            fields.insert(key, value);
+        while let Some(key) = map.next_key()? {
+            fields.insert(key, map.next_value_seed(Self { levels })?);
         }
         Ok(Value::Map(fields))
     }
@@ -181,5 +206,20 @@ impl fmt::Display for Value {
                 Ok(())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_nested_too_deep_does_not_come_in() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        let read = |levels| serde_json::from_str::<Value>(&nested(levels));
+        assert_eq!(serde_json::to_string(&read(32).unwrap()).unwrap(), nested(32));
+        assert!(read(33).unwrap_err().to_string().contains("nested too deep"));
+        let packed = [vec![0x91; 200], vec![0]].concat();
+        assert!(rmp_serde::from_slice::<Value>(&packed).is_err());
     }
 }
