@@ -74,7 +74,7 @@ impl Guest {
 
     /// Opens a file in the guest; whether it is there, or could be made.
     async fn open(&self, mode: &str) -> bool {
-        let arguments = json!({ "path": "/root/mark", "mode": mode });
+        let arguments = json!({ "path": "/var/mark", "mode": mode });
         self.ask(json!({ "execute": "guest-file-open", "arguments": arguments })).await.is_ok()
     }
 }
