@@ -13,7 +13,7 @@ root=$PWD
 
 say() { printf '\n== %s\n' "$*"; }
 
-steps=(shell format lint unit openapi deny lab observe endtoend kills fuzz)
+steps=(shell format lint unit openapi deny lab observe machines endtoend kills fuzz)
 allow_missing=no
 chosen=()
 while [ $# -gt 0 ]; do
@@ -75,6 +75,8 @@ step_openapi() {
 # Advisories need a database from outside; what can be judged here is.
 step_deny() {
     command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
+    # It looks at the manifests of all that is locked, also of what other systems need.
+    cargo fetch --locked --quiet
     cargo deny --offline check bans licenses sources
 }
 
@@ -89,6 +91,14 @@ step_observe() {
     need_root 'the lab' || return 1
     [ "$(id -u)" -eq 0 ] || return 0
     lab/observe
+}
+
+# What every hypervisor has to do, with machines that boot.
+step_machines() {
+    ensure_virtualisation
+    local image
+    image=$(lab/guest-image)
+    SAFETYTWIN_GUEST_IMAGE=$image cargo test --locked --quiet -p vm --test contract
 }
 
 step_endtoend() {
@@ -108,6 +118,8 @@ step_fuzz() { fuzz/run --seconds "${FUZZ_SECONDS:-5}" --seed 1; }
 
 # shellcheck source=packaging/toolchain.sh
 . packaging/toolchain.sh
+# shellcheck source=packaging/virtualisation.sh
+. packaging/virtualisation.sh
 ensure_packages gcc libc6-dev git ca-certificates
 ensure_rust
 

@@ -1,6 +1,13 @@
 //! The only crate that touches hypervisors: images, machines, snapshots, the channel to the guest.
 //! Knows no server, no history and no HTTP.
 
+mod content;
+mod guest_agent;
 pub mod image;
+pub mod job;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
+pub mod machine;
+pub mod qemu;
+
+pub use guest_agent::{GuestAgent, await_guest};

@@ -257,7 +257,7 @@ async fn half_made_images_go() {
         cancel.cancel();
     };
     let (fetched, ()) = tokio::join!(fetch, sweep);
-    assert!(matches!(fetched, Err(Error::Cancelled)));
+    assert!(matches!(fetched, Err(Error::Job(vm::job::Error::Cancelled))));
     assert_eq!(lab.entries(), [".lock"]);
 }
 
@@ -274,7 +274,7 @@ async fn a_cancelled_build_leaves_nothing() {
     let deadline = Instant::now() + Duration::from_secs(300);
     let job = Job::new(Arc::new(sink), lab.cancel.clone(), deadline);
     let built = builder.build(&lab.store, &job, Time(1)).await;
-    assert!(matches!(built, Err(Error::Cancelled)), "{built:?}");
+    assert!(matches!(built, Err(Error::Job(vm::job::Error::Cancelled))), "{built:?}");
     assert_eq!(lab.entries(), [".lock"]);
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(text(lab.store.directory())));

@@ -14,12 +14,12 @@
 //!   the build: a build that is cut off leaves no mount, no process and no file.
 //! - Same inputs (this recipe among them), same image: it is built once.
 
-use super::job::{Job, Tool};
 use super::manifest::{Boot, DISK, FORMAT, INITRD, KERNEL, Manifest, Origin, digest_of, id_of};
 use super::names::{ImageId, ImageName, Mirror, PackageName, Suite};
 use super::privilege::{Privilege, remove_tree};
 use super::store::{Draft, Image, Store};
 use super::{Error, sources};
+use crate::job::{Job, Tool};
 use model::Time;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -195,7 +195,7 @@ impl Builder {
             .arg(self.suite.as_str())
             .arg(work.at.join("tree"))
             .arg(work.at.join("sources.list"));
-        job.run(tool).await
+        Ok(job.run(tool).await?)
     }
 
     /// Turns the tree into a disk, with kernel and initial RAM disk beside it.
@@ -215,7 +215,7 @@ impl Builder {
             made.map_err(Error::file("make", &file))?;
             let status = from.join("var/lib/dpkg/status");
             let text = fs::read_to_string(&status).map_err(Error::file("read", &status))?;
-            Ok(installed(&text))
+            Ok::<_, Error>(installed(&text))
         });
         let packages = packages.await?;
         // All tables are written now, so that the guest's kernel has none to clear later.

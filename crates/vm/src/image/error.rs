@@ -1,5 +1,6 @@
 //! What can go wrong with a base image, each with what to do about it.
 
+use crate::job;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -12,22 +13,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The name of a program that is not there, and the package it comes from.
-    #[error("{program} is not installed; it is in the package {package}")]
-    Missing { program: String, package: &'static str },
-    #[error("could not start {program}")]
-    Start {
-        program: String,
-        #[source]
-        source: io::Error,
-    },
-    /// With the last lines the program wrote.
-    #[error("{program} failed ({status}): {last}")]
-    Failed { program: String, status: String, code: Option<i32>, last: String },
-    #[error("cancelled")]
-    Cancelled,
-    #[error("not done in the time given; it was at: {step}")]
-    TimedOut { step: String },
+    #[error(transparent)]
+    Job(#[from] job::Error),
     #[error("no image is called {name}; list them to see what there is")]
     Unknown { name: String },
     #[error("{prefix} begins the digests of several images; write more of it")]
@@ -61,10 +48,5 @@ impl Error {
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Self::File { doing, path, source }
-    }
-
-    /// A task of ours ended without an answer: the runtime is going down.
-    pub(super) fn ended(_join: tokio::task::JoinError) -> Self {
-        Self::Cancelled
     }
 }

@@ -8,9 +8,9 @@
 //! - A file that came whole has the length that was announced; else it is an error.
 //! - Never from https to http, and at most five redirects.
 
-use super::job::Job;
 use super::names::ImageId;
 use super::{Error, manifest};
+use crate::job::Job;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HOST, LOCATION, USER_AGENT};
@@ -388,7 +388,7 @@ async fn exchange(
         .header(USER_AGENT, concat!("safetytwin/", env!("CARGO_PKG_VERSION")))
         .body(Empty::<Bytes>::new())
         .map_err(|error| format!("the request can't be made: {error}"))?;
-    super::job::drive(async move {
+    crate::job::drive(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection ended");
         }

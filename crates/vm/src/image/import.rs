@@ -7,11 +7,11 @@
 
 use super::Error;
 use super::fetch::{Checksum, Source, fetch};
-use super::job::{Job, Tool};
 use super::manifest::{Boot, DISK, FORMAT, Manifest, Origin, digest_of};
 use super::names::{ImageId, ImageName};
 use super::probe::{Format, Found, probe};
 use super::store::{Image, Store};
+use crate::job::{self, Job, Tool};
 use model::Time;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -95,14 +95,14 @@ impl Import {
         let found = job.block(move || {
             let mut file = fs::File::open(&path).map_err(Error::file("open", &path))?;
             let length = file.metadata().map_err(Error::file("look at", &path))?.len();
-            Ok(probe(&mut file, length))
+            Ok::<_, Error>(probe(&mut file, length))
         });
         let found = found.await?.map_err(|error| self.unusable(error.to_string()))?;
         if found.format == Format::Qcow2 {
             let check = Tool::new("qemu-img", "qemu-utils").args(["check", "-q", "-f", "qcow2"]);
             match job.run(check.arg(copy)).await {
                 // Clusters that nobody uses harm nobody.
-                Ok(()) | Err(Error::Failed { code: Some(3), .. }) => {}
+                Ok(()) | Err(job::Error::Failed { code: Some(3), .. }) => {}
                 Err(error) => return Err(self.refused(error)),
             }
         }
@@ -114,12 +114,12 @@ impl Import {
     }
 
     /// What qemu-img does not take is the image's fault, in qemu-img's words.
-    fn refused(&self, error: Error) -> Error {
+    fn refused(&self, error: job::Error) -> Error {
         match error {
-            Error::Failed { last, .. } => {
+            job::Error::Failed { last, .. } => {
                 self.unusable(format!("it is damaged or cut off: {last}"))
             }
-            other => other,
+            other => other.into(),
         }
     }
 }

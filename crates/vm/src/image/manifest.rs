@@ -2,12 +2,13 @@
 
 use super::names::{ImageId, ImageName, Mirror, PackageName, Suite};
 use super::{Error, names};
+use crate::content::FileRecord;
 use model::Time;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Raised when a manifest means something else than before.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// The disk of every image.
 pub const DISK: &str = "disk.qcow2";
@@ -71,14 +72,6 @@ pub enum Boot {
     Firmware,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FileRecord {
-    pub length_bytes: u64,
-    /// BLAKE3, in hexadecimal.
-    pub digest: ImageId,
-}
-
 impl Manifest {
     /// The digest that these contents have. Names, time and package list do not count: the
     /// packages are in the disk, whose digest does.
@@ -125,7 +118,7 @@ pub(super) fn digest_of(value: &impl Serialize) -> Result<ImageId, Error> {
     Ok(id_of(&blake3::hash(&json)))
 }
 
-pub(super) fn id_of(hash: &blake3::Hash) -> ImageId {
+pub(crate) fn id_of(hash: &blake3::Hash) -> ImageId {
     let hex = hash.to_hex();
     debug_assert!(names::is_digest(&hex));
     hex.parse().expect("a hash in hexadecimal is 64 digits of it")

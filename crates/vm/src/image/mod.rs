@@ -18,7 +18,6 @@ mod error;
 mod fetch;
 mod import;
 mod iso;
-mod job;
 mod manifest;
 mod names;
 mod privilege;
@@ -27,15 +26,17 @@ pub mod seed;
 mod sources;
 mod store;
 
+pub use crate::content::FileRecord;
+pub use crate::job::{Job, Progress};
 pub use builder::{Builder, ROOT_LABEL};
 pub use error::Error;
 pub use fetch::{Checksum, ChecksumError, Source, SourceError};
 pub use import::Import;
-pub use job::{Job, Progress};
-pub use manifest::{Boot, DISK, FileRecord, INITRD, KERNEL, Manifest, Origin};
+pub(crate) use manifest::id_of;
+pub use manifest::{Boot, DISK, INITRD, KERNEL, Manifest, Origin};
 pub use names::{
-    GuestPath, HostName, ImageId, ImageName, MacAddress, Mirror, NameError, PackageName,
-    PasswordHash, PublicKey, Suite, UserName,
+    GuestPath, HostName, ImageId, ImageName, MacAddress, MachineName, Mirror, NameError,
+    PackageName, PasswordHash, PublicKey, SnapshotName, Suite, UserName,
 };
 pub use probe::{Format, Found, ProbeError, probe};
 pub use seed::Seed;

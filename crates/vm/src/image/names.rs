@@ -75,6 +75,18 @@ checked!(
     is_image_name
 );
 checked!(
+    /// A machine, called as the host it is the twin of. A path segment, and no option.
+    MachineName,
+    "a machine's name (a-z, 0-9, '.', '_', '-'; at most 253, the first a letter or digit, no '..')",
+    is_machine_name
+);
+checked!(
+    /// A saved moment of a machine.
+    SnapshotName,
+    "a snapshot's name (a-z, 0-9, '.', '_', '-'; at most 63, the first a letter or digit)",
+    is_image_name
+);
+checked!(
     /// The identity of an image: 64 hexadecimal digits over its inputs and files.
     ImageId,
     "an image digest (64 hexadecimal digits)",
@@ -134,6 +146,10 @@ checked!(
     "an absolute path without '.', '..' and control characters",
     is_guest_path
 );
+
+fn is_machine_name(text: &str) -> bool {
+    model::HostId::new(text).is_ok_and(|host| host.as_str() == text)
+}
 
 fn all(text: &str, more: &str) -> bool {
     text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || more.contains(c))

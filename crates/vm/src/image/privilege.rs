@@ -2,7 +2,7 @@
 //! user in a user namespace where that user's subordinate ids stand in for the others.
 
 use super::Error;
-use super::job::{Job, Tool};
+use crate::job::{self, Job, Tool};
 use std::io;
 use std::path::Path;
 
@@ -37,8 +37,8 @@ impl Privilege {
         }
         match job.run(Self::User.tool("true", "coreutils")).await {
             Ok(()) => Ok(Self::User),
-            Err(Error::Failed { last, .. }) => Err(Error::Privilege { what: last }),
-            Err(error) => Err(error),
+            Err(job::Error::Failed { last, .. }) => Err(Error::Privilege { what: last }),
+            Err(error) => Err(error.into()),
         }
     }
 

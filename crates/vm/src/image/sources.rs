@@ -4,8 +4,8 @@
 //! uses, and no mirror's name is written anywhere in this program.
 
 use super::Error;
-use super::job::{Job, Tool};
 use super::names::{Mirror, Suite};
+use crate::job::{Job, Tool};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 

@@ -15,18 +15,18 @@
 //! - No image is handed out unless its files have the lengths and contents it was made with.
 //!   Contents are read once a process, and again when a file was touched.
 
-use super::manifest::{self, Boot, DISK, FileRecord, INITRD, KERNEL, Manifest};
+use super::manifest::{Boot, DISK, INITRD, KERNEL, Manifest};
 use super::names::{ImageId, ImageName};
 use super::privilege;
 use super::probe::{Format, probe};
 use super::{Error, Job};
+use crate::content::{self, FileRecord, Verified, hold, used};
 use rustix::fs::FlockOperation;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 const MANIFEST: &str = "manifest.json";
 const PARTIAL: &str = ".partial-";
@@ -37,7 +37,7 @@ const MANIFEST_BYTES: u64 = 16 << 20;
 #[derive(Debug, Clone)]
 pub struct Store {
     directory: PathBuf,
-    verified: Arc<Mutex<HashMap<PathBuf, Stamp>>>,
+    verified: Verified,
 }
 
 /// An image that was verified, with absolute paths.
@@ -66,16 +66,6 @@ pub struct Listed {
     pub used_bytes: u64,
 }
 
-/// What tells that a file is still the one that was read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    length: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
 impl Store {
     /// Opens the directory, makes it if need be, and removes what was left half-made by
     /// processes that are gone.
@@ -84,7 +74,7 @@ impl Store {
         made.map_err(Error::file("make the directory", directory))?;
         let directory =
             directory.canonicalize().map_err(Error::file("find the directory", directory))?;
-        let store = Self { directory, verified: Arc::default() };
+        let store = Self { directory, verified: Verified::default() };
         store.sweep()?;
         Ok(store)
     }
@@ -152,7 +142,8 @@ impl Store {
         let manifest = self.show(id)?;
         let directory = self.path(id);
         for (name, record) in &manifest.files {
-            self.verify(id, &directory.join(name), record)?;
+            let checked = self.verified.check(&directory.join(name), record);
+            checked.map_err(|what| Error::Damaged { id: id.to_string(), what })?;
         }
         let damaged = |what: String| Error::Damaged { id: id.to_string(), what };
         let disk = directory.join(DISK);
@@ -271,41 +262,6 @@ impl Store {
         }
         Ok(())
     }
-
-    fn verify(&self, id: &ImageId, path: &Path, record: &FileRecord) -> Result<(), Error> {
-        let name = path.file_name().unwrap_or_default().display();
-        let damaged = |what: String| Error::Damaged { id: id.to_string(), what };
-        let found = fs::symlink_metadata(path)
-            .map_err(|error| damaged(format!("its {name} can't be read: {error}")))?;
-        if !found.is_file() || found.len() != record.length_bytes {
-            let (is, was) = (found.len(), record.length_bytes);
-            return Err(damaged(format!("its {name} has {is} bytes and had {was}")));
-        }
-        let stamp = Stamp::of(&found);
-        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        if verified.get(path) == Some(&stamp) {
-            return Ok(());
-        }
-        let digest = digest(path, || Ok(()))
-            .map_err(|error| damaged(format!("its {name} can't be read: {error}")))?;
-        if digest != record.digest {
-            return Err(damaged(format!("the content of its {name} has changed")));
-        }
-        verified.insert(path.to_owned(), stamp);
-        Ok(())
-    }
-}
-
-impl Stamp {
-    fn of(metadata: &fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            length: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
 }
 
 /// An image in the making. Dropped, it is gone.
@@ -335,11 +291,9 @@ impl Draft {
             file.sync_all().map_err(Error::file("write", &path))?;
             let mode = fs::Permissions::from_mode(0o444);
             file.set_permissions(mode).map_err(Error::file("protect", &path))?;
-            let digest = digest(&path, || job.check().map_err(io::Error::other));
+            let record = FileRecord::of(&path, || job.check().map_err(io::Error::other));
             job.check()?;
-            let digest = digest.map_err(Error::file("read", &path))?;
-            let length_bytes = file.metadata().map_err(Error::file("look at", &path))?.len();
-            manifest.files.insert(name.to_owned(), FileRecord { length_bytes, digest });
+            manifest.files.insert(name.to_owned(), record.map_err(Error::file("read", &path))?);
         }
         manifest.digest = manifest.identify()?;
         write_manifest(&self.path, &manifest)?;
@@ -366,54 +320,11 @@ impl Drop for Draft {
     }
 }
 
-/// Locks a directory for this process; `None` when another has it or it is gone.
-fn hold(path: &Path) -> io::Result<Option<File>> {
-    let directory = match File::open(path) {
-        Ok(directory) => directory,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(directory)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
 fn write_manifest(directory: &Path, manifest: &Manifest) -> Result<(), Error> {
     let path = directory.join(MANIFEST);
-    let write = || -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(directory)?;
-        serde_json::to_writer_pretty(&mut file, manifest)?;
-        file.write_all(b"\n")?;
-        file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-        file.as_file().sync_all()?;
-        file.persist(&path).map_err(|error| error.error)?;
-        File::open(directory)?.sync_all()
-    };
-    write().map_err(Error::file("write", &path))
+    content::write_json(&path, manifest, 0o644).map_err(Error::file("write", &path))
 }
 
 fn sync_directory(path: &Path) -> Result<(), Error> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(Error::file("write", path))
-}
-
-/// BLAKE3 of a file; `go_on` is asked every few megabytes.
-fn digest(path: &Path, mut go_on: impl FnMut() -> io::Result<()>) -> io::Result<ImageId> {
-    let mut file = File::open(path)?;
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 4 << 20];
-    loop {
-        let length = file.read(&mut buffer)?;
-        if length == 0 {
-            return Ok(manifest::id_of(&hasher.finalize()));
-        }
-        hasher.update(buffer.get(..length).unwrap_or_default());
-        go_on()?;
-    }
-}
-
-fn used(directory: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(directory) else { return 0 };
-    entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|found| found.blocks() * 512).sum()
+    content::sync_directory(path).map_err(Error::file("write", path))
 }

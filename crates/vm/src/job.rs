@@ -5,11 +5,11 @@
 //!   at the deadline, and when the job's future is dropped.
 //! - Arguments go to programs as they are; no shell sees them.
 
-use super::Error;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,6 +25,27 @@ const LAST_LINES: usize = 12;
 const LINE_BYTES: usize = 4096;
 /// Output taken from a program whose answer is read.
 const ANSWER_BYTES: usize = 64 << 20;
+
+/// Why a job did not get to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The name of a program that is not there, and the package it comes from.
+    #[error("{program} is not installed; it is in the package {package}")]
+    Missing { program: String, package: &'static str },
+    #[error("could not start {program}")]
+    Start {
+        program: String,
+        #[source]
+        source: io::Error,
+    },
+    /// With the last lines the program wrote.
+    #[error("{program} failed ({status}): {last}")]
+    Failed { program: String, status: String, code: Option<i32>, last: String },
+    #[error("cancelled")]
+    Cancelled,
+    #[error("not done in the time given; it was at: {step}")]
+    TimedOut { step: String },
+}
 
 /// What a job says while it goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,22 +88,22 @@ impl Job {
         self.step.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn step(&self, what: impl Into<String>) {
+    pub(crate) fn step(&self, what: impl Into<String>) {
         let what = what.into();
         self.step.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&what);
         (self.sink)(Progress::Step(what));
     }
 
-    pub(super) fn line(&self, text: String) {
+    pub(crate) fn line(&self, text: String) {
         (self.sink)(Progress::Line(text));
     }
 
-    pub(super) fn bytes(&self, done: u64, total: Option<u64>) {
+    pub(crate) fn bytes(&self, done: u64, total: Option<u64>) {
         (self.sink)(Progress::Bytes { done, total });
     }
 
     /// For loops that block: an error once the job must stop.
-    pub(super) fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), Error> {
         if self.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -100,31 +121,32 @@ impl Job {
     }
 
     /// Awaits work that may be dropped at any of its waits, as long as the job goes on.
-    pub(super) async fn within<T>(
+    pub(crate) async fn within<T, E: From<Error>>(
         &self,
-        work: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         tokio::select! {
             outcome = work => outcome,
-            stopped = self.stopped() => Err(stopped),
+            stopped = self.stopped() => Err(stopped.into()),
         }
     }
 
     /// Runs blocking work off the async threads. It looks at [`Job::check`] itself.
-    pub(super) async fn block<T: Send + 'static>(
+    pub(crate) async fn block<T: Send + 'static, E: From<Error> + Send + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        tokio::task::spawn_blocking(work).await.map_err(Error::ended)?
+        work: impl FnOnce() -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
+        // A task that ended without an answer: the runtime is going down.
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Error::Cancelled.into()))
     }
 
     /// Runs a program to its end and tells its lines.
-    pub(super) async fn run(&self, tool: Tool) -> Result<(), Error> {
+    pub(crate) async fn run(&self, tool: Tool) -> Result<(), Error> {
         self.execute(tool, false).await.map(drop)
     }
 
     /// Runs a program to its end and returns what it wrote to stdout.
-    pub(super) async fn ask(&self, tool: Tool) -> Result<String, Error> {
+    pub(crate) async fn ask(&self, tool: Tool) -> Result<String, Error> {
         self.execute(tool, true).await
     }
 
@@ -225,20 +247,20 @@ async fn lines(pipe: impl AsyncRead + Unpin, mut tell: impl FnMut(String)) -> io
 
 /// Drives a connection until its other half is dropped; it needs no other end.
 #[expect(clippy::disallowed_methods, reason = "ends with the request it belongs to")]
-pub(super) fn drive(connection: impl Future<Output = ()> + Send + 'static) {
+pub(crate) fn drive(connection: impl Future<Output = ()> + Send + 'static) {
     drop(tokio::spawn(connection));
 }
 
 /// A program to run, and the package a person installs to have it.
 #[derive(Debug)]
-pub(super) struct Tool {
+pub(crate) struct Tool {
     program: String,
     package: &'static str,
     command: Command,
 }
 
 impl Tool {
-    pub(super) fn new(program: &str, package: &'static str) -> Self {
+    pub(crate) fn new(program: &str, package: &'static str) -> Self {
         let mut command = Command::new(program);
         // An ordinary user's PATH lacks where mke2fs is.
         let path = std::env::var("PATH").unwrap_or_default();
@@ -247,7 +269,7 @@ impl Tool {
     }
 
     /// The same program run by another one, as `unshare … -- PROGRAM`.
-    pub(super) fn within(wrapper: &[&str], program: &str, package: &'static str) -> Self {
+    pub(crate) fn within(wrapper: &[&str], program: &str, package: &'static str) -> Self {
         let Some((first, rest)) = wrapper.split_first() else {
             return Self::new(program, package);
         };
@@ -255,12 +277,29 @@ impl Tool {
         Self { program: program.to_owned(), ..tool }
     }
 
-    pub(super) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+    pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.command.arg(arg);
         self
     }
 
-    pub(super) fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+    /// Where it runs; a relative path of its arguments begins there.
+    pub(crate) fn within_directory(mut self, directory: &Path) -> Self {
+        self.command.current_dir(directory);
+        self
+    }
+
+    /// Starts it to go on by itself: no signal of a terminal reaches it, it outlives this
+    /// process, and what it says goes to a file.
+    pub(crate) fn detach(self, log: std::fs::File) -> Result<Child, Error> {
+        let Self { program, package, mut command } = self;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+        command.spawn().map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::Missing { program, package },
+            _ => Error::Start { program, source },
+        })
+    }
+
+    pub(crate) fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
         self.command.args(args);
         self
     }

@@ -1,0 +1,307 @@
+//! The layers of machines' disks: making one, finding those nobody needs, merging those that
+//! only hold up another.
+//!
+//! ```text
+//! image ◄─ 1 (sealed) ◄─ 2 (sealed) ◄─ 4 (active)
+//!             ▲              ▲
+//!             snapshot a     snapshot b        a is deleted: 1 is merged into 2, and is gone
+//! ```
+//!
+//! # Invariants
+//! - A layer that a snapshot, the machine or a clone stands on is never removed or changed; it
+//!   may be replaced by one that holds the same disk.
+
+use super::Qemu;
+use super::home::{Below, Definition, Home, Layer, remove};
+use crate::content::{self, FileRecord};
+use crate::image::{self, MachineName};
+use crate::job::{Job, Tool};
+use crate::machine::Error;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const MERGED: &str = "merged";
+
+fn tool() -> Tool {
+    Tool::new("qemu-img", "qemu-utils")
+}
+
+/// Makes an empty layer over another disk. Layers name each other relative to themselves, so
+/// that the whole directory can be moved.
+pub(super) async fn create(
+    path: &Path,
+    below: &Path,
+    bytes: Option<u64>,
+    job: &Job,
+) -> Result<(), Error> {
+    let mut tool = tool()
+        .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
+        .arg(relative(path, below))
+        .arg(path);
+    if let Some(bytes) = bytes {
+        tool = tool.arg(bytes.to_string());
+    }
+    let made = job.run(tool).await;
+    if made.is_err() {
+        remove(path)?;
+    }
+    Ok(made?)
+}
+
+/// How `to` is called from the directory that `from` is in. Both are absolute.
+fn relative(from: &Path, to: &Path) -> PathBuf {
+    let base: Vec<_> = from.parent().unwrap_or(from).components().collect();
+    let to: Vec<_> = to.components().collect();
+    let common = base.iter().zip(&to).take_while(|(a, b)| a == b).count();
+    let up = base.iter().skip(common).map(|_| Path::new(".."));
+    up.chain(to.iter().skip(common).map(|part| part.as_ref())).collect()
+}
+
+impl Qemu {
+    /// The file that a layer of this machine stands on.
+    fn below(&self, home: &Home, definition: &Definition, layer: &Layer) -> PathBuf {
+        match &layer.below {
+            Below::Image => {
+                let id = definition.hardware.image.as_str();
+                self.images.directory().join(id).join(image::DISK)
+            }
+            Below::Layer(number) => home.layer(*number),
+            Below::Of { machine, layer } => self.home(machine).layer(*layer),
+        }
+    }
+
+    /// Compares the layers from this one down with what they were when they were sealed.
+    pub(super) fn verify(
+        &self,
+        home: &Home,
+        definition: &Definition,
+        top: u64,
+    ) -> Result<(), Error> {
+        let damaged = |path: PathBuf, what: &str| Error::Damaged { path, what: what.to_owned() };
+        let mut at = top;
+        loop {
+            let path = home.layer(at);
+            let Some(layer) = definition.layers.get(&at) else {
+                return Err(damaged(path, "the definition does not know this layer"));
+            };
+            let Some(sealed) = &layer.sealed else {
+                return Err(damaged(path, "this layer was never finished"));
+            };
+            self.verified.check(&path, sealed).map_err(|what| damaged(path, &what))?;
+            match &layer.below {
+                Below::Layer(below) => at = *below,
+                Below::Image => return Ok(()),
+                Below::Of { machine, layer } => {
+                    let home = self.home(machine);
+                    return self.verify(&home, &home.load()?, *layer);
+                }
+            }
+        }
+    }
+
+    /// Digests a layer that is no longer written to.
+    pub(super) fn seal(&self, home: &Home, number: u64, job: &Job) -> Result<FileRecord, Error> {
+        let path = home.layer(number);
+        let failed = || Error::file("read", &path);
+        let synced = fs::File::open(&path).and_then(|file| file.sync_all());
+        synced.map_err(Error::file("write", &path))?;
+        let record = FileRecord::of(&path, || job.check().map_err(std::io::Error::other));
+        job.check()?;
+        let record = record.map_err(failed())?;
+        self.verified.know(&path).map_err(failed())?;
+        Ok(record)
+    }
+
+    /// Clones that began from layers of this machine, and which.
+    pub(super) fn clones_of(
+        &self,
+        name: &MachineName,
+    ) -> Result<BTreeMap<MachineName, BTreeSet<u64>>, Error> {
+        let mut clones: BTreeMap<_, BTreeSet<u64>> = BTreeMap::new();
+        for other in self.names()? {
+            // One that can't be read may stand on any of them, and says so itself.
+            let definition = self.home(&other).load()?;
+            for layer in definition.layers.values() {
+                if let Below::Of { machine, layer } = &layer.below
+                    && machine == name
+                {
+                    clones.entry(other.clone()).or_default().insert(*layer);
+                }
+            }
+        }
+        Ok(clones)
+    }
+
+    /// Layers that something stands on by itself: snapshots, clones, the machine.
+    fn roots(&self, home: &Home, definition: &Definition) -> Result<BTreeSet<u64>, Error> {
+        let mut roots = BTreeSet::from([definition.active]);
+        for snapshot in home.snapshots()? {
+            roots.insert(home.manifest(&snapshot)?.layer);
+        }
+        roots.extend(self.clones_of(&home.name)?.into_values().flatten());
+        Ok(roots)
+    }
+
+    /// Removes layers that nothing stands on.
+    pub(super) fn collect(&self, home: &Home) -> Result<(), Error> {
+        let mut definition = home.load()?;
+        let mut kept = BTreeSet::new();
+        for root in self.roots(home, &definition)? {
+            let mut at = Some(root);
+            while let Some(number) = at.take().filter(|number| kept.insert(*number)) {
+                at = match definition.layers.get(&number).map(|layer| &layer.below) {
+                    Some(Below::Layer(below)) => Some(*below),
+                    _ => None,
+                };
+            }
+        }
+        let before = definition.layers.len();
+        definition.layers.retain(|number, _| kept.contains(number));
+        if definition.layers.len() != before {
+            home.store(&definition)?;
+        }
+        home.sweep(&definition)
+    }
+
+    /// Merges layers that nothing needs but the one layer above them. What the machine writes
+    /// to now stays as it is, until it is sealed.
+    pub(super) async fn merge(&self, home: &Home, job: &Job) -> Result<(), Error> {
+        loop {
+            let definition = home.load()?;
+            let roots = self.roots(home, &definition)?;
+            let Some((upper, lower)) = mergeable(&definition, &roots) else { return Ok(()) };
+            job.step("Merging layers of the disk");
+            self.merge_one(home, definition, (upper, lower), job).await?;
+        }
+    }
+
+    async fn merge_one(
+        &self,
+        home: &Home,
+        definition: Definition,
+        (upper, lower): (u64, u64),
+        job: &Job,
+    ) -> Result<(), Error> {
+        let Some(deep) = definition.layers.get(&lower).cloned() else { return Ok(()) };
+        let (path, below) = (home.layer(upper), self.below(home, &definition, &deep));
+        let merged = path.with_extension(MERGED);
+        let (from, to) = (path.clone(), merged.clone());
+        job.block(move || fs::copy(&from, &to).map(drop).map_err(Error::file("write", &to)))
+            .await?;
+        let tool = tool().args(["rebase", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]);
+        let rebased = job.run(tool.arg(relative(&merged, &below)).arg(&merged)).await;
+        let record = async {
+            rebased?;
+            let (at, job_) = (merged.clone(), job.clone());
+            let digest = move || {
+                let synced = fs::File::open(&at).and_then(|file| file.sync_all());
+                synced.map_err(Error::file("write", &at))?;
+                let record = FileRecord::of(&at, || job_.check().map_err(std::io::Error::other));
+                record.map_err(Error::file("read", &at))
+            };
+            job.block(digest).await
+        };
+        let record = match record.await {
+            Ok(record) => record,
+            Err(error) => {
+                remove(&merged)?;
+                return Err(error);
+            }
+        };
+        // From here on a crash is put right by `finish_merges`.
+        home.change(|definition| {
+            if let Some(layer) = definition.layers.get_mut(&upper) {
+                layer.merged = Some(record);
+            }
+        })?;
+        fs::rename(&merged, &path).map_err(Error::file("name", &path))?;
+        self.finish_merges(home)
+    }
+
+    /// Settles layers that were about to be replaced: the file is the old one or the new one.
+    pub(super) fn finish_merges(&self, home: &Home) -> Result<(), Error> {
+        let mut definition = home.load()?;
+        let belows: BTreeMap<u64, Below> = definition
+            .layers
+            .iter()
+            .map(|(number, layer)| (*number, layer.below.clone()))
+            .collect();
+        let mut changed = false;
+        for (number, layer) in &mut definition.layers {
+            let Some(record) = layer.merged.take() else { continue };
+            changed = true;
+            let path = home.layer(*number);
+            if let (Ok(()), Below::Layer(lower)) =
+                (self.verified.check(&path, &record), &layer.below)
+                && let Some(below) = belows.get(lower)
+            {
+                layer.sealed = Some(record);
+                layer.below = below.clone();
+            }
+            remove(&path.with_extension(MERGED))?;
+        }
+        if changed {
+            content::sync_directory(&home.dir.join("layers"))
+                .map_err(Error::file("write", &home.dir))?;
+            home.store(&definition)?;
+        }
+        self.collect(home)
+    }
+}
+
+/// A sealed layer, and the one below it that nothing else stands on.
+fn mergeable(definition: &Definition, roots: &BTreeSet<u64>) -> Option<(u64, u64)> {
+    let mut above: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for (number, layer) in &definition.layers {
+        if let Below::Layer(below) = layer.below {
+            above.entry(below).or_default().push(*number);
+        }
+    }
+    above.into_iter().find_map(|(lower, upper)| match upper.as_slice() {
+        [upper] if !roots.contains(&lower) && *upper != definition.active => Some((*upper, lower)),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Network;
+    use crate::qemu::home::Hardware;
+
+    #[test]
+    fn paths_are_named_from_where_they_are_used() {
+        let check = |from: &str, to: &str, wanted: &str| {
+            assert_eq!(relative(Path::new(from), Path::new(to)), Path::new(wanted));
+        };
+        check("/d/twins/a/layers/2.qcow2", "/d/twins/a/layers/1.qcow2", "1.qcow2");
+        check("/d/twins/a/layers/1.qcow2", "/d/twins/b/layers/1.qcow2", "../../b/layers/1.qcow2");
+        check("/d/twins/a/layers/1.qcow2", "/i/x/disk.qcow2", "../../../../i/x/disk.qcow2");
+    }
+
+    #[test]
+    fn only_what_one_layer_alone_stands_on_is_merged() {
+        let hardware = Hardware {
+            image: "0".repeat(64).parse().unwrap(),
+            memory_bytes: 1 << 30,
+            processors: 1,
+            mac: "52:54:00:00:00:01".parse().unwrap(),
+        };
+        // 1 ◄─ 2 ◄─ 3 ◄─ 4 (active), 2 ◄─ 5
+        let mut definition = Definition::new(hardware, Network::Isolated, Below::Image);
+        for (number, below) in [(2, 1), (3, 2), (4, 3), (5, 2)] {
+            let layer = Layer { below: Below::Layer(below), sealed: None, merged: None };
+            definition.layers.insert(number, layer);
+        }
+        definition.active = 4;
+        let check = |roots: &[u64], wanted| {
+            let roots = roots.iter().copied().collect();
+            assert_eq!(mergeable(&definition, &roots), wanted, "{roots:?}");
+        };
+        check(&[1, 2, 3, 4, 5], None);
+        check(&[2, 3, 4, 5], Some((2, 1)));
+        // Two stand on 2, and what stands on 3 is still written to.
+        check(&[1, 4, 5], None);
+    }
+}

@@ -1,0 +1,326 @@
+//! Machines in QEMU processes of our own: no daemon, no root.
+//!
+//! ```text
+//! Qemu ─► home: what a machine is, on disk          acceleration: does KVM boot a guest
+//!     ├─► power: start, shut down, look             network: what leads in and out
+//!     ├─► save: snapshots        ─► memory          disk: layers, and merging them
+//!     ├─► restore: revert, clone                    process, command, qmp: one QEMU
+//!     └─► recover: what was cut off
+//! ```
+//!
+//! A QEMU outlives the process that started it, and is found again by the next one.
+//!
+//! # Invariants
+//! - One process works with a directory of machines, and in it one operation with a machine.
+//! - Which layer is written to is stored before QEMU switches to it: the new one is empty, so
+//!   that it is right either way.
+
+mod acceleration;
+mod command;
+mod disk;
+mod home;
+mod memory;
+mod network;
+mod power;
+mod process;
+mod qmp;
+mod recover;
+mod restore;
+mod save;
+
+use crate::content::{self, Verified};
+use crate::image::{MachineName, SnapshotName, Store};
+use crate::job::Job;
+use crate::machine::{
+    About, Error, Hypervisor, Line, Listed, Machine, NewClone, NewSnapshot, Seen, Snapshot, State,
+    Stream,
+};
+use acceleration::Found;
+use async_trait::async_trait;
+use home::{Below, Definition, Hardware, Home};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::net::UnixStream;
+use tokio::sync::OnceCell;
+
+/// The machines of one directory. Clones are the same machines.
+#[derive(Debug, Clone)]
+pub struct Qemu {
+    root: PathBuf,
+    images: Store,
+    version: String,
+    verified: Verified,
+    acceleration: Arc<OnceCell<Found>>,
+    busy: Arc<Mutex<BTreeSet<MachineName>>>,
+    /// Locked while any of the clones is there.
+    _lock: Arc<fs::File>,
+}
+
+/// The right to work with a machine; it ends when this is dropped.
+#[derive(Debug)]
+struct Turn {
+    busy: Arc<Mutex<BTreeSet<MachineName>>>,
+    name: MachineName,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
+}
+
+impl Qemu {
+    /// Opens the directory, makes it if need be, and puts in order what was cut off.
+    ///
+    /// # Errors
+    /// When another process works with it, or QEMU is missing or too old.
+    pub async fn open(root: &Path, images: Store, job: &Job) -> Result<Self, Error> {
+        home::make(root)?;
+        let root = root.canonicalize().map_err(Error::file("find", root))?;
+        let lock = content::hold(&root).map_err(Error::file("lock", &root))?;
+        let Some(lock) = lock else {
+            return Err(Error::Taken { directory: root });
+        };
+        let qemu = Self {
+            version: process::version(job).await?,
+            root,
+            images,
+            verified: Verified::default(),
+            acceleration: Arc::default(),
+            busy: Arc::default(),
+            _lock: Arc::new(lock),
+        };
+        for name in qemu.names()? {
+            let _turn = qemu.turn(&name)?;
+            if let Err(error) = qemu.recover(&qemu.home(&name)).await {
+                tracing::warn!(machine = %name, error = &error as &dyn std::error::Error, "a machine could not be put in order");
+            }
+        }
+        Ok(qemu)
+    }
+
+    /// Images that machines here begin from, and those machines.
+    ///
+    /// # Errors
+    /// When the machines can't be listed.
+    pub fn images_in_use(&self) -> Result<BTreeMap<crate::image::ImageId, Vec<String>>, Error> {
+        let mut used: BTreeMap<_, Vec<String>> = BTreeMap::new();
+        for name in self.names()? {
+            if let Ok(definition) = self.home(&name).load() {
+                used.entry(definition.hardware.image).or_default().push(name.to_string());
+            }
+        }
+        Ok(used)
+    }
+
+    fn home(&self, name: &MachineName) -> Home {
+        Home::new(&self.root, name)
+    }
+
+    fn names(&self) -> Result<Vec<MachineName>, Error> {
+        let names = home::entries(&self.root)?;
+        let names = names.iter().filter_map(|name| name.parse().ok());
+        Ok(names.filter(|name| self.home(name).exists()).collect())
+    }
+
+    fn turn(&self, name: &MachineName) -> Result<Turn, Error> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if !busy.insert(name.clone()) {
+            return Err(Error::Busy { name: name.clone() });
+        }
+        Ok(Turn { busy: Arc::clone(&self.busy), name: name.clone() })
+    }
+
+    /// What machines with this image run with; found out once.
+    async fn acceleration(&self, image: &crate::image::Image, job: &Job) -> Result<&Found, Error> {
+        let find = async {
+            if let Some(found) = acceleration::look() {
+                return Ok(found);
+            }
+            match &image.direct {
+                Some(direct) => {
+                    job.step("Finding out whether KVM boots a guest here");
+                    acceleration::boot(direct, job).await
+                }
+                // Nothing to boot for certain: what works everywhere, and it is not kept.
+                None => Err(Error::Unsupported { what: "a trial boot", hypervisor: "qemu" }),
+            }
+        };
+        self.acceleration.get_or_try_init(|| find).await
+    }
+
+    async fn begin(
+        &self,
+        machine: &Machine,
+        below: Below,
+        over: (PathBuf, Option<u64>),
+        job: &Job,
+    ) -> Result<(Home, Definition), Error> {
+        let home = self.home(&machine.name);
+        if home.exists() {
+            return Err(Error::Exists { name: machine.name.clone() });
+        }
+        // What a creation that was cut off has left.
+        home::remove(&home.dir)?;
+        let hardware = Hardware {
+            image: machine.image.clone(),
+            memory_bytes: machine.memory_bytes,
+            processors: machine.processors,
+            mac: machine.mac.clone(),
+        };
+        let definition = Definition::new(hardware, machine.network, below);
+        let made = async {
+            home.make()?;
+            fs::write(home.seed(), &machine.seed).map_err(Error::file("write", home.seed()))?;
+            disk::create(&home.layer(1), &over.0, over.1, job).await
+        };
+        if let Err(error) = made.await {
+            home::remove(&home.dir)?;
+            return Err(error);
+        }
+        Ok((home, definition))
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    async fn about(&self) -> Result<About, Error> {
+        let looked = acceleration::look();
+        let known = self.acceleration.get().or(looked.as_ref());
+        let (acceleration, reason) = match known {
+            Some(found) => (found.acceleration, found.reason.clone()),
+            None => (
+                crate::machine::Acceleration::Kvm,
+                Some("/dev/kvm is there; whether it boots a guest shows at the first start".into()),
+            ),
+        };
+        Ok(About { hypervisor: "qemu", version: self.version.clone(), acceleration, reason })
+    }
+
+    async fn define(&self, machine: Machine, job: &Job) -> Result<(), Error> {
+        let _turn = self.turn(&machine.name)?;
+        if !machine.memory_bytes.is_multiple_of(2 << 20) || machine.memory_bytes == 0 {
+            let what = "memory that is no multiple of 2 MiB";
+            return Err(Error::Unsupported { what, hypervisor: "qemu" });
+        }
+        let (images, id) = (self.images.clone(), machine.image.clone());
+        let image = job.block(move || images.acquire(&id).map_err(Error::from)).await?;
+        let size = machine.disk_bytes.max(image.manifest.virtual_size_bytes);
+        let made = self.begin(&machine, Below::Image, (image.disk, Some(size)), job).await?;
+        let (home, definition) = made;
+        home.store(&definition)
+    }
+
+    async fn list(&self) -> Result<Vec<MachineName>, Error> {
+        self.names()
+    }
+
+    async fn show(&self, name: &MachineName) -> Result<Seen, Error> {
+        self.look(&self.home(name)).await
+    }
+
+    async fn start(&self, name: &MachineName, job: &Job) -> Result<(), Error> {
+        let _turn = self.turn(name)?;
+        self.power_on(&self.home(name), job).await
+    }
+
+    async fn shut_down(&self, name: &MachineName, job: &Job) -> Result<(), Error> {
+        let _turn = self.turn(name)?;
+        self.power_down(&self.home(name), job).await
+    }
+
+    async fn power_off(&self, name: &MachineName) -> Result<(), Error> {
+        let _turn = self.turn(name)?;
+        self.cut_power(&self.home(name)).await
+    }
+
+    async fn forget(&self, name: &MachineName) -> Result<(), Error> {
+        let _turn = self.turn(name)?;
+        let home = self.home(name);
+        if self.look(&home).await?.state != State::Stopped {
+            return Err(Error::Running { name: name.clone(), doing: "remove it" });
+        }
+        let clones = self.clones_of(name)?;
+        if !clones.is_empty() {
+            let clones = clones.keys().map(MachineName::to_string).collect::<Vec<_>>().join(", ");
+            return Err(Error::Cloned { name: name.clone(), clones });
+        }
+        let origin = home.load()?.origin;
+        home::remove(&home.dir)?;
+        // The layers it began from may have been kept for it alone.
+        let origin =
+            origin.map(|origin| origin.machine).filter(|origin| self.home(origin).exists());
+        if let Some(Ok(_turn)) = origin.as_ref().map(|origin| self.turn(origin)) {
+            self.collect(&self.home(&_turn.name))?;
+        }
+        Ok(())
+    }
+
+    async fn snapshot(
+        &self,
+        name: &MachineName,
+        wish: NewSnapshot,
+        job: &Job,
+    ) -> Result<Snapshot, Error> {
+        let _turn = self.turn(name)?;
+        self.save(&self.home(name), wish, job).await
+    }
+
+    async fn snapshots(&self, name: &MachineName) -> Result<Vec<Listed>, Error> {
+        let home = self.home(name);
+        home.load()?;
+        let mut listed = Vec::new();
+        for snapshot in home.snapshots()? {
+            let manifest = home.manifest(&snapshot);
+            let snapshot_ = manifest.map(|manifest| home.describe(&manifest));
+            listed.push(Listed { name: snapshot, snapshot: snapshot_ });
+        }
+        let at = |listed: &Listed| listed.snapshot.as_ref().ok().map(|snapshot| snapshot.at);
+        listed.sort_by(|a, b| at(a).cmp(&at(b)).then_with(|| a.name.cmp(&b.name)));
+        Ok(listed)
+    }
+
+    async fn revert(
+        &self,
+        name: &MachineName,
+        snapshot: &SnapshotName,
+        job: &Job,
+    ) -> Result<(), Error> {
+        let _turn = self.turn(name)?;
+        self.put_back(&self.home(name), snapshot, job).await
+    }
+
+    async fn delete_snapshot(
+        &self,
+        name: &MachineName,
+        snapshot: &SnapshotName,
+        job: &Job,
+    ) -> Result<(), Error> {
+        let _turn = self.turn(name)?;
+        self.delete(&self.home(name), snapshot, job).await
+    }
+
+    async fn clone_at(
+        &self,
+        name: &MachineName,
+        snapshot: &SnapshotName,
+        clone: NewClone,
+        job: &Job,
+    ) -> Result<(), Error> {
+        // The machine itself is only read, but its layers must not be merged meanwhile.
+        let _turn = self.turn(name)?;
+        let _clone = self.turn(&clone.name)?;
+        self.branch(&self.home(name), snapshot, clone, job).await
+    }
+
+    async fn connect(&self, name: &MachineName, to: Line) -> Result<Box<dyn Stream>, Error> {
+        let home = self.home(name);
+        let gone = || Error::NotRunning { name: name.clone(), doing: "talk to it" };
+        let run = home.run(home.load()?.run.ok_or_else(gone)?);
+        let (_dir, path) = process::socket(&run, command::socket(to)).map_err(|_error| gone())?;
+        let stream = UnixStream::connect(&path).await.map_err(|_error| gone())?;
+        Ok(Box::new(stream))
+    }
+}

@@ -1,0 +1,282 @@
+//! A machine as a machine: giving it power, taking it away, looking how it is.
+//!
+//! ```text
+//! power_on: run/N made ─► network ─► QEMU, running or waiting for a saved moment ─► a port to SSH
+//! ```
+
+use super::acceleration::Found;
+use super::command::{self, Command, Memory};
+use super::home::{Definition, Home, remove};
+use super::process::{self, Process};
+use super::qmp::{self, Qmp};
+use super::{Qemu, network};
+use crate::content;
+use crate::guest_agent::last_of;
+use crate::image::Image;
+use crate::job::Job;
+use crate::machine::{Acceleration, Error, Network, Seen, State};
+use serde::Deserialize;
+use serde_json::json;
+use std::fs;
+use std::time::Duration;
+
+/// A monitor that is free answers at once.
+const GREETING: Duration = Duration::from_secs(5);
+/// How long a guest may take to power off.
+const SHUTDOWN: Duration = Duration::from_secs(180);
+/// The console's log is begun anew beyond it, at the next start.
+const CONSOLE_BYTES: u64 = 16 << 20;
+
+/// What a QEMU is started as.
+pub(super) struct Start<'a> {
+    pub(super) definition: &'a Definition,
+    pub(super) image: &'a Image,
+    pub(super) run: u64,
+    pub(super) layer: u64,
+    pub(super) machine_type: &'a str,
+    pub(super) acceleration: Acceleration,
+    pub(super) memory: Memory,
+    pub(super) network: Network,
+}
+
+/// A QEMU that was started, and the port to its SSH if that is open by now.
+pub(super) struct Started {
+    pub(super) qmp: Qmp,
+    pub(super) ssh_port: Option<u16>,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    status: String,
+}
+
+impl Qemu {
+    pub(super) async fn image(&self, definition: &Definition, job: &Job) -> Result<Image, Error> {
+        let (images, id) = (self.images.clone(), definition.hardware.image.clone());
+        job.block(move || images.acquire(&id).map_err(Error::from)).await
+    }
+
+    pub(super) async fn power_on(&self, home: &Home, job: &Job) -> Result<(), Error> {
+        let definition = home.load()?;
+        match self.look(home).await?.state {
+            State::Running => return Ok(()),
+            State::Stuck(_) => return self.go_on(home, &definition).await,
+            State::Stopped => {}
+        }
+        let image = self.image(&definition, job).await?;
+        let found = match self.acceleration(&image, job).await {
+            Ok(found) => found.clone(),
+            Err(Error::Unsupported { .. }) => {
+                Found { acceleration: Acceleration::Tcg, reason: None }
+            }
+            Err(error) => return Err(error),
+        };
+        job.step(format!("Starting {} with {}", home.name, found.acceleration.as_str()));
+        if let Some(reason) = &found.reason {
+            job.line(reason.clone());
+        }
+        let definition = home.change(|definition| {
+            definition.run = Some(definition.number());
+        })?;
+        let start = Start {
+            definition: &definition,
+            image: &image,
+            run: definition.run.unwrap_or_default(),
+            layer: definition.active,
+            machine_type: "pc",
+            acceleration: found.acceleration,
+            memory: Memory::Fresh,
+            network: definition.network,
+        };
+        let started = self.spawn(home, start, job).await?;
+        self.open_way_in(home, started).await?;
+        home.sweep(&home.load()?)
+    }
+
+    /// Starts a QEMU in a run's directory. When that fails, nothing of it is left.
+    pub(super) async fn spawn(
+        &self,
+        home: &Home,
+        start: Start<'_>,
+        job: &Job,
+    ) -> Result<Started, Error> {
+        let run = home.run(start.run);
+        process::make(&run)?;
+        let log = home.console_log();
+        if fs::metadata(&log).is_ok_and(|found| found.len() > CONSOLE_BYTES) {
+            remove(&log)?;
+        }
+        let command = Command {
+            hardware: &start.definition.hardware,
+            image: start.image,
+            network: start.network,
+            acceleration: start.acceleration,
+            machine_type: start.machine_type,
+            memory: start.memory,
+            layer: (start.layer, home.layer(start.layer)),
+            seed: home.seed(),
+            console_log: log,
+        };
+        let begin = async {
+            let wanted = start.definition.ssh_port;
+            let ssh_port = network::before(start.network, &run, wanted, job).await?;
+            let qmp = process::start(&command, &run, job).await?;
+            Ok(Started { qmp, ssh_port })
+        };
+        match begin.await {
+            Ok(started) => Ok(started),
+            Err(error) => {
+                abandon(home, start.run).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets SSH in, and writes down where.
+    pub(super) async fn open_way_in(&self, home: &Home, started: Started) -> Result<(), Error> {
+        let Started { mut qmp, ssh_port, .. } = started;
+        let wanted = home.load()?.ssh_port;
+        let port = match ssh_port {
+            Some(port) => port,
+            None => network::after(&mut qmp, &home.name, wanted).await?,
+        };
+        if wanted != Some(port) {
+            home.change(|definition| definition.ssh_port = Some(port))?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn power_down(&self, home: &Home, job: &Job) -> Result<(), Error> {
+        let definition = home.load()?;
+        let doing = "power off";
+        let Some((run, process)) = running(home, &definition)? else { return Ok(()) };
+        job.step(format!("Asking {} to power off", home.name));
+        let mut qmp = monitor(home, run, doing).await?;
+        qmp.act("system_powerdown", json!({})).await.map_err(refused(home, doing))?;
+        // The monitor would keep others out while the guest takes its time.
+        drop(qmp);
+        let ended = tokio::time::timeout(SHUTDOWN, job.within(process.ended())).await;
+        match ended {
+            Ok(ended) => ended,
+            Err(_) => {
+                let (name, console) = (home.name.clone(), last_of(&home.console_log()));
+                Err(Error::Silent { name, doing, limit: SHUTDOWN, console })
+            }
+        }
+    }
+
+    pub(super) async fn cut_power(&self, home: &Home) -> Result<(), Error> {
+        match running(home, &home.load()?)? {
+            Some((_, process)) => process.kill().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Lets a machine that stands still go on.
+    async fn go_on(&self, home: &Home, definition: &Definition) -> Result<(), Error> {
+        let doing = "go on";
+        let Some((run, _)) = running(home, definition)? else { return Ok(()) };
+        let mut qmp = monitor(home, run, doing).await?;
+        qmp.act("cont", json!({})).await.map_err(refused(home, doing))
+    }
+
+    pub(super) async fn look(&self, home: &Home) -> Result<Seen, Error> {
+        let definition = home.load()?;
+        let mut acceleration = None;
+        let state = match running(home, &definition)? {
+            None => State::Stopped,
+            Some((run, process)) => {
+                acceleration = self.acceleration.get().map(|found| found.acceleration);
+                match ask(home, run).await {
+                    Ok((status, kvm)) => {
+                        let kind = if kvm { Acceleration::Kvm } else { Acceleration::Tcg };
+                        acceleration = Some(kind);
+                        state(&status)
+                    }
+                    // It may have ended just now.
+                    Err(_) if running(home, &definition)?.is_none() => State::Stopped,
+                    Err(error) => {
+                        drop(process);
+                        State::Stuck(format!("QEMU does not answer: {error}"))
+                    }
+                }
+            }
+        };
+        let is_stopped = state == State::Stopped;
+        Ok(Seen {
+            state,
+            image: definition.hardware.image,
+            memory_bytes: definition.hardware.memory_bytes,
+            processors: definition.hardware.processors,
+            mac: definition.hardware.mac,
+            network: definition.network,
+            acceleration,
+            ssh_port: definition.ssh_port.filter(|_| !is_stopped),
+            origin: definition.origin.map(|origin| (origin.machine, origin.snapshot)),
+            current: definition.current,
+            used_bytes: content::used(&home.dir),
+            console_log: home.console_log(),
+        })
+    }
+}
+
+/// The status of QEMU, and whether it runs with KVM.
+async fn ask(home: &Home, run: u64) -> Result<(String, bool), qmp::Error> {
+    #[derive(Deserialize)]
+    struct Kvm {
+        enabled: bool,
+    }
+    let opened = process::socket(&home.run(run), command::LOOK);
+    let (_dir, path) = opened.map_err(|_gone| qmp::Error::Closed)?;
+    let mut qmp = Qmp::connect(&path, GREETING).await?;
+    let status: Status = qmp.call("query-status", json!({})).await?;
+    let kvm: Kvm = qmp.call("query-kvm", json!({})).await?;
+    Ok((status.status, kvm.enabled))
+}
+
+fn state(status: &str) -> State {
+    match status {
+        // Those it passes through while an operation is on.
+        "running" | "paused" | "inmigrate" | "prelaunch" | "postmigrate" | "finish-migrate"
+        | "save-vm" | "restore-vm" | "suspended" => State::Running,
+        "shutdown" => State::Stopped,
+        "io-error" => State::Stuck(
+            "its disk could not be written, most likely for want of space; make room and start it"
+                .to_owned(),
+        ),
+        "guest-panicked" => State::Stuck("its kernel panicked".to_owned()),
+        other => State::Stuck(format!("QEMU says {other}")),
+    }
+}
+
+/// The run that is on, and its process.
+pub(super) fn running(
+    home: &Home,
+    definition: &Definition,
+) -> Result<Option<(u64, Process)>, Error> {
+    let Some(run) = definition.run else { return Ok(None) };
+    Ok(process::find(&home.run(run))?.map(|process| (run, process)))
+}
+
+pub(super) async fn monitor(home: &Home, run: u64, doing: &'static str) -> Result<Qmp, Error> {
+    let (_dir, path) = process::socket(&home.run(run), command::MONITOR)?;
+    Qmp::connect(&path, GREETING).await.map_err(refused(home, doing))
+}
+
+/// What the monitor said, as an error of this machine.
+pub(super) fn refused(home: &Home, doing: &'static str) -> impl Fn(qmp::Error) -> Error + use<> {
+    let name = home.name.clone();
+    move |error| match error {
+        qmp::Error::Closed => Error::Gone { name: name.clone(), doing },
+        error => Error::Refused { name: name.clone(), doing, what: error.to_string() },
+    }
+}
+
+/// Ends what was begun in a run's directory, and removes that.
+pub(super) async fn abandon(home: &Home, run: u64) -> Result<(), Error> {
+    let dir = home.run(run);
+    if let Some(process) = process::find(&dir)? {
+        process.kill().await?;
+    }
+    remove(&dir)
+}

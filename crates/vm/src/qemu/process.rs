@@ -1,0 +1,231 @@
+//! The processes that machines run in: starting them, finding them again, ending them.
+//!
+//! ```text
+//! run/N/process   "PID START BOOT": the process, when it began, and since which boot of this
+//!                 machine; all three or it is another one
+//! ```
+//!
+//! A QEMU outlives the server that started it, and so does what is its network. It is signalled by a handle of the process, never by its number alone.
+
+use super::command::{self, Command};
+use super::home;
+use super::qmp::Qmp;
+use crate::job::{self, Job, Tool};
+use crate::machine::Error;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The program, and the package it is in.
+pub(super) const TOOL: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
+
+/// The first with all that saved moments need.
+const WANTED: &str = "9.0";
+const IDENTITY: &str = "process";
+/// What QEMU says, which is why it ended.
+const LOG: &str = "qemu.log";
+/// For a monitor that listens to greet.
+const READY: Duration = Duration::from_secs(10);
+/// Until a process that was killed is gone: it has memory to give back.
+const END: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(2);
+/// Paths of sockets are short, and that of a run may not be: it is opened, and named by number.
+const SELF: &str = "/proc/self/fd";
+
+/// A process that was found to be the one written down.
+#[derive(Debug)]
+pub(super) struct Process {
+    handle: OwnedFd,
+}
+
+/// The version of the QEMU that is installed.
+pub(super) async fn version(job: &Job) -> Result<String, Error> {
+    let answer = job.ask(Tool::new(TOOL.0, TOOL.1).arg("--version")).await?;
+    let number =
+        answer.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    let number = number.unwrap_or_default();
+    let first = |text: &str| text.split('.').next().and_then(|n| n.parse::<u32>().ok());
+    if first(number) < first(WANTED) {
+        let (program, found) = (TOOL.0.to_owned(), number.to_owned());
+        return Err(Error::TooOld { program, found, wanted: WANTED });
+    }
+    Ok(number.to_owned())
+}
+
+/// Starts a QEMU in its run's directory, and connects to its monitor as soon as it listens.
+pub(super) async fn start(command: &Command<'_>, run: &Path, job: &Job) -> Result<Qmp, Error> {
+    let log = run.join(LOG);
+    let file = fs::File::create(&log).map_err(Error::file("make", &log))?;
+    let tool = Tool::new(TOOL.0, TOOL.1).args(command.arguments()).within_directory(run);
+    let mut child = tool.detach(file)?;
+    let number = child.id().and_then(|id| i32::try_from(id).ok());
+    let identity = number.and_then(|pid| Some(format!("{pid} {} {}\n", began(pid)?, boot()?)));
+    let path = run.join(IDENTITY);
+    fs::write(&path, identity.unwrap_or_default()).map_err(Error::file("write", &path))?;
+    let (_dir, monitor) = socket(run, command::MONITOR)?;
+    let listens = async {
+        loop {
+            if let Ok(qmp) = Qmp::connect(&monitor, READY).await {
+                return Ok(qmp);
+            }
+            let ended = child.try_wait().map_err(Error::file("wait for", run))?;
+            if let Some(status) = ended {
+                let last = fs::read_to_string(&log).unwrap_or_default();
+                let last = last.trim().replace('\n', "; ");
+                let (program, code) = (TOOL.0.to_owned(), status.code());
+                let status = status.to_string();
+                return Err(job::Error::Failed { program, status, code, last }.into());
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    job.within(listens).await
+}
+
+/// The process of this run, if it is alive.
+pub(super) fn find(run: &Path) -> Result<Option<Process>, Error> {
+    let Some(text) = identity(run)? else { return Ok(None) };
+    let mut words = text.split_whitespace();
+    let (pid, start, since) = (words.next(), words.next(), words.next());
+    let pid = pid.and_then(|pid| pid.parse::<i32>().ok()).filter(|pid| *pid > 0);
+    let Some((number, pid)) = pid.and_then(|number| Some((number, Pid::from_raw(number)?))) else {
+        return Ok(None);
+    };
+    let handle = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(handle) => handle,
+        Err(rustix::io::Errno::SRCH) => return Ok(None),
+        Err(error) => return Err(Error::file("open the process of", run)(error.into())),
+    };
+    // With the handle open the number can't become another's while it is compared.
+    let same = match (start, since) {
+        (Some(start), Some(since)) => {
+            began(number).is_some_and(|found| found.to_string() == start)
+                && boot().is_some_and(|found| found == since)
+        }
+        // We were killed before the identity was written: this is QEMU's own file.
+        (None, None) => program(number).is_some_and(|name| name.contains("qemu")),
+        _ => false,
+    };
+    Ok(same.then_some(Process { handle }))
+}
+
+impl Process {
+    /// Takes its power away and waits until it is gone.
+    pub(super) async fn kill(self) -> Result<(), Error> {
+        let failed = |error: rustix::io::Errno| Error::file("end the process", SELF)(error.into());
+        match pidfd_send_signal(&self.handle, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let ended = tokio::time::timeout(END, self.ended()).await;
+        ended.unwrap_or_else(|_| Err(failed(rustix::io::Errno::TIMEDOUT)))
+    }
+
+    /// Waits until it has ended.
+    pub(super) async fn ended(self) -> Result<(), Error> {
+        loop {
+            let mut handle = [PollFd::new(&self.handle, PollFlags::IN)];
+            let now = Timespec::default();
+            let ended = rustix::event::poll(&mut handle, Some(&now));
+            match ended.map_err(|error| Error::file("wait for the process", SELF)(error.into()))? {
+                0 => tokio::time::sleep(PAUSE).await,
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+/// What is written of a run's process: by us, or else its number alone by QEMU.
+fn identity(run: &Path) -> Result<Option<String>, Error> {
+    for name in [IDENTITY, command::PID] {
+        let path = run.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) if text.trim().is_empty() => {}
+            Ok(text) => return Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::file("read", &path)(error)),
+        }
+    }
+    Ok(None)
+}
+
+/// What a run's process holds in memory; zero when it is gone.
+pub(super) fn resident_bytes(run: &Path) -> u64 {
+    let read = || {
+        let text = identity(run).ok()??;
+        let pid = text.split_whitespace().next()?.parse::<u32>().ok()?;
+        let status = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+        status.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    read().unwrap_or(0) * rustix::param::page_size() as u64
+}
+
+/// A socket's path through an open directory, short whatever the directory's is. The directory
+/// has to stay open while the path is used.
+pub(super) fn socket(run: &Path, name: &str) -> Result<(fs::File, PathBuf), Error> {
+    let dir = fs::File::open(run).map_err(Error::file("open", run))?;
+    let path = Path::new(SELF).join(dir.as_raw_fd().to_string()).join(name);
+    Ok((dir, path))
+}
+
+/// A fresh directory for a run.
+pub(super) fn make(run: &Path) -> Result<(), Error> {
+    home::remove(run)?;
+    home::make(run)
+}
+
+/// When a process began, in ticks since this machine's boot; `None` when it is gone or done.
+fn began(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name is in brackets and may hold anything.
+    let mut rest = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = rest.next()?;
+    (state != "Z" && state != "X").then(|| rest.nth(18)?.parse().ok())?
+}
+
+fn program(pid: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/comm")).ok()
+}
+
+fn boot() -> Option<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_process_that_was_written_down_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let child = tokio::process::Command::new("sleep")
+            .arg("1000")
+            .stdout(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id().unwrap()).unwrap();
+        let write = |text: String| fs::write(dir.path().join("process"), text).unwrap();
+        let (start, since) = (began(pid).unwrap(), boot().unwrap());
+        for other in [
+            format!("{pid} {} {since}", start + 1),
+            format!("{pid} {start} other"),
+            format!("{pid}"),
+            "0 0 0".to_owned(),
+            "-1 1 1".to_owned(),
+            String::new(),
+        ] {
+            write(other.clone());
+            assert!(find(dir.path()).unwrap().is_none(), "{other:?}");
+        }
+        write(format!("{pid} {start} {since}\n"));
+        let process = find(dir.path()).unwrap().unwrap();
+        process.kill().await.unwrap();
+        assert!(find(dir.path()).unwrap().is_none());
+    }
+}

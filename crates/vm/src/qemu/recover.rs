@@ -1,0 +1,47 @@
+//! Puts a machine in order after the process that worked with it was cut off, or its QEMU was.
+//!
+//! ```text
+//! a QEMU that is not the machine's run (a revert that was not stored)   ─► ended
+//! the machine's QEMU, stopped in the middle of a snapshot or a revert   ─► goes on
+//! the layer it writes to                                                ─► as QEMU says
+//! half-made snapshots, layers and runs nobody needs                     ─► removed
+//! ```
+
+use super::Qemu;
+use super::home::{Home, entries};
+use super::power::{abandon, monitor, running};
+use super::save::{active, settle};
+use crate::machine::Error;
+use serde_json::{Value, json};
+
+impl Qemu {
+    pub(super) async fn recover(&self, home: &Home) -> Result<(), Error> {
+        let mut definition = home.load()?;
+        for name in entries(&home.dir.join("run"))? {
+            if let Ok(run) = name.parse::<u64>()
+                && definition.run != Some(run)
+            {
+                abandon(home, run).await?;
+            }
+        }
+        if let Some((run, _process)) = running(home, &definition)? {
+            let mut qmp = monitor(home, run, "be put in order").await?;
+            let mut writes_to = active(&mut qmp).await.unwrap_or(definition.active);
+            if !definition.layers.contains_key(&writes_to) {
+                writes_to = definition.active;
+            }
+            let unused = definition.active;
+            let status: Result<Value, _> = qmp.call("query-status", json!({})).await;
+            let runs = status.is_ok_and(|status| status.get("running") == Some(&json!(true)));
+            if writes_to != unused || !runs {
+                settle(&mut qmp, unused).await;
+                writes_to = active(&mut qmp).await.unwrap_or(writes_to);
+            }
+            if writes_to != definition.active {
+                definition.active = writes_to;
+                home.store(&definition)?;
+            }
+        }
+        self.finish_merges(home)
+    }
+}

@@ -1,0 +1,441 @@
+//! Saves a machine as it is.
+//!
+//! ```text
+//! live:  an empty layer is made ─► memory and devices go to a file while the guest runs
+//!        ─► the guest stands still: last pages, then the disk switches to the empty layer
+//!        ─► the guest goes on ─► the file is split, all is digested, the snapshot gets its name
+//! disk:  the guest writes out what is pending ─► the disk switches ─► the guest goes on
+//! ```
+//!
+//! # Invariants
+//! - Whatever goes wrong on the way, the guest goes on and nothing of the snapshot is left.
+
+use super::command;
+use super::disk;
+use super::home::{Below, Definition, Home, Layer, Manifest, Moment, make, remove};
+use super::memory;
+use super::power::{monitor, refused, running};
+use super::qmp::{self, Qmp};
+use super::{Qemu, process};
+use crate::content::FileRecord;
+use crate::guest_agent::GuestAgent;
+use crate::job::Job;
+use crate::machine::{Acceleration, Error, Hypervisor, Kind, Line, NewSnapshot, Snapshot, State};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+/// Left free on the disk beside what a snapshot needs.
+const SPARE_BYTES: u64 = 64 << 20;
+/// While the guest is asked to write out what is pending.
+const QUIESCE: Duration = Duration::from_secs(5);
+/// After a migration, for QEMU to put away what it needed for it.
+const GO_ON: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_micros(500);
+const LOOK: Duration = Duration::from_millis(250);
+pub(super) const MEMORY: &str = "memory";
+pub(super) const DEVICES: &str = "devices";
+
+/// From which layer to which a machine is switched, and for what.
+#[derive(Clone, Copy)]
+struct Switch<'a> {
+    old: u64,
+    new: u64,
+    wish: &'a NewSnapshot,
+}
+
+/// What the monitor was found to hold.
+struct Held {
+    pause: Duration,
+    machine_type: String,
+    acceleration: Acceleration,
+}
+
+impl Qemu {
+    pub(super) async fn save(
+        &self,
+        home: &Home,
+        wish: NewSnapshot,
+        job: &Job,
+    ) -> Result<Snapshot, Error> {
+        let definition = home.load()?;
+        if home.snapshot(&wish.name).exists() {
+            let (name, snapshot) = (home.name.clone(), wish.name);
+            return Err(Error::SnapshotExists { name, snapshot });
+        }
+        match (self.look(home).await?.state, wish.kind) {
+            (State::Running, _) | (State::Stopped, Kind::Disk) => {}
+            (State::Stopped, Kind::Live) => {
+                let (name, doing) = (home.name.clone(), "save its memory, or save its disk alone");
+                return Err(Error::NotRunning { name, doing });
+            }
+            (State::Stuck(what), _) => {
+                let (name, doing) = (home.name.clone(), "save it");
+                return Err(Error::Refused { name, doing, what });
+            }
+        }
+        make(&home.partial(&wish.name))?;
+        let made = self.save_into(home, definition, &wish, job).await;
+        if made.is_err() {
+            remove(&home.partial(&wish.name))?;
+            self.collect(home)?;
+        }
+        made
+    }
+
+    async fn save_into(
+        &self,
+        home: &Home,
+        definition: Definition,
+        wish: &NewSnapshot,
+        job: &Job,
+    ) -> Result<Snapshot, Error> {
+        let (old, live) = (definition.active, wish.kind == Kind::Live);
+        let run = running(home, &definition)?;
+        if let Some((run, _)) = &run
+            && live
+        {
+            room(home, process::resident_bytes(&home.run(*run)) + SPARE_BYTES)?;
+        }
+        let new = self.add_layer(home, Below::Layer(old), job).await?;
+        let held = match &run {
+            None => {
+                home.change(|definition| definition.active = new)?;
+                None
+            }
+            Some((run, _)) => {
+                let mut qmp = monitor(home, *run, "be saved").await?;
+                let held = self.switch(home, &mut qmp, Switch { old, new, wish }, job).await;
+                if held.is_err() {
+                    settle(&mut qmp, new).await;
+                    let active = active(&mut qmp).await.unwrap_or(new);
+                    home.change(|definition| definition.active = active)?;
+                }
+                Some(held?)
+            }
+        };
+        self.finish(home, (definition, wish.clone()), held.filter(|_| live), job).await
+    }
+
+    /// An empty layer, known to the definition so that nobody sweeps it away.
+    pub(super) async fn add_layer(
+        &self,
+        home: &Home,
+        below: Below,
+        job: &Job,
+    ) -> Result<u64, Error> {
+        let path = match &below {
+            Below::Layer(number) => home.layer(*number),
+            Below::Of { machine, layer } => self.home(machine).layer(*layer),
+            Below::Image => return Err(Error::Unknown { name: home.name.clone() }),
+        };
+        let mut definition = home.load()?;
+        let number = definition.number();
+        disk::create(&home.layer(number), &path, None, job).await?;
+        definition.layers.insert(number, Layer { below, sealed: None, merged: None });
+        home.store(&definition)?;
+        Ok(number)
+    }
+
+    /// Makes a running machine write to the new layer, and for a live snapshot saves its memory
+    /// as it is at that moment.
+    async fn switch(
+        &self,
+        home: &Home,
+        qmp: &mut Qmp,
+        Switch { old, new, wish }: Switch<'_>,
+        job: &Job,
+    ) -> Result<Held, Error> {
+        #[derive(Deserialize)]
+        struct Kvm {
+            enabled: bool,
+        }
+        let failed = refused(home, "be saved");
+        let machine_type =
+            qmp.call::<String>("qom-get", json!({ "path": "/machine", "property": "type" }));
+        let machine_type = machine_type.await.map_err(&failed)?;
+        let kvm: Kvm = qmp.call("query-kvm", json!({})).await.map_err(&failed)?;
+        let mut layer = command::layer(new, &home.layer(new));
+        if let Some(layer) = layer.as_object_mut() {
+            // It gets its place over the old one when QEMU switches to it.
+            layer.insert("backing".to_owned(), Value::Null);
+        }
+        qmp.act("blockdev-add", layer).await.map_err(&failed)?;
+        // The new layer is empty: with it the disk is right before and after the switch.
+        home.change(|definition| definition.active = new)?;
+        let switch = json!({ "node": command::node(old), "overlay": command::node(new) });
+        let pause = match wish.kind {
+            Kind::Live => {
+                job.step(format!("Saving the memory of {}", home.name));
+                let path = home.partial(&wish.name).join(MEMORY);
+                let stopped = migrate(qmp, &path, job, &failed).await?;
+                qmp.act("blockdev-snapshot", switch).await.map_err(&failed)?;
+                go_on(qmp).await.map_err(&failed)?;
+                let went_on = |event: &qmp::Event| (event.event == "RESUME").then(|| event.at());
+                let went_on = qmp.event(went_on).await.map_err(&failed)?;
+                went_on.saturating_sub(stopped)
+            }
+            Kind::Disk => {
+                job.step(format!("Saving the disk of {}", home.name));
+                let begun = tokio::time::Instant::now();
+                let frozen = self.freeze(home).await;
+                if let Err(error) = &frozen {
+                    job.line(format!(
+                        "the guest did not write out what was pending ({error}); its disk is as after a power cut"
+                    ));
+                }
+                let switched = qmp.act("blockdev-snapshot", switch).await;
+                if let Ok(mut agent) = frozen
+                    && let Err(error) = agent.call("guest-fsfreeze-thaw", json!({})).await
+                {
+                    job.line(format!("the guest did not confirm that it goes on: {error}"));
+                }
+                switched.map_err(&failed)?;
+                begun.elapsed()
+            }
+        };
+        let machine_type = machine_type.trim_end_matches("-machine").to_owned();
+        let acceleration = if kvm.enabled { Acceleration::Kvm } else { Acceleration::Tcg };
+        Ok(Held { pause, machine_type, acceleration })
+    }
+
+    async fn freeze(&self, home: &Home) -> io::Result<GuestAgent> {
+        let stream = self.connect(&home.name, Line::GuestAgent).await;
+        let mut agent = GuestAgent::open(stream.map_err(io::Error::other)?, QUIESCE).await?;
+        agent.call("guest-fsfreeze-freeze", json!({})).await?;
+        Ok(agent)
+    }
+
+    /// Digests what the snapshot is made of, and gives it its name.
+    async fn finish(
+        &self,
+        home: &Home,
+        (definition, wish): (Definition, NewSnapshot),
+        held: Option<Held>,
+        job: &Job,
+    ) -> Result<Snapshot, Error> {
+        let pause = held.as_ref().map(|held| held.pause);
+        let (this, at, job_) = (self.clone(), home.clone(), job.clone());
+        let Definition { active: old, hardware, network, .. } = definition;
+        let memory_bytes = hardware.memory_bytes;
+        job.block(move || {
+            let sealed = this.seal(&at, old, &job_)?;
+            let partial = at.partial(&wish.name);
+            let moment = match held {
+                Some(held) => Some(moment(&partial, memory_bytes, held, network)?),
+                None => None,
+            };
+            at.change(|definition| {
+                if let Some(layer) = definition.layers.get_mut(&old) {
+                    layer.sealed = Some(sealed);
+                }
+                definition.current = Some(wish.name.clone());
+            })?;
+            let pause = pause.unwrap_or_default().as_micros();
+            let manifest = Manifest {
+                format: Manifest::FORMAT,
+                name: wish.name,
+                at: wish.at,
+                labels: wish.labels,
+                pause_us: u64::try_from(pause).unwrap_or(u64::MAX),
+                layer: old,
+                hardware,
+                moment,
+            };
+            at.seal(&manifest)
+        })
+        .await
+    }
+
+    pub(super) async fn delete(
+        &self,
+        home: &Home,
+        snapshot: &crate::image::SnapshotName,
+        job: &Job,
+    ) -> Result<(), Error> {
+        let path = home.snapshot(snapshot);
+        if !path.exists() {
+            let (name, snapshot) = (home.name.clone(), snapshot.clone());
+            return Err(Error::UnknownSnapshot { name, snapshot });
+        }
+        // From the rename on it is gone; what is left is swept, now or at the next start.
+        let partial = home.partial(snapshot);
+        remove(&partial)?;
+        std::fs::rename(&path, &partial).map_err(Error::file("remove", &path))?;
+        home.change(|definition| {
+            definition.current = definition.current.take().filter(|current| current != snapshot);
+        })?;
+        remove(&partial)?;
+        self.collect(home)?;
+        self.merge(home, job).await
+    }
+}
+
+/// Splits what QEMU wrote, and digests it.
+fn moment(
+    partial: &Path,
+    memory_bytes: u64,
+    held: Held,
+    network: crate::machine::Network,
+) -> Result<Moment, Error> {
+    let (memory, devices) = (partial.join(MEMORY), partial.join(DEVICES));
+    let memory_offset = memory::split(&memory, &devices, memory_bytes)?;
+    let record = |path: &Path| FileRecord::of(path, || Ok(())).map_err(Error::file("read", path));
+    Ok(Moment {
+        memory: record(&memory)?,
+        memory_offset,
+        devices: record(&devices)?,
+        machine_type: held.machine_type,
+        acceleration: held.acceleration,
+        network,
+    })
+}
+
+/// Has QEMU write memory and devices to a file; the guest stands still afterwards. Returns
+/// since when.
+async fn migrate(
+    qmp: &mut Qmp,
+    path: &Path,
+    job: &Job,
+    failed: &impl Fn(qmp::Error) -> Error,
+) -> Result<Duration, Error> {
+    capabilities(qmp, true).await.map_err(failed)?;
+    let parameters = json!({
+        "max-bandwidth": 1_u64 << 40,
+        "downtime-limit": 50,
+        "multifd-channels": 2,
+    });
+    qmp.act("migrate-set-parameters", parameters).await.map_err(failed)?;
+    let uri = format!("file:{}", path.to_string_lossy());
+    qmp.act("migrate", json!({ "uri": uri })).await.map_err(failed)?;
+    let mut stopped = Duration::ZERO;
+    let mut touched = false;
+    loop {
+        let pick = |event: &qmp::Event| {
+            if event.event == "STOP" {
+                stopped = event.at();
+            }
+            let status = event.data.get("status").and_then(Value::as_str);
+            (event.event == "MIGRATION").then(|| status.unwrap_or_default().to_owned())
+        };
+        let step = job.within(async {
+            let next = tokio::time::timeout(LOOK, qmp.event(pick)).await;
+            next.map_or(Ok(None), |status| status.map(Some).map_err(failed))
+        });
+        let status = step.await?;
+        match status.as_deref() {
+            Some("completed") => return Ok(stopped),
+            Some("failed" | "cancelled") => return Err(explain(qmp, path, failed).await),
+            Some("active") if !touched => {
+                // A file that was emptied when it was opened is written out when it is first
+                // closed, by ext4 and its like. Done now, that is nothing; done by QEMU at the
+                // end, the guest would stand still for it.
+                touched = File::options().write(true).open(path).is_ok();
+            }
+            None => {
+                #[derive(Deserialize)]
+                struct Ram {
+                    transferred: u64,
+                    total: u64,
+                }
+                #[derive(Deserialize)]
+                struct Info {
+                    ram: Option<Ram>,
+                }
+                let info: Info = qmp.call("query-migrate", json!({})).await.map_err(failed)?;
+                if let Some(ram) = info.ram {
+                    job.bytes(ram.transferred, Some(ram.total));
+                }
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// Lets the guest go on. QEMU tells that a migration is complete a little before it is done.
+async fn go_on(qmp: &mut Qmp) -> Result<(), qmp::Error> {
+    let until = tokio::time::Instant::now() + GO_ON;
+    loop {
+        match qmp.act("cont", json!({})).await {
+            Err(qmp::Error::Refused { .. }) if tokio::time::Instant::now() < until => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Why saving the memory failed: most often there is no room.
+async fn explain(qmp: &mut Qmp, path: &Path, failed: &impl Fn(qmp::Error) -> Error) -> Error {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Info {
+        error_desc: Option<String>,
+    }
+    let directory = path.parent().unwrap_or(path);
+    if let Ok(free_bytes) = free(directory)
+        && free_bytes < SPARE_BYTES
+    {
+        let directory = directory.to_owned();
+        return Error::Full { directory, needed_bytes: SPARE_BYTES, free_bytes };
+    }
+    match qmp.call::<Info>("query-migrate", json!({})).await {
+        Ok(info) => {
+            let text = info.error_desc.unwrap_or_else(|| "no reason was given".to_owned());
+            failed(qmp::Error::Refused { command: "migrate", text })
+        }
+        Err(error) => failed(error),
+    }
+}
+
+/// How migrations are written and read here.
+pub(super) async fn capabilities(qmp: &mut Qmp, out: bool) -> Result<(), qmp::Error> {
+    let capability = |name: &str, on: bool| json!({ "capability": name, "state": on });
+    let list = [
+        capability("mapped-ram", true),
+        capability("events", true),
+        // What is read is small.
+        capability("multifd", out),
+    ];
+    qmp.act("migrate-set-capabilities", json!({ "capabilities": list })).await
+}
+
+/// After a failure: the guest goes on, and a layer that was not switched to is let go.
+pub(super) async fn settle(qmp: &mut Qmp, unused: u64) {
+    // Each may be needless; what matters is how it is afterwards.
+    let cancelled = qmp.act("migrate_cancel", json!({})).await;
+    let gone_on = go_on(qmp).await;
+    let unused = json!({ "node-name": command::node(unused) });
+    for done in [cancelled, gone_on, qmp.act("blockdev-del", unused).await] {
+        if let Err(error) = done {
+            tracing::debug!(%error, "while putting a machine right");
+        }
+    }
+}
+
+/// The layer that QEMU writes to.
+pub(super) async fn active(qmp: &mut Qmp) -> Option<u64> {
+    let blocks: Vec<Value> = qmp.call("query-block", json!({})).await.ok()?;
+    let mut names = blocks.iter().filter_map(|block| {
+        let name = block.get("inserted")?.get("node-name")?.as_str()?;
+        name.strip_prefix("layer-")?.parse().ok()
+    });
+    names.next()
+}
+
+fn free(directory: &Path) -> io::Result<u64> {
+    let found = rustix::fs::statvfs(directory)?;
+    Ok(found.f_bavail * found.f_frsize)
+}
+
+fn room(home: &Home, needed_bytes: u64) -> Result<(), Error> {
+    let free_bytes = free(&home.dir).map_err(Error::file("look at", &home.dir))?;
+    if free_bytes < needed_bytes {
+        let directory = home.dir.clone();
+        return Err(Error::Full { directory, needed_bytes, free_bytes });
+    }
+    Ok(())
+}
