@@ -27,10 +27,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const MANIFEST: &str = "manifest.json";
 const PARTIAL: &str = ".partial-";
 const LOCK: &str = ".lock";
+/// How often the removal of half-made files is tried, and how long apart.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(200);
 const MANIFEST_BYTES: u64 = 16 << 20;
 
 /// The images of one directory. Clones share what was verified. All calls block.
@@ -257,7 +261,7 @@ impl Store {
             if name.starts_with(PARTIAL)
                 && hold(&path).map_err(Error::file("lock", &path))?.is_some()
             {
-                privilege::remove_tree(&path).map_err(Error::file("remove", &path))?;
+                sweep_away(&path);
             }
         }
         Ok(())
@@ -316,6 +320,23 @@ impl Drop for Draft {
                 tracing::warn!(path = %self.path.display(), %error, "could not remove a half-made image; the next start tries again");
             }
             _ => {}
+        }
+    }
+}
+
+/// Removes what is half-made by a process that is gone. Programs it had started may still write
+/// there until they notice; what can't be removed now is tried again at the next start.
+fn sweep_away(path: &Path) {
+    for tries_left in (0..TRIES).rev() {
+        match privilege::remove_tree(path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && tries_left > 0 => {
+                std::thread::sleep(PAUSE);
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "half-made files stay for now");
+                return;
+            }
+            _ => return,
         }
     }
 }
