@@ -3,6 +3,7 @@
 //! Bounded: at the limit a new content is not kept, and the change of its file is then shown
 //! without its text until the file is read again.
 
+use crate::spool::private_directory;
 use model::ContentId;
 use std::collections::VecDeque;
 use std::fs;
@@ -22,12 +23,12 @@ pub(crate) struct Contents {
 
 impl Contents {
     pub(crate) fn open(dir: &Path, limit: u64) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
+        private_directory(dir)?;
         let mut contents = Self { dir: dir.to_owned(), waiting: VecDeque::new(), total: 0, limit };
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
             match entry.file_name().to_str().and_then(|name| name.parse::<ContentId>().ok()) {
-                Some(id) => contents.note(id, entry.metadata()?.len()),
+                Some(id) => contents.note(id, on_disk(entry.metadata()?.len())),
                 // Half written when the agent was killed.
                 None => fs::remove_file(entry.path())?,
             }
@@ -46,7 +47,7 @@ impl Contents {
     /// Keeps a content until it is delivered.
     pub(crate) fn add(&mut self, content: &[u8]) -> io::Result<()> {
         let id = ContentId::of(content);
-        let size = u64::try_from(content.len()).unwrap_or(u64::MAX);
+        let size = on_disk(u64::try_from(content.len()).unwrap_or(u64::MAX));
         if self.waiting.iter().any(|(waiting, _)| *waiting == id) {
             return Ok(());
         }
@@ -103,6 +104,12 @@ impl Contents {
     }
 }
 
+/// What a file of so many bytes takes: file systems give whole blocks, and a name costs, too.
+fn on_disk(bytes: u64) -> u64 {
+    const BLOCK: u64 = 4096;
+    bytes.max(1).next_multiple_of(BLOCK)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,14 +117,14 @@ mod tests {
     #[test]
     fn contents_wait_across_restarts_within_a_limit() {
         let dir = tempfile::tempdir().unwrap();
-        let mut contents = Contents::open(dir.path(), 10).unwrap();
+        let mut contents = Contents::open(dir.path(), 10_000).unwrap();
         contents.add(b"hello").unwrap();
         contents.add(b"hello").unwrap();
         contents.add(b"world").unwrap();
         assert!(contents.add(b"!").is_err());
         fs::write(dir.path().join("x.half"), b"").unwrap();
         drop(contents);
-        let mut contents = Contents::open(dir.path(), 10).unwrap();
+        let mut contents = Contents::open(dir.path(), 10_000).unwrap();
         let batch = contents.batch();
         assert_eq!(batch.len(), 2);
         contents.delivered(&batch.iter().map(|(id, _)| *id).collect::<Vec<_>>());

@@ -30,8 +30,9 @@ use tokio_util::sync::CancellationToken;
 const LEAD: Duration = Duration::from_millis(5);
 const QUIET: Duration = Duration::from_millis(100);
 const MOST: Duration = Duration::from_secs(1);
-/// How long the first delta waits for collectors that have not looked yet.
-const FIRST: Duration = Duration::from_millis(250);
+/// How long the first delta waits for collectors that have not looked yet: what they see later
+/// would seem to be new on the machine.
+const FIRST: Duration = Duration::from_secs(2);
 
 /// Which items a complete look speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]

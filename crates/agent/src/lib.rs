@@ -30,7 +30,7 @@ use engine::{Engine, Report, Seen};
 use host::files::Role;
 use identity::Identity;
 pub use identity::host_name;
-use model::entity::{File, Platform};
+use model::entity::{Container, File, Platform};
 use model::{ContentId, Facts};
 use outbox::{Outbox, Standing};
 use spool::{Opened, Spool};
@@ -100,6 +100,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let mut context = Context::new(config, identity.key, reports, wanted);
     context.shutdown = stop.clone();
     context.known_platform = facts.entity::<Platform>("host").map(Arc::new);
+    context.had_containers = facts.entities::<Container>().next().is_some();
     context.known_files = facts
         .entities::<File>()
         .filter_map(|file| Some((file.path, Role::parse(&file.role)?)))

@@ -259,6 +259,21 @@ impl Outbox {
             }
         }
         match result {
+            // A journal that was put back, with the machine or from a copy, counts anew what the
+            // server has under these numbers.
+            Ok(acknowledged) if acknowledged.sequence > self.spool.newest() => {
+                let (server, here) = (acknowledged.sequence, self.spool.newest());
+                tracing::warn!(
+                    server,
+                    here,
+                    "the server knows later changes than this spool; sending the whole state"
+                );
+                if let Err(error) = self.spool.collapse((self.new_stream)()) {
+                    tracing::error!(error = with_causes(&error), "could not start a new stream");
+                }
+                self.tell(Some("the spool was put back; resynchronising".to_owned()));
+                (client, false)
+            }
             Ok(acknowledged) => {
                 self.refusals = 0;
                 if let Err(error) = self.spool.acknowledged(acknowledged.sequence) {

@@ -16,13 +16,14 @@
 //! - A disk that takes nothing does not stop the agent: deltas are then held in memory, within
 //!   the same rules, and the journal is written anew as soon as it can be.
 
+use crate::clock;
 use api::wire::{Body, Delta, Gap};
 use model::{Digest, Facts, Patch, Time};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"twspool1";
@@ -109,18 +110,30 @@ impl Spool {
     pub(crate) fn open(
         dir: &Path,
         limit: u64,
-        fresh_stream: impl FnOnce() -> String,
+        fresh_stream: impl Fn() -> String,
     ) -> Result<Opened, Error> {
         let failed = |source| Error::Open { path: dir.to_owned(), source };
-        fs::create_dir_all(dir).map_err(failed)?;
+        private_directory(dir).map_err(failed)?;
         let lock = private(&dir.join("lock")).map_err(failed)?;
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
             .map_err(|_held| Error::InUse { path: dir.to_owned() })?;
         let mut journal = private(&dir.join("journal")).map_err(failed)?;
         let acked = read_acked(&dir.join("acked"));
         let found = read_journal(&mut journal, acked).map_err(failed)?;
+        // What it held that is not there any more, the server may have: the numbers that come
+        // next were given out before, and what goes by them would be taken for a repetition.
+        let is_behind =
+            found.as_ref().is_some_and(|found| found.cut > 0 || acked >= found.next_sequence);
         let empty = Found { stream: fresh_stream(), ..Found::default() };
         let found = found.unwrap_or(empty);
+        if is_behind {
+            let cut = found.cut;
+            tracing::warn!(
+                cut,
+                acked,
+                "the spool lacks what it held before; sending the whole state"
+            );
+        }
         let mut spool = Self {
             dir: dir.to_owned(),
             _lock: lock,
@@ -134,7 +147,9 @@ impl Spool {
             acknowledged: found.acknowledged,
             acked: acked.max(found.base_sequence),
         };
-        if !spool.whole {
+        if is_behind {
+            spool.collapse(fresh_stream())?;
+        } else if !spool.whole {
             spool.rewrite()?;
         }
         Ok(Opened { spool, facts: found.facts })
@@ -142,6 +157,11 @@ impl Spool {
 
     pub(crate) fn stream(&self) -> &str {
         &self.stream
+    }
+
+    /// The number of the newest delta, acknowledged or not.
+    pub(crate) fn newest(&self) -> u64 {
+        self.next_sequence - 1
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -221,7 +241,7 @@ impl Spool {
         let mut deltas = Vec::with_capacity(waiting.len() + 1);
         let begins_whole = matches!(waiting.first(), Some(Delta { body: Body::Keyframe(_), .. }));
         if !begins_whole {
-            let at = waiting.first().map_or(Time(0), |delta| delta.at);
+            let at = waiting.first().map_or_else(clock::now, |delta| delta.at);
             let body = Body::Keyframe(self.acknowledged.clone());
             deltas.push(Delta { sequence: 1, at, body, gap: None });
         }
@@ -242,7 +262,10 @@ impl Spool {
         self.resync(stream)?;
         let deltas: Vec<Delta> =
             self.waiting.iter().map(|waiting| self.read(waiting)).collect::<Result<_, _>>()?;
-        let one = deltas.into_iter().reduce(merged);
+        let mut one = deltas.into_iter().reduce(merged);
+        if let Some(one) = &mut one {
+            one.gap.get_or_insert(Gap { since: one.at, merged: 1 });
+        }
         self.hold(one.into_iter().collect());
         self.rewrite()
     }
@@ -378,6 +401,12 @@ fn private(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
+/// A directory that only its owner may look into, whatever the one above it is.
+pub(crate) fn private_directory(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+}
+
 fn encode(record: &Record) -> Vec<u8> {
     rmp_serde::to_vec_named(record).expect("records are plain data")
 }
@@ -428,6 +457,8 @@ struct Found {
     acknowledged: Facts,
     facts: Facts,
     end: u64,
+    /// Bytes that were not whole.
+    cut: u64,
 }
 
 /// Reads what is whole, and cuts off the rest.
@@ -475,6 +506,7 @@ fn read_journal(journal: &mut File, acked: u64) -> io::Result<Option<Found>> {
         return Ok(None);
     }
     found.end = u64::try_from(position).unwrap_or(u64::MAX);
+    found.cut = u64::try_from(bytes.len()).unwrap_or(u64::MAX).saturating_sub(found.end);
     journal.set_len(found.end)?;
     Ok(Some(found))
 }
@@ -594,6 +626,40 @@ mod tests {
         fs::write(&path, garbage).unwrap();
         let _unread = fs::remove_file(dir.path().join("acked"));
         assert_eq!(open(dir.path(), 1 << 20).facts, facts(5));
+    }
+
+    /// Numbers that may have been given out already are not given out again for something else.
+    #[test]
+    fn a_spool_that_lost_its_end_begins_a_new_stream() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let reopened = || {
+            let mut count = 0;
+            let opened = Spool::open(dir.path(), 1 << 20, || "fresh".into()).unwrap();
+            let mut spool = opened.spool;
+            let batch = spool.batch().unwrap();
+            count += batch.len();
+            let is_whole =
+                matches!(&batch[0].body, Body::Keyframe(facts) if *facts == opened.facts);
+            (spool.stream() == "fresh", count, is_whole && batch[0].gap.is_some())
+        };
+        drop(begin(dir.path(), 1 << 20, 5));
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() - 3]).unwrap();
+        assert_eq!(reopened(), (true, 1, true), "half a record at the end");
+        let mut damaged = whole.clone();
+        damaged[whole.len() / 2] ^= 1;
+        fs::write(&path, damaged).unwrap();
+        assert_eq!(reopened(), (true, 1, true), "damage in the middle");
+        // Put back from a copy, and what was acknowledged is known still.
+        fs::write(&path, &whole).unwrap();
+        let mut spool = Spool::open(dir.path(), 1 << 20, || "fresh".into()).unwrap().spool;
+        assert_eq!((spool.stream(), spool.newest()), ("stream", 6));
+        push(&mut spool, 5, 6);
+        spool.acknowledged(7).unwrap();
+        drop(spool);
+        fs::write(&path, &whole).unwrap();
+        assert_eq!(reopened(), (true, 1, true), "acknowledged beyond its end");
     }
 
     #[test]

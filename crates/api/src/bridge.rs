@@ -212,7 +212,7 @@ fn container(one: &Value, name: String, redactor: &Redactor) -> Container {
         name,
         container_id: text(one, "id").unwrap_or_default(),
         image: text(one, "image").map(|image| redactor.text(&image)).unwrap_or_default(),
-        state: text(one, "status").unwrap_or_default(),
+        state: text(one, "status").map(container_state).unwrap_or_default(),
         pid: int(one, "pid").filter(|&pid| pid > 0),
         ports: ports(one),
         mounts: volumes(one),
@@ -221,6 +221,23 @@ fn container(one: &Value, name: String, redactor: &Redactor) -> Container {
         restart_policy: text(one, "restart_policy"),
         ..Container::default()
     }
+}
+
+/// The state alone of what Docker tells people: `Up 5 minutes` would be a change every minute.
+fn container_state(status: String) -> String {
+    let states = [
+        ("Up", "running"),
+        ("Exited", "exited"),
+        ("Restarting", "restarting"),
+        ("Created", "created"),
+        ("Dead", "dead"),
+    ];
+    let word = status.split_whitespace().next().unwrap_or_default();
+    if word == "Up" && status.ends_with("(Paused)") {
+        return "paused".to_owned();
+    }
+    let known = states.into_iter().find(|(begin, _)| *begin == word);
+    known.map_or(status, |(_, state)| state.to_owned())
 }
 
 /// What the client itself says runs a language model.

@@ -93,7 +93,13 @@ impl Client {
             _ => return Err(unclear()),
         }
         let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(unclear)?;
-        let port = uri.port_u16().unwrap_or(80);
+        let port = match uri.authority().map(|authority| authority.as_str().rsplit_once(':')) {
+            // A port that is none must not become another one.
+            Some(Some((_, port))) if !port.contains(']') => {
+                port.parse().map_err(|_port| unclear())?
+            }
+            _ => 80,
+        };
         Ok(Self {
             authority: format!("{host}:{port}"),
             token,

@@ -221,18 +221,20 @@ impl Tokens {
         Ok(revoked)
     }
 
-    /// Whose token this is; `None` when it is nobody's, or the file can't be trusted.
-    #[must_use]
-    pub fn check(&self, text: &str) -> Option<Token> {
+    /// Whose token this is; `None` when it is nobody's.
+    ///
+    /// # Errors
+    /// When the file can't be read: nobody is let in then.
+    pub fn check(&self, text: &str) -> Result<Option<Token>, Error> {
         if !text.starts_with(PREFIX) {
-            return None;
+            return Ok(None);
         }
         let hash = blake3::hash(text.as_bytes());
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamp = self.stamp().ok()?;
+        let stamp = self.stamp()?;
         if cache.of != stamp {
             // The stamp is from before the reading: a file replaced meanwhile is read again.
-            cache.records = self.read().ok()?;
+            cache.records = self.read()?;
             cache.of = stamp;
         }
         // Every record is looked at, and `blake3::Hash` compares in constant time.
@@ -242,7 +244,7 @@ impl Tokens {
                 found = Some(&record.token);
             }
         }
-        found.cloned()
+        Ok(found.cloned())
     }
 
     /// Records that a token was used, at most once an hour.
@@ -393,17 +395,17 @@ mod tests {
 
         // Another process, such as the server, which has the file open already.
         let server = Tokens::open(dir.path()).unwrap();
-        assert_eq!(server.check(&made.text), Some(made.token.clone()));
-        assert_eq!(server.check(&format!("{}x", made.text)), None);
-        assert_eq!(server.check(""), None);
+        assert_eq!(server.check(&made.text).unwrap(), Some(made.token.clone()));
+        assert_eq!(server.check(&format!("{}x", made.text)).unwrap(), None);
+        assert_eq!(server.check("").unwrap(), None);
 
         let host = HostId::new("web01").unwrap();
         let agent = tokens.create(Role::Agent, "", Some(host.clone()), now()).unwrap();
-        assert_eq!(server.check(&agent.text).unwrap().host, Some(host));
+        assert_eq!(server.check(&agent.text).unwrap().unwrap().host, Some(host));
 
         assert_eq!(tokens.revoke(&made.token.id).unwrap(), made.token);
-        assert_eq!(server.check(&made.text), None);
-        assert_eq!(server.check(&agent.text), Some(agent.token));
+        assert_eq!(server.check(&made.text).unwrap(), None);
+        assert_eq!(server.check(&agent.text).unwrap(), Some(agent.token));
         assert!(matches!(tokens.revoke(&made.token.id), Err(Error::Unknown(_))));
     }
 
@@ -424,15 +426,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let tokens = Tokens::open(dir.path()).unwrap();
         let made = tokens.create(Role::Admin, "a", None, now()).unwrap();
-        assert!(tokens.check(&made.text).is_some());
+        assert!(tokens.check(&made.text).unwrap().is_some());
         for broken in ["", "{}", "[{\"id\":1}]", "[", "\u{0}"] {
             std::fs::write(tokens.path(), broken).unwrap();
-            assert_eq!(tokens.check(&made.text), None, "{broken:?}");
+            assert!(tokens.check(&made.text).is_err(), "{broken:?}");
             assert!(matches!(tokens.list(), Err(Error::Form { .. })), "{broken:?}");
             assert!(tokens.create(Role::Viewer, "b", None, now()).is_err(), "{broken:?}");
         }
         std::fs::remove_file(tokens.path()).unwrap();
-        assert_eq!(tokens.check(&made.text), None);
+        assert_eq!(tokens.check(&made.text).unwrap(), None);
     }
 
     #[test]
@@ -457,9 +459,9 @@ mod tests {
         let tokens = Tokens::open(dir.path()).unwrap();
         let made = tokens.create(Role::Viewer, "n", None, now()).unwrap();
         let last = |at: Time| {
-            let id = tokens.check(&made.text).unwrap().id;
+            let id = tokens.check(&made.text).unwrap().unwrap().id;
             tokens.note_use(&id, at).unwrap();
-            tokens.check(&made.text).unwrap().last_used_at.unwrap()
+            tokens.check(&made.text).unwrap().unwrap().last_used_at.unwrap()
         };
         let later = now().plus(Duration::from_secs(60));
         let much_later = now().plus(Duration::from_secs(7200));

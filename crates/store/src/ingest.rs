@@ -27,6 +27,10 @@ pub(crate) enum Step {
     Changed(Patch),
 }
 
+fn mismatch(meta: &Meta, facts: &Facts, sequence: Option<u64>) -> Error {
+    Error::BaseMismatch { digest: facts.digest(), version: meta.state.head, sequence }
+}
+
 /// Applies the delta to the head, unless it was stored before or does not follow.
 pub(crate) fn step(
     meta: &Meta,
@@ -37,8 +41,16 @@ pub(crate) fn step(
     let last = stream.and_then(|stream| meta.sequence(stream));
     // Numbers may be skipped, by a sender that merged what it could not keep: whether a delta
     // follows is for its base to say.
-    if last.is_some_and(|last| delta.sequence.is_some_and(|sequence| sequence <= last)) {
-        return Ok(Step::Repeated);
+    let repeated = last.is_some_and(|last| delta.sequence.is_some_and(|sequence| sequence <= last));
+    if repeated {
+        // The newest of a stream leads to what is here. One that does not is another delta under
+        // a number that was given out before: its sender lost what it had sent.
+        return match &delta.body {
+            Body::Patch { next, .. } if delta.sequence == last && *next != facts.digest() => {
+                Err(mismatch(meta, facts, last))
+            }
+            _ => Ok(Step::Repeated),
+        };
     }
     let patch = match delta.body {
         Body::State(state) => {
@@ -48,11 +60,7 @@ pub(crate) fn step(
         }
         Body::Patch { base, next, patch } => {
             if base != facts.digest() {
-                return Err(Error::BaseMismatch {
-                    digest: facts.digest(),
-                    version: meta.state.head,
-                    sequence: last,
-                });
+                return Err(mismatch(meta, facts, last));
             }
             apply(&meta.host, facts, patch, next)?
         }
@@ -178,7 +186,9 @@ mod tests {
         };
         let change = || patch(&before, &after);
         check(9, change(), Ok(Step::Repeated));
-        check(10, change(), Ok(Step::Repeated));
+        check(10, patch(&after, &before), Ok(Step::Repeated));
+        // Another delta under the number of the newest.
+        check(10, change(), Err(10));
         check(11, change(), Ok(Step::Changed(diff(&before, &after))));
         check(12, change(), Ok(Step::Changed(diff(&before, &after))));
         check(11, patch(&after, &before), Err(10));

@@ -18,6 +18,8 @@ use crate::types::Options;
 use model::{HostId, Version};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -133,7 +135,10 @@ impl Shared {
 /// Takes the lock that says whose directory this is.
 fn lock(path: &Path) -> Result<File, Error> {
     let failed = |source| Error::Prepare { path: path.to_owned(), source: Arc::new(source) };
-    std::fs::create_dir_all(path).map_err(failed)?;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    // The directory above may be open to others, and one of an older version was.
+    let closed = made.and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(0o700)));
+    closed.map_err(failed)?;
     let file = File::options()
         .create(true)
         .truncate(false)

@@ -1,7 +1,8 @@
 //! Containers of Docker: read once, then followed by its events.
 //!
-//! No Docker, or one that is stopped, is normal: there are no containers then. One that
-//! vanishes while it was followed is a fault for as long as its socket is there.
+//! No Docker, or one that is stopped, is normal: there are no containers then. One that had
+//! containers and does not answer is a fault for as long as its socket is there: its containers
+//! may well run.
 
 use super::{Context, Sink, item, items};
 use crate::engine::Scope;
@@ -10,7 +11,10 @@ use model::entity::Container;
 use model::{Kind, Subject};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tokio::time::{MissedTickBehavior, interval};
 
+/// A full look in spite of the events, should one have been missed.
+const RESYNC: Duration = Duration::from_secs(900);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
 struct Follower {
@@ -19,17 +23,21 @@ struct Follower {
     docker: Docker,
     /// Names by id, to know what goes when an id is gone.
     names: BTreeMap<String, String>,
+    /// Whether there were containers when it was last seen, by this agent or the one before.
+    had: bool,
 }
 
 pub(crate) async fn run(context: Context) {
     let sink = context.sink("containers");
     let docker = Docker::new(context.config.docker_socket.clone(), context.redactor.clone());
-    let mut follower = Follower { context, sink, docker, names: BTreeMap::new() };
+    let had = context.had_containers;
+    let mut follower = Follower { context, sink, docker, names: BTreeMap::new(), had };
     let mut backoff = BACKOFF.0;
     loop {
         match follower.follow(&mut backoff).await {
             Ok(()) => return,
-            Err(error) if error.is_absent() => {
+            Err(error) if error.is_absent() || error.is_stopped() && !follower.had => {
+                follower.had = false;
                 follower.names.clear();
                 follower.publish();
                 follower.sink.all(vec![Scope::Kind(Kind::CONTAINER)], Vec::new(), Vec::new()).await;
@@ -52,9 +60,21 @@ impl Follower {
         self.read_all().await?;
         *backoff = BACKOFF.0;
         let shutdown = self.context.shutdown.clone();
+        // Silence is not health: an engine that hangs sends no events either.
+        let mut alive = interval(self.context.config.interval);
+        let mut resync = interval(RESYNC);
+        for timer in [&mut alive, &mut resync] {
+            timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            timer.reset();
+        }
         loop {
             let event = tokio::select! {
                 event = watch.next() => event?,
+                _ = alive.tick() => {
+                    self.docker.answers().await?;
+                    continue;
+                }
+                _ = resync.tick() => ContainerEvent::Resync,
                 () = shutdown.cancelled() => return Ok(()),
             };
             match event {
@@ -71,6 +91,7 @@ impl Follower {
     async fn read_all(&mut self) -> Result<(), Error> {
         let containers = self.docker.containers().await?;
         self.sink.all(vec![Scope::Kind(Kind::CONTAINER)], items(&containers), Vec::new()).await;
+        self.had = !containers.is_empty();
         self.names = containers.into_iter().map(|c| (c.container_id, c.name)).collect();
         self.publish();
         Ok(())
@@ -82,12 +103,14 @@ impl Follower {
         let before =
             self.names.insert(id, container.name.clone()).filter(|name| *name != container.name);
         let gone = before.map(|name| Subject::escaped(Kind::CONTAINER, &name));
+        self.had = true;
         self.sink.some(vec![(subject, now)], gone.into_iter().collect()).await;
         self.publish();
     }
 
     async fn remove(&mut self, id: &str) {
         if let Some(name) = self.names.remove(id) {
+            self.had = !self.names.is_empty();
             self.sink.some(Vec::new(), vec![Subject::escaped(Kind::CONTAINER, &name)]).await;
             self.publish();
         }

@@ -13,9 +13,12 @@ use host::users::Accounts;
 use host::watch::{Wanted, Watch};
 use model::entity::Unit;
 use model::{ContentId, Kind};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Editors write a file in several steps.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -33,7 +36,8 @@ struct Sight {
 
 struct Look {
     scan: Scan,
-    wanted: Option<Wanted>,
+    /// What to watch, and where the tracked files are; after a rebuild.
+    watched: Option<(Wanted, BTreeSet<PathBuf>)>,
     left_out: usize,
 }
 
@@ -50,6 +54,9 @@ struct Follower {
     sink: Sink,
     sight: Apart<Sight>,
     watch: Watch,
+    /// Where the tracked files are.
+    places: BTreeSet<PathBuf>,
+    rebuilt: Instant,
     units: watch::Receiver<Option<Arc<Vec<Unit>>>>,
     packages_changed: watch::Receiver<u64>,
     missing: watch::Receiver<Vec<ContentId>>,
@@ -72,6 +79,8 @@ pub(crate) async fn run(context: Context) {
         sink: context.sink("files"),
         sight: Apart::new(Sight { tracker, set: TrackedSet::default(), known }),
         watch: Watch::new(),
+        places: BTreeSet::new(),
+        rebuilt: Instant::now(),
         units: context.units.subscribe(),
         packages_changed: context.packages_changed.subscribe(),
         missing: context.missing.clone(),
@@ -115,17 +124,19 @@ impl Follower {
         let (root, packages, chosen) =
             (self.context.root.clone(), self.context.packages.clone(), self.chosen.clone());
         let look = self.sight.look(DEADLINE * 2, move |sight| {
-            let accounts = Accounts::read(&root).unwrap_or_default();
+            // Files whose owners can't be named have not changed hands.
+            let accounts = Accounts::read(&root)?;
             if rebuild {
                 let mut packages = packages.lock().unwrap_or_else(PoisonError::into_inner);
                 sight.rebuild(&root, &units, &mut packages, &chosen);
             }
             let scan = sight.tracker.scan(&sight.set, &accounts);
-            let wanted = rebuild.then(|| sight.set.watched(&root));
-            Look { scan, wanted, left_out: sight.set.left_out() }
+            let watched = rebuild.then(|| (sight.set.watched(&root), sight.set.places(&root)));
+            Ok::<_, host::users::Error>(Look { scan, watched, left_out: sight.set.left_out() })
         });
         match look.await {
-            Ok(look) => self.tell(look).await,
+            Ok(Ok(look)) => self.tell(look).await,
+            Ok(Err(error)) => self.sink.fault(&error).await,
             Err(error) => self.sink.fault(&error).await,
         }
     }
@@ -141,8 +152,10 @@ impl Follower {
             limits.push(format!("{} files or directories are not tracked: too many, too deep, unreadable, or of unprintable names", look.left_out));
         }
         self.sink.all(vec![Scope::Kind(Kind::FILE)], items(&look.scan.files), limits).await;
-        if let Some(wanted) = look.wanted {
+        if let Some((wanted, places)) = look.watched {
             self.watch.set(wanted);
+            self.places = places;
+            self.rebuilt = Instant::now();
         }
     }
 
@@ -153,9 +166,14 @@ impl Follower {
         }
         loop {
             tokio::select! {
-                _ = self.watch.next_change() => {
+                changed = self.watch.next_change() => {
                     tokio::time::sleep(SETTLE).await;
-                    return Next::Look;
+                    if changed.is_subset(&self.places) {
+                        return Next::Look;
+                    }
+                    // A name that was not there before; at once, unless they come in a row.
+                    tokio::time::sleep_until(self.rebuilt + REBUILD_AFTER).await;
+                    return Next::Rebuild;
                 }
                 changed = self.units.changed() => {
                     if changed.is_err() { return Next::End; }

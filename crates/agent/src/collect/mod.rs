@@ -68,6 +68,8 @@ pub(crate) struct Context {
     pub(crate) known_platform: Option<Arc<Platform>>,
     /// Files in the facts that the agent begins with, and why they were tracked.
     pub(crate) known_files: Arc<[(String, Role)]>,
+    /// Whether there are containers in the facts that the agent begins with.
+    pub(crate) had_containers: bool,
     /// Contents that the server asked for again.
     pub(crate) missing: watch::Receiver<Vec<ContentId>>,
 }
@@ -109,6 +111,7 @@ impl Context {
             gpus: watch::Sender::default(),
             known_platform: None,
             known_files: Arc::default(),
+            had_containers: false,
             missing,
         }
     }

@@ -5,7 +5,7 @@
 //! ```
 
 use super::{Context, DEADLINE, Sink, item, items};
-use crate::engine::Scope;
+use crate::engine::{Scope, Seen};
 use host::systemd::{Bus, Error, Systemd, UnitEvent, user_managers};
 use model::entity::Unit;
 use model::{Kind, Subject};
@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// A full look in spite of the signals, should one have been missed.
@@ -51,12 +52,25 @@ pub(crate) async fn users(context: Context) {
     loop {
         let root = context.root.clone();
         let managers = tokio::task::spawn_blocking(move || {
-            let accounts = host::users::Accounts::read(&root).unwrap_or_default();
-            user_managers(&root, &accounts)
+            let accounts = host::users::Accounts::read(&root)?;
+            Ok::<_, host::users::Error>(user_managers(&root, &accounts))
         });
-        let managers = match tokio::time::timeout(DEADLINE, managers).await {
-            Ok(Ok(managers)) => managers,
-            _ => Vec::new(),
+        // What could not be looked at is not gone.
+        let looked = match tokio::time::timeout(DEADLINE, managers).await {
+            Ok(Ok(Ok(managers))) => Ok(managers),
+            Ok(Ok(Err(error))) => Err(error.to_string()),
+            Ok(Err(ended)) => Err(ended.to_string()),
+            Err(_) => Err(format!("no look within {} s", DEADLINE.as_secs())),
+        };
+        let managers = match looked {
+            Ok(managers) => managers,
+            Err(fault) => {
+                sink.say(Seen::Fault(fault)).await;
+                if !context.pause(context.config.interval).await {
+                    break;
+                }
+                continue;
+            }
         };
         let present: Vec<String> =
             managers.iter().filter_map(|bus| bus.owner().map(str::to_owned)).collect();
@@ -127,10 +141,18 @@ impl Follower {
         *backoff = BACKOFF.0;
         let resync = tokio::time::sleep(RESYNC);
         tokio::pin!(resync);
+        // Silence is not health: a bus or a manager that hangs sends no signals either.
+        let mut alive = tokio::time::interval(self.context.config.interval);
+        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        alive.reset();
         let shutdown = self.context.shutdown.clone();
         loop {
             let event = tokio::select! {
                 event = watch.next() => event?,
+                _ = alive.tick() => {
+                    systemd.answers().await?;
+                    continue;
+                }
                 () = &mut resync => {
                     self.read_all(&systemd).await?;
                     resync.as_mut().reset(tokio::time::Instant::now() + RESYNC);

@@ -75,7 +75,8 @@ async fn collect(mut body: Incoming, path: &str) -> Result<Vec<u8>, Error> {
 fn not_there(socket: &Path, source: io::Error) -> Error {
     let path = socket.to_owned();
     match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::Absent { path },
+        io::ErrorKind::NotFound => Error::Absent { path },
+        io::ErrorKind::ConnectionRefused => Error::Stopped { path },
         _ => Error::Connect { path, source },
     }
 }

@@ -38,9 +38,13 @@ const IMAGES_MAX: usize = 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody listens: there is no Docker here, or it does not run. Normal, not a fault.
+    /// There is no Docker here. Normal, not a fault.
     #[error("no Docker at {path}")]
     Absent { path: PathBuf },
+    /// Its socket is there, and nobody listens: it was stopped, or it died. Whether its
+    /// containers run can't be told.
+    #[error("Docker does not run: nobody listens at {path}")]
+    Stopped { path: PathBuf },
     #[error("could not connect to Docker at {path}")]
     Connect {
         path: PathBuf,
@@ -75,6 +79,12 @@ impl Error {
     #[must_use]
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Absent { .. })
+    }
+
+    /// Whether its socket is there without it.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        matches!(self, Self::Stopped { .. })
     }
 
     fn is_not_found(&self) -> bool {
@@ -118,6 +128,17 @@ impl Docker {
             .await?;
         containers.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(containers)
+    }
+
+    /// Asks whether it answers at all.
+    ///
+    /// # Errors
+    /// When it does not, within the deadline.
+    pub async fn answers(&self) -> Result<(), Error> {
+        const PATH: &str = "/_ping";
+        let answer = tokio::time::timeout(DEADLINE, http::get(&self.socket, PATH)).await;
+        let late = || Error::Deadline { request: format!("GET {PATH}") };
+        answer.map_err(|_late| late())?.map(drop)
     }
 
     /// One container, by its id. `None` when there is none.

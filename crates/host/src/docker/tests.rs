@@ -119,14 +119,15 @@ async fn answers_that_are_wrong_are_faults() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_absent() {
+async fn nobody_there_is_absent_and_a_socket_without_anybody_is_stopped() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("docker.sock");
     let docker = Docker::new(&socket, redactor());
     assert!(docker.containers().await.unwrap_err().is_absent());
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
-    assert!(docker.containers().await.unwrap_err().is_absent());
-    assert!(docker.watch().await.unwrap_err().is_absent());
+    assert!(docker.containers().await.unwrap_err().is_stopped());
+    assert!(docker.watch().await.unwrap_err().is_stopped());
+    assert!(docker.answers().await.unwrap_err().is_stopped());
 }
 
 #[tokio::test(start_paused = true)]

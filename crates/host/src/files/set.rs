@@ -11,6 +11,7 @@ use crate::watch::Wanted;
 use model::entity::Unit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::path::PathBuf;
 
 /// Files tracked at most.
 pub const FILES_MAX: usize = 4096;
@@ -199,6 +200,12 @@ impl TrackedSet {
         // No name means every name.
         wanted.extend(self.directories.iter().map(|path| (root.path(path), BTreeSet::new())));
         wanted
+    }
+
+    /// Where its files are.
+    #[must_use]
+    pub fn places(&self, root: &Root) -> BTreeSet<PathBuf> {
+        self.files.keys().map(|path| root.path(path)).collect()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Tracked)> {

@@ -263,6 +263,14 @@ impl Systemd {
         })
     }
 
+    /// Asks whether the manager answers at all.
+    ///
+    /// # Errors
+    /// When it does not, within the deadline.
+    pub async fn answers(&self) -> Result<(), Error> {
+        self.call(MANAGER_PATH, "org.freedesktop.DBus.Peer", "Ping", &()).await.map(drop)
+    }
+
     async fn call<B>(
         &self,
         path: &str,

@@ -89,7 +89,7 @@ pub(crate) async fn check(
             (_, Some(text)) => {
                 let token = app
                     .tokens
-                    .check(text)
+                    .check(text)?
                     .ok_or_else(|| unauthorized("this token is not known, or was revoked"))?;
                 if !allows(token.role, need) {
                     let role = token.role.as_str();

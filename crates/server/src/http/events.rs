@@ -23,7 +23,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, stream};
-use model::{HostId, Subject, Version};
+use model::{HostId, Subject, Time, Version};
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -41,6 +41,8 @@ struct Follower {
     host: HostId,
     only: BTreeSet<Subject>,
     last: Version,
+    /// When the host's first version was: another one means that it was forgotten since.
+    life: Time,
     live: broadcast::Receiver<Event>,
     caught_up: bool,
     ready: VecDeque<Entry>,
@@ -75,7 +77,7 @@ impl Follower {
                 }
             }
         }
-        let (host, last, only) = off_thread(&app, move |app| {
+        let (host, last, life, only) = off_thread(&app, move |app| {
             let info = app.history.host(&host).ok_or_else(|| unknown_host(host.as_str()))?;
             if let Some(from) = from.filter(|from| *from > info.head) {
                 // The history was restored or forgotten: what the reader knows is not this one.
@@ -86,7 +88,7 @@ impl Follower {
                 return Err(ApiError::new(StatusCode::GONE, "ahead_of_history", message));
             }
             let only = subjects(app, &host, &words, true)?.into_iter().collect();
-            Ok((host, from.unwrap_or(info.head), only))
+            Ok((host, from.unwrap_or(info.head), info.first_at, only))
         })
         .await?;
         let open = OpenStream::new(&app);
@@ -95,6 +97,7 @@ impl Follower {
             host,
             only,
             last,
+            life,
             live,
             caught_up: false,
             ready: VecDeque::new(),
@@ -126,12 +129,26 @@ impl Follower {
                             None => self.caught_up = false,
                         }
                     }
+                    Ok(event) if event.host == self.host => self.look_for_another_life(),
                     Ok(_) => {}
-                    Err(RecvError::Lagged(_)) => self.caught_up = false,
+                    Err(RecvError::Lagged(_)) => {
+                        self.look_for_another_life();
+                        self.caught_up = false;
+                    }
                     Err(RecvError::Closed) => return None,
                 },
                 () = shutdown.cancelled() => return None,
             }
+        }
+    }
+
+    /// A host that was forgotten and seen again begins at its first version.
+    fn look_for_another_life(&mut self) {
+        let first_at = self.app.history.host(&self.host).map(|info| info.first_at);
+        if let Some(life) = first_at.filter(|life| *life != self.life) {
+            self.life = life;
+            self.last = Version(0);
+            self.caught_up = false;
         }
     }
 

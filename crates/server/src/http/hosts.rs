@@ -280,9 +280,14 @@ pub(crate) async fn state(
     let subject = query.subject.as_deref().map(str::parse::<Subject>).transpose();
     let subject = subject.map_err(|error| ApiError::bad("bad_subject", error.to_string()))?;
     let (life, version) = located(&app, &host, moment).await?;
-    let tag = format!("\"{}\"", version.0);
+    // Of this life of the host: forgotten and seen again, it begins at version 1 again.
+    let tag = format!("\"{}-{:x}\"", version.0, life.1.0);
     let known = headers.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-    if known == Some(tag.as_str()) {
+    let is_known = |tags: &str| {
+        let mut tags = tags.split(',').map(|one| one.trim().trim_start_matches("W/"));
+        tags.any(|one| one == "*" || one == tag)
+    };
+    if known.is_some_and(is_known) {
         return Ok((StatusCode::NOT_MODIFIED, [(ETAG, tag)]).into_response());
     }
     let key = Key::State { host: life, version, kind, subject: subject.clone() };
