@@ -37,7 +37,7 @@ fi
 # --- what it is built with -------------------------------------------------------------
 
 . ./packaging/toolchain.sh
-ensure_packages gcc libc6-dev
+ensure_packages gcc libc6-dev ca-certificates
 ensure_rust
 
 # --- build and install -----------------------------------------------------------------
