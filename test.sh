@@ -75,6 +75,8 @@ step_openapi() {
 # Advisories need a database from outside; what can be judged here is.
 step_deny() {
     command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
+    # It looks at the manifests of all that is locked, also of what other systems need.
+    cargo fetch --locked --quiet
     cargo deny --offline check bans licenses sources
 }
 
