@@ -37,8 +37,7 @@ fi
 # --- what it is built with -------------------------------------------------------------
 
 . ./packaging/toolchain.sh
-ensure_packages gcc libc6-dev ca-certificates
-ensure_rust
+ensure_toolchain gcc libc6-dev ca-certificates
 
 # --- build and install -----------------------------------------------------------------
 

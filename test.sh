@@ -110,8 +110,7 @@ step_fuzz() { fuzz/run --seconds "${FUZZ_SECONDS:-5}" --seed 1; }
 
 # shellcheck source=packaging/toolchain.sh
 . packaging/toolchain.sh
-ensure_packages gcc libc6-dev git ca-certificates
-ensure_rust
+ensure_toolchain gcc libc6-dev git ca-certificates
 
 passed=0
 failed=()

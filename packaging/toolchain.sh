@@ -27,31 +27,46 @@ ensure_packages() {
 # without a package, from a conflict of another one.
 apt_offers() {
     local candidate
+    command -v apt-cache >/dev/null || return
     candidate=$(LC_ALL=C apt-cache policy "$1" 2>/dev/null | sed -n 's/^  Candidate: //p')
     [ -n "$candidate" ] && [ "$candidate" != '(none)' ] && dpkg --compare-versions "$candidate" ge "${2:-0}"
 }
 
-# rust_packages VERSION: the packages that bring Rust to this machine, if apt has any: rustup on
-# Debian 13 and Ubuntu 24.04; on Debian 12 the compiler that its security archive keeps new for
-# the browsers.
+# The version of Rust that all is built with.
+rust_wanted() { sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml; }
+
+# Whether there is some Rust. What rustup.rs installed is in no login shell's PATH yet.
+have_rust() {
+    # shellcheck disable=SC1091
+    [ -f "${CARGO_HOME:-$HOME/.cargo}/env" ] && . "${CARGO_HOME:-$HOME/.cargo}/env"
+    command -v cargo >/dev/null
+}
+
+# The packages that bring Rust to this machine, if apt has any: rustup on Debian 13 and Ubuntu
+# 24.04; on Debian 12 the compiler that its security archive keeps new for the browsers.
 rust_packages() {
-    command -v apt-get >/dev/null || return 0
     if apt_offers rustup; then
         echo rustup
-    elif apt_offers cargo-web "$1"; then
+    elif apt_offers cargo-web "$(rust_wanted)"; then
         echo rustc-web cargo-web rustfmt-web rust-web-clippy
     fi
 }
 
+# Makes sure of packages and of Rust. Who has to ask root is told everything at once.
+ensure_toolchain() {
+    local rust=()
+    if ! have_rust && [ "$(id -u)" -ne 0 ]; then read -ra rust <<<"$(rust_packages)"; fi
+    ensure_packages "$@" "${rust[@]}"
+    ensure_rust
+}
+
 # Makes the pinned toolchain available: through rustup, or a system Rust that is new enough.
 ensure_rust() {
-    local wanted have packages=() offered
-    wanted=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
-    # shellcheck disable=SC1091
-    [ -f "${CARGO_HOME:-$HOME/.cargo}/env" ] && . "${CARGO_HOME:-$HOME/.cargo}/env"
-    if ! command -v cargo >/dev/null && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+    local wanted have packages
+    wanted=$(rust_wanted)
+    if ! have_rust && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
         apt-get update -qq || say "apt-get update failed; trying with the lists there are"
-        read -ra packages <<<"$(rust_packages "$wanted")"
+        read -ra packages <<<"$(rust_packages)"
         ensure_packages "${packages[@]}"
     fi
     if command -v rustup >/dev/null; then
@@ -62,9 +77,7 @@ ensure_rust() {
         return
     fi
     if ! command -v cargo >/dev/null; then
-        offered=$(rust_packages "$wanted")
-        printf 'Rust %s or newer is needed and not there; %sinstall it from https://rustup.rs, then run this again\n' \
-            "$wanted" "${offered:+ask root for: apt-get install $offered; or }" >&2
+        printf 'Rust %s or newer is needed and not there; install it from https://rustup.rs, then run this again\n' "$wanted" >&2
         return 1
     fi
     have=$(rustc --version | cut -d' ' -f2)
