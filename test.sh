@@ -101,6 +101,7 @@ step_endtoend() {
 }
 
 step_kills() {
+    ensure_packages python3
     cargo build --locked --quiet -p cli -p agent
     bench/kills --count 12 --binaries "$binaries"
 }
