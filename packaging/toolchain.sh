@@ -72,7 +72,7 @@ ensure_rust() {
     if command -v rustup >/dev/null; then
         if ! cargo "+$wanted" fmt --version >/dev/null 2>&1 || ! cargo "+$wanted" clippy --version >/dev/null 2>&1; then
             say "fetching Rust $wanted"
-            rustup toolchain install "$wanted" --profile minimal -c rustfmt -c clippy
+            rustup toolchain install "$wanted" --profile minimal -c rustfmt -c clippy --no-self-update
         fi
         return
     fi
