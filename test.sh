@@ -54,8 +54,8 @@ step_format() { cargo fmt --all --check; }
 step_lint() { cargo clippy --locked --workspace --all-targets --quiet -- -D warnings; }
 
 step_unit() {
-    # Images are made and looked at with the real tools.
-    ensure_packages qemu-utils e2fsprogs
+    # Images are made and looked at with the real tools; a small disk is mounted, to be full.
+    ensure_packages qemu-utils e2fsprogs mount
     local skipped=()
     if [ "$(id -u)" -ne 0 ]; then
         missing 'the store on a full disk needs root, to mount a small one' || return 1
