@@ -37,8 +37,7 @@ fi
 # --- what it is built with -------------------------------------------------------------
 
 . ./packaging/toolchain.sh
-ensure_packages gcc libc6-dev
-ensure_rust
+ensure_toolchain gcc libc6-dev ca-certificates
 
 # --- build and install -----------------------------------------------------------------
 
@@ -91,8 +90,11 @@ if [ -d /run/systemd/system ] && [ "$(cat /proc/1/comm)" = systemd ]; then
         units=${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user
         control=(systemctl --user)
     fi
-    # A second server would fail on the port of the first, again and again.
-    if ! "${control[@]}" --quiet is-active safetytwin-server.service && (exec 3<>/dev/tcp/127.0.0.1/8470) 2>/dev/null; then
+    # A second server would fail on the port of the first, again and again. Who has set `listen`
+    # has chosen the port.
+    if ! grep -qs '^listen:' "$config/twin.yaml" &&
+        ! "${control[@]}" --quiet is-active safetytwin-server.service &&
+        (exec 3<>/dev/tcp/127.0.0.1/8470) 2>/dev/null; then
         say "something listens on 127.0.0.1:8470 already, another installation perhaps: installed, not started"
         say "to run both, give this one another port (listen: in $config/twin.yaml, server: in $config/agent.yaml), then run this again"
         exit 0

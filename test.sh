@@ -54,8 +54,8 @@ step_format() { cargo fmt --all --check; }
 step_lint() { cargo clippy --locked --workspace --all-targets --quiet -- -D warnings; }
 
 step_unit() {
-    # Images are made and looked at with the real tools.
-    ensure_packages qemu-utils e2fsprogs
+    # Images are made and looked at with the real tools; a small disk is mounted, to be full.
+    ensure_packages qemu-utils e2fsprogs mount
     local skipped=()
     if [ "$(id -u)" -ne 0 ]; then
         missing 'the store on a full disk needs root, to mount a small one' || return 1
@@ -109,6 +109,7 @@ step_endtoend() {
 }
 
 step_kills() {
+    ensure_packages python3
     cargo build --locked --quiet -p cli -p agent
     bench/kills --count 12 --binaries "$binaries"
 }
@@ -120,8 +121,7 @@ step_fuzz() { fuzz/run --seconds "${FUZZ_SECONDS:-5}" --seed 1; }
 . packaging/toolchain.sh
 # shellcheck source=packaging/virtualisation.sh
 . packaging/virtualisation.sh
-ensure_packages gcc libc6-dev git ca-certificates
-ensure_rust
+ensure_toolchain gcc libc6-dev git ca-certificates
 
 passed=0
 failed=()

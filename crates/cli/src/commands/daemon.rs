@@ -149,12 +149,11 @@ async fn greet(url: &str, host: &HostId, data_dir: &Path) {
     let begin = std::time::Instant::now();
     let path = format!("/api/v1/hosts/{}", api::client::segment(host.as_str()));
     let Ok(mut client) = api::client::Client::new(url, None) else { return };
-    let mut known = None;
+    let mut known = client.get::<api::answer::Host>(&path).await.ok();
+    let earlier = known.is_some();
     while known.is_none() && begin.elapsed() < FIRST_VERSION {
+        tokio::time::sleep(Duration::from_millis(10)).await;
         known = client.get::<api::answer::Host>(&path).await.ok();
-        if known.is_none() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
     }
     let took = begin.elapsed().as_millis();
     note(&format!(
@@ -165,7 +164,11 @@ async fn greet(url: &str, host: &HostId, data_dir: &Path) {
     match known {
         Some(known) => {
             let items: u64 = known.items.values().sum();
-            note(&format!("first version after {took} ms: {items} items"));
+            if earlier {
+                note(&format!("its history goes on after {}: {items} items", known.version));
+            } else {
+                note(&format!("first version after {took} ms: {items} items"));
+            }
         }
         None => note("no version yet; see why with: twin doctor"),
     }

@@ -144,7 +144,9 @@ fn agents(url: &str, hosts: &[Host], view: &View) -> Vec<Check> {
         }
         for (part, limits) in &host.limits {
             let says = format!("{name} sees only a part of its {part}: {}", limits.join("; "));
-            let mend = format!("on {name}: run the agent as root, as its packaged unit does");
+            let mend = format!(
+                "on {name}, where rights are lacking: run the agent as root, as its packaged unit does"
+            );
             findings.push(Check::warning(NAME, says, mend));
         }
     }
@@ -245,7 +247,7 @@ mod tests {
             &expect![[r#"
             Warning agents: web01 can't see docker at present: connection refused | on web01: sudo twin doctor
             Warning agents: db was not heard of for long | on db: systemctl status safetytwin-agent; journalctl -u safetytwin-agent
-            Warning agents: low sees only a part of its processes: 12 processes of other users | on low: run the agent as root, as its packaged unit does
+            Warning agents: low sees only a part of its processes: 12 processes of other users | on low, where rights are lacking: run the agent as root, as its packaged unit does
         "#]],
         );
         check(
