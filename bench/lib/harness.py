@@ -265,7 +265,7 @@ class Asked:
 
     def __init__(self, work, command):
         self.process = work.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None)
-        self.read()
+        self.first = self.read()
 
     def read(self):
         text = self.process.stdout.readline()

@@ -1,4 +1,4 @@
-//! The server's file, and its requests over a real socket.
+//! The server's file, its runs' logs, and its requests over a real socket.
 
 use crate::machine::scratch;
 use crate::made::{self, MadeFacts, MadePatch};
@@ -210,4 +210,9 @@ pub fn server_requests(data: &[u8]) {
         return;
     }
     ask("GET", &target, b"");
+}
+
+/// A run's log as it may lie on a disk after a crash.
+pub fn server_run_log(data: &[u8]) {
+    ::server::runs::fuzzing::log(data, &scratch().join("run.log"));
 }

@@ -77,7 +77,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let client = api::client::Client::new(&config.server, config.token.clone())?;
     let client = client.with_max_answer(MAX_ANSWER);
     let spool_dir = config.state_dir.join("spool");
-    let opened = Spool::open(&spool_dir, config.spool_limit, identity::new_stream);
+    let opened = Spool::open(&spool_dir, config.spool_limit, clock::now(), identity::new_stream);
     let Opened { spool, facts } = opened.map_err(|error| Error::Spool(Box::new(error)))?;
     let contents_dir = config.state_dir.join("contents");
     let contents = Contents::open(&contents_dir, config.spool_limit)

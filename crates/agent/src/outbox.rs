@@ -12,6 +12,7 @@
 //! durable. Load rides along, is kept for an hour while the server is away, and is no reason
 //! to keep anything on disk.
 
+use crate::clock;
 use crate::contents::Contents;
 use crate::spool::Spool;
 use api::client::{Client, Error, segment};
@@ -183,7 +184,7 @@ impl Outbox {
                 error = with_causes(error),
                 "the server can't take the changes that wait; sending the state they lead to"
             );
-            if let Err(error) = self.spool.collapse((self.new_stream)()) {
+            if let Err(error) = self.spool.collapse((self.new_stream)(), clock::now()) {
                 tracing::error!(error = with_causes(&error), "could not start a new stream");
             }
         }
@@ -268,7 +269,7 @@ impl Outbox {
                     here,
                     "the server knows later changes than this spool; sending the whole state"
                 );
-                if let Err(error) = self.spool.collapse((self.new_stream)()) {
+                if let Err(error) = self.spool.collapse((self.new_stream)(), clock::now()) {
                     tracing::error!(error = with_causes(&error), "could not start a new stream");
                 }
                 self.tell(Some("the spool was put back; resynchronising".to_owned()));
@@ -290,7 +291,7 @@ impl Outbox {
                 tracing::warn!(
                     "the server knows another state of this host; sending the whole one"
                 );
-                if let Err(error) = self.spool.resync((self.new_stream)()) {
+                if let Err(error) = self.spool.resync((self.new_stream)(), clock::now()) {
                     tracing::error!(error = with_causes(&error), "could not start a new stream");
                 }
                 self.tell(Some("the server knew another state; resynchronising".to_owned()));

@@ -16,7 +16,6 @@
 //! - A disk that takes nothing does not stop the agent: deltas are then held in memory, within
 //!   the same rules, and the journal is written anew as soon as it can be.
 
-use crate::clock;
 use api::wire::{Body, Delta, Gap};
 use model::{Digest, Facts, Patch, Time};
 use serde::{Deserialize, Serialize};
@@ -110,6 +109,7 @@ impl Spool {
     pub(crate) fn open(
         dir: &Path,
         limit: u64,
+        now: Time,
         fresh_stream: impl Fn() -> String,
     ) -> Result<Opened, Error> {
         let failed = |source| Error::Open { path: dir.to_owned(), source };
@@ -148,7 +148,7 @@ impl Spool {
             acked: acked.max(found.base_sequence),
         };
         if is_behind {
-            spool.collapse(fresh_stream())?;
+            spool.collapse(fresh_stream(), now)?;
         } else if !spool.whole {
             spool.rewrite()?;
         }
@@ -234,14 +234,15 @@ impl Spool {
     }
 
     /// The server knows another state than the one the deltas begin from: starts a new stream
-    /// whose first delta is the whole state, and puts what waits behind it.
-    pub(crate) fn resync(&mut self, stream: String) -> Result<(), Error> {
+    /// whose first delta is the whole state, and puts what waits behind it. `now` is the time of
+    /// that state when nothing waits.
+    pub(crate) fn resync(&mut self, stream: String, now: Time) -> Result<(), Error> {
         let waiting: Vec<Delta> =
             self.waiting.iter().map(|waiting| self.read(waiting)).collect::<Result<_, _>>()?;
         let mut deltas = Vec::with_capacity(waiting.len() + 1);
         let begins_whole = matches!(waiting.first(), Some(Delta { body: Body::Keyframe(_), .. }));
         if !begins_whole {
-            let at = waiting.first().map_or_else(clock::now, |delta| delta.at);
+            let at = waiting.first().map_or(now, |delta| delta.at);
             let body = Body::Keyframe(self.acknowledged.clone());
             deltas.push(Delta { sequence: 1, at, body, gap: None });
         }
@@ -258,8 +259,8 @@ impl Spool {
 
     /// Gives up the single steps that wait: starts a new stream with the state they lead to,
     /// marked as a gap.
-    pub(crate) fn collapse(&mut self, stream: String) -> Result<(), Error> {
-        self.resync(stream)?;
+    pub(crate) fn collapse(&mut self, stream: String, now: Time) -> Result<(), Error> {
+        self.resync(stream, now)?;
         let deltas: Vec<Delta> =
             self.waiting.iter().map(|waiting| self.read(waiting)).collect::<Result<_, _>>()?;
         let mut one = deltas.into_iter().reduce(merged);
@@ -566,7 +567,7 @@ mod tests {
     }
 
     fn open(dir: &Path, limit: u64) -> Opened {
-        Spool::open(dir, limit, || "stream".into()).unwrap()
+        Spool::open(dir, limit, Time(9), || "stream".into()).unwrap()
     }
 
     fn begin(dir: &Path, limit: u64, last: i64) -> Spool {
@@ -635,7 +636,7 @@ mod tests {
         let path = dir.path().join("journal");
         let reopened = || {
             let mut count = 0;
-            let opened = Spool::open(dir.path(), 1 << 20, || "fresh".into()).unwrap();
+            let opened = Spool::open(dir.path(), 1 << 20, Time(9), || "fresh".into()).unwrap();
             let mut spool = opened.spool;
             let batch = spool.batch().unwrap();
             count += batch.len();
@@ -653,7 +654,7 @@ mod tests {
         assert_eq!(reopened(), (true, 1, true), "damage in the middle");
         // Put back from a copy, and what was acknowledged is known still.
         fs::write(&path, &whole).unwrap();
-        let mut spool = Spool::open(dir.path(), 1 << 20, || "fresh".into()).unwrap().spool;
+        let mut spool = Spool::open(dir.path(), 1 << 20, Time(9), || "fresh".into()).unwrap().spool;
         assert_eq!((spool.stream(), spool.newest()), ("stream", 6));
         push(&mut spool, 5, 6);
         spool.acknowledged(7).unwrap();
@@ -678,7 +679,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut spool = begin(dir.path(), 1 << 20, 5);
         spool.acknowledged(3).unwrap();
-        spool.resync("another".into()).unwrap();
+        spool.resync("another".into(), Time(9)).unwrap();
         drop(spool);
         let mut spool = open(dir.path(), 1 << 20).spool;
         assert_eq!(spool.stream(), "another");
@@ -692,7 +693,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut spool = begin(dir.path(), 1 << 20, 5);
         spool.acknowledged(3).unwrap();
-        spool.collapse("another".into()).unwrap();
+        spool.collapse("another".into(), Time(9)).unwrap();
         let batch = spool.batch().unwrap();
         assert_eq!((batch.len(), &batch[0].body), (1, &Body::Keyframe(facts(5))));
         assert_eq!(batch[0].gap.unwrap().merged, 4);
@@ -703,7 +704,7 @@ mod tests {
     fn two_agents_can_not_share_a_spool() {
         let dir = tempfile::tempdir().unwrap();
         let _first = begin(dir.path(), 1 << 20, 1);
-        let second = Spool::open(dir.path(), 1 << 20, String::new);
+        let second = Spool::open(dir.path(), 1 << 20, Time(9), String::new);
         assert!(matches!(second, Err(Error::InUse { .. })));
     }
 }

@@ -10,6 +10,7 @@ pub mod client;
 pub mod guest;
 mod json;
 pub mod places;
+pub mod run;
 pub mod wire;
 
 pub use answer::ErrorBody;

@@ -3,6 +3,7 @@
 use crate::failure::EXIT_CODES;
 use crate::target::MomentText;
 use crate::view::Color;
+use api::run::{RunId, RunKind, RunState};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use model::{HostId, Kind, Moment};
 use server::tokens::Role;
@@ -74,6 +75,12 @@ pub(crate) enum Command {
     Watch(WatchArguments),
     /// Show the load of a host, its units and processes.
     Load(LoadArguments),
+    /// See what takes long: its state, its log, and end it.
+    #[command(subcommand)]
+    Run(RunCommand),
+    /// Build, list and delete the base images that machines start from.
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Create, list and revoke tokens of the server on this machine.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -214,6 +221,94 @@ pub(crate) struct DataDirectory {
     /// Where the server keeps its data: /var/lib/safetytwin as root, else under XDG_DATA_HOME.
     #[arg(long, value_name = "DIR", env = "SAFETYTWIN_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RunCommand {
+    /// List runs, the newest first.
+    List {
+        /// Only those of this subject: image:debian.
+        #[arg(long, value_name = "KIND:NAME")]
+        subject: Option<String>,
+        /// Only of this kind: image_build, vm_start, snapshot_create, …
+        #[arg(long)]
+        kind: Option<RunKind>,
+        /// Only in this state: queued, running, succeeded, failed, cancelled, interrupted.
+        #[arg(long)]
+        state: Option<RunState>,
+        /// How many.
+        #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Show one run.
+    Show {
+        #[arg(value_name = "RUN")]
+        id: RunId,
+    },
+    /// Print the log of a run.
+    #[command(after_help = "\
+With --follow it ends with the run, and with its exit code: 0 succeeded, 1 failed,
+6 cancelled, 7 interrupted. It connects again by itself.")]
+    Logs {
+        #[arg(value_name = "RUN")]
+        id: RunId,
+        /// Print what comes until the run is over.
+        #[arg(long, short)]
+        follow: bool,
+        /// Begin with this record.
+        #[arg(long, value_name = "OFFSET", default_value_t = 0)]
+        from: u64,
+    },
+    /// Tell a run to stop.
+    Cancel {
+        #[arg(value_name = "RUN")]
+        id: RunId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Build an image of packages, or take one from elsewhere.
+    Build(ImageBuildArguments),
+    /// List the images, the newest first.
+    List,
+    /// Show one image and its packages.
+    Show {
+        /// Its name, its digest, or the first digits of it.
+        image: String,
+    },
+    /// Delete an image.
+    Delete {
+        /// Its name, its digest, or the first digits of it.
+        image: String,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The log is shown until the image is there; the exit code is that of the run: 0 succeeded,
+1 failed, 6 cancelled, 7 interrupted.")]
+pub(crate) struct ImageBuildArguments {
+    /// What the image is called.
+    pub(crate) name: String,
+    /// A release of Debian [default: bookworm].
+    #[arg(long, conflicts_with = "from")]
+    pub(crate) suite: Option<String>,
+    /// Where packages come from [default: what the server's machine uses].
+    #[arg(long, value_name = "URL", conflicts_with = "from")]
+    pub(crate) mirror: Option<String>,
+    /// A further package; may be repeated.
+    #[arg(long, value_name = "NAME", conflicts_with = "from")]
+    pub(crate) package: Vec<String>,
+    /// Take this disk image (qcow2, raw) instead. A file is read by the server.
+    #[arg(long, value_name = "FILE|URL")]
+    pub(crate) from: Option<String>,
+    /// What its publisher says: sha256:… or sha512:…
+    #[arg(long, value_name = "DIGEST", requires = "from")]
+    pub(crate) checksum: Option<String>,
+    /// Print the run's id and do not wait.
+    #[arg(long)]
+    pub(crate) detach: bool,
 }
 
 #[derive(Debug, Subcommand)]

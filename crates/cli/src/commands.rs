@@ -3,10 +3,12 @@
 pub(crate) mod daemon;
 pub(crate) mod diff;
 pub(crate) mod doctor;
+pub(crate) mod image;
 pub(crate) mod list;
 pub(crate) mod load;
 pub(crate) mod log;
 pub(crate) mod manual;
+pub(crate) mod run;
 pub(crate) mod show;
 pub(crate) mod state;
 pub(crate) mod token;

@@ -12,8 +12,10 @@ Exit codes:
   1    failed, or `twin doctor` found an error
   2    the command line is wrong
   3    the server can't be reached
-  4    there is no such host, subject, moment or token
+  4    there is no such host, subject, moment, token, run or image
   5    not allowed: a token is missing, wrong, or of too small a role
+  6    the run that was followed was cancelled
+  7    the run that was followed was interrupted: the server ended first
   64   bad configuration: a token file, an address, a configuration file
   130  interrupted";
 
@@ -44,6 +46,9 @@ pub(crate) enum Failure {
     Output(#[source] std::io::Error),
     #[error("interrupted")]
     Interrupted,
+    /// A run that was followed ended so; already told.
+    #[error("")]
+    Run(u8),
 }
 
 const LACKS_TOKEN: &str = "set SAFETYTWIN_TOKEN or --token-file; whoever runs the server makes a \
@@ -111,12 +116,13 @@ impl Failure {
             Self::NotAllowed { .. } => 5,
             Self::Configuration(_) => 64,
             Self::Interrupted => 130,
+            Self::Run(code) => *code,
         }
     }
 
     /// `twin: …`, or nothing where there is nothing to say.
     pub(crate) fn line(&self) -> Option<String> {
-        if matches!(self, Self::Told | Self::Interrupted) || self.is_closed_pipe() {
+        if matches!(self, Self::Told | Self::Interrupted | Self::Run(_)) || self.is_closed_pipe() {
             return None;
         }
         let mut text = self.to_string();

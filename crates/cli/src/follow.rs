@@ -21,16 +21,16 @@ use crate::sse::Parser;
 use api::answer::Entry;
 use api::client::Body;
 use http_body_util::BodyExt;
-use hyper::StatusCode;
 use model::{HostId, Version};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// A server sends something at least every 15 s; one silent for so long is gone.
-const SILENCE: Duration = Duration::from_secs(60);
+pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 
 /// Waits between attempts double from the first to the second.
-const WAITS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+pub(crate) const WAITS: (Duration, Duration) =
+    (Duration::from_millis(250), Duration::from_secs(10));
 
 /// Entries asked for at once when catching up.
 const PAGE: usize = 200;
@@ -150,32 +150,12 @@ impl Follow {
                 .with_some("from", self.seen.get(host).map(|version| version.0))
                 .with_each("subject", subjects),
         };
-        // A stream occupies its connection for good, so it gets one of its own.
-        let response = self.remote.another()?.open(query.as_str()).await?;
-        let status = response.status();
-        if status != StatusCode::OK {
-            return Err(self.refusal(status, response.into_body()).await);
-        }
-        self.connection = Some((response.into_body(), Parser::default()));
+        let body = self.remote.events(&query).await?;
+        self.connection = body.map(|body| (body, Parser::default()));
         if self.scope == Scope::All {
             self.catch_up().await?;
         }
         Ok(())
-    }
-
-    async fn refusal(&self, status: StatusCode, body: Body) -> Failure {
-        let body = http_body_util::Limited::new(body, 64 * 1024).collect();
-        let bytes = tokio::time::timeout(Duration::from_secs(5), body).await;
-        let bytes = bytes.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes);
-        if status.is_server_error() {
-            let server = self.remote.url().to_owned();
-            return Failure::NoServer { server, reason: format!("it answered {status}") };
-        }
-        let error = match serde_json::from_slice(&bytes.unwrap_or_default()) {
-            Ok(body) => api::client::Error::Refused(Box::new(body), status),
-            Err(_) => api::client::Error::Answer { server: self.remote.url().to_owned(), status },
-        };
-        Failure::from_client(self.remote.url(), error)
     }
 
     /// Reads what came between the newest seen versions and the stream's beginning.

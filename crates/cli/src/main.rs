@@ -14,6 +14,7 @@ mod failure;
 mod follow;
 mod naming;
 mod remote;
+mod run_log;
 mod session;
 mod sse;
 mod table;
@@ -82,6 +83,8 @@ async fn ask(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Diff(arguments) => commands::diff::run(&arguments, &mut session).await,
         Command::Watch(arguments) => commands::watch::run(&arguments, &mut session).await,
         Command::Load(arguments) => commands::load::run(&arguments, &mut session).await,
+        Command::Run(command) => commands::run::run(&command, &mut session).await,
+        Command::Image(command) => commands::image::run(&command, &mut session).await,
         Command::Doctor(data) => commands::doctor::run(data, &mut session).await,
         Command::Up(_)
         | Command::Server(_)

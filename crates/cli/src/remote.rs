@@ -5,8 +5,10 @@ use crate::failure::Failure;
 use api::answer::{Diff, Host, Hosts, Loads, Log, State};
 use api::client::{Body, Client, segment};
 use bytes::Bytes;
-use hyper::{Method, Response};
+use http_body_util::BodyExt;
+use hyper::{Method, Response, StatusCode};
 use model::{ContentId, HostId, Version};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::time::Duration;
@@ -38,6 +40,13 @@ impl Query {
             path.push_str(&segment(one));
         }
         Self(path)
+    }
+
+    /// One more segment.
+    pub(crate) fn and(mut self, text: &str) -> Self {
+        self.0.push('/');
+        self.0.push_str(&segment(text));
+        self
     }
 
     pub(crate) fn with(mut self, key: &str, value: impl fmt::Display) -> Self {
@@ -114,6 +123,53 @@ impl Remote {
                 reason: format!("no answer within {} s", OPENING.as_secs()),
             }),
         }
+    }
+
+    /// A stream of events, on a connection of its own, which it occupies for good. Nothing
+    /// where the server says that none will come.
+    pub(crate) async fn events(&self, query: &Query) -> Result<Option<Body>, Failure> {
+        let response = self.another()?.open(query.as_str()).await?;
+        match response.status() {
+            StatusCode::OK => Ok(Some(response.into_body())),
+            StatusCode::NO_CONTENT => Ok(None),
+            status => Err(self.refusal(status, response.into_body()).await),
+        }
+    }
+
+    async fn refusal(&self, status: StatusCode, body: Body) -> Failure {
+        let body = http_body_util::Limited::new(body, 64 * 1024).collect();
+        let bytes = tokio::time::timeout(Duration::from_secs(5), body).await;
+        let bytes = bytes.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes);
+        if status.is_server_error() {
+            let server = self.url.clone();
+            return Failure::NoServer { server, reason: format!("it answered {status}") };
+        }
+        let error = match serde_json::from_slice(&bytes.unwrap_or_default()) {
+            Ok(body) => api::client::Error::Refused(Box::new(body), status),
+            Err(_) => api::client::Error::Answer { server: self.url.clone(), status },
+        };
+        Failure::from_client(&self.url, error)
+    }
+
+    /// Posts a document, and gets one.
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &mut self,
+        query: &Query,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let failed = |error| Failure::from_client(&self.url, error);
+        let body = serde_json::to_vec(body).map_err(|error| Failure::Failed(error.to_string()))?;
+        let sent =
+            self.client.send(Method::POST, query.as_str(), "application/json", body.into()).await;
+        serde_json::from_slice(&sent.map_err(failed)?).map_err(|_form| {
+            let (server, status) = (self.url.clone(), StatusCode::OK);
+            failed(api::client::Error::Answer { server, status })
+        })
+    }
+
+    pub(crate) async fn delete(&mut self, query: &Query) -> Result<(), Failure> {
+        let sent = self.client.send(Method::DELETE, query.as_str(), "", Bytes::new()).await;
+        sent.map(drop).map_err(|error| Failure::from_client(&self.url, error))
     }
 
     /// The first hosts, at most `limit`, in the server's order.

@@ -182,6 +182,8 @@ fn help() {
           diff         Show what differs between two moments, or two hosts
           watch        Follow changes as they happen
           load         Show the load of a host, its units and processes
+          run          See what takes long: its state, its log, and end it
+          image        Build, list and delete the base images that machines start from
           token        Create, list and revoke tokens of the server on this machine
           doctor       Find what is missing or misconfigured, and how to mend it
           completions  Print a completion script for a shell
@@ -231,8 +233,10 @@ fn help() {
           1    failed, or `twin doctor` found an error
           2    the command line is wrong
           3    the server can't be reached
-          4    there is no such host, subject, moment or token
+          4    there is no such host, subject, moment, token, run or image
           5    not allowed: a token is missing, wrong, or of too small a role
+          6    the run that was followed was cancelled
+          7    the run that was followed was interrupted: the server ended first
           64   bad configuration: a token file, an address, a configuration file
           130  interrupted
     "#]]

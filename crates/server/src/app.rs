@@ -3,6 +3,7 @@
 use crate::metrics::Metrics;
 use crate::rendered::Rendered;
 use crate::replays::Replays;
+use crate::runs::Runs;
 use crate::snapshots::Snapshots;
 use crate::tokens::Tokens;
 use model::redact::Redactor;
@@ -47,6 +48,8 @@ pub(crate) struct App {
     pub(crate) tokens_required: bool,
     pub(crate) server_names: Vec<String>,
     pub(crate) snapshots: Snapshots,
+    pub(crate) runs: Runs,
+    pub(crate) images: vm::image::Store,
     /// For clients that do not redact themselves.
     pub(crate) redactor: Redactor,
     pub(crate) metrics: Metrics,

@@ -3,10 +3,14 @@
 //! Unknown keys are errors that name the nearest known one. Beyond loopback the server listens
 //! only when `listen` says so, and then wants tokens.
 
+use crate::runs::Limits;
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use store::Retention;
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -42,6 +46,7 @@ pub struct File {
     /// Ask for tokens also on loopback.
     pub require_tokens: Option<bool>,
     pub retention: RetentionFile,
+    pub runs: RunsFile,
     pub log_level: Option<String>,
     pub log_file: Option<PathBuf>,
     pub max_snapshots: Option<usize>,
@@ -69,6 +74,41 @@ pub struct RetentionFile {
     pub load_days: Option<u32>,
 }
 
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunsFile {
+    pub keep: Option<usize>,
+    pub keep_days: Option<u32>,
+    pub log_mb: Option<usize>,
+    pub at_once: Option<usize>,
+    pub followers: Option<usize>,
+}
+
+impl RunsFile {
+    fn check(&self) -> Result<Limits, &'static str> {
+        let defaults = Limits::default();
+        let limits = Limits {
+            keep: self.keep.unwrap_or(defaults.keep),
+            keep_for: self.keep_days.map_or(defaults.keep_for, |days| DAY * days),
+            log_bytes: self.log_mb.map_or(defaults.log_bytes, |mb| mb.saturating_mul(1 << 20)),
+            at_once: self.at_once.unwrap_or(defaults.at_once),
+            followers: self.followers.unwrap_or(defaults.followers),
+            ..defaults
+        };
+        match &limits {
+            Limits { keep: 0, .. } => Err("keep is at least 1"),
+            Limits { log_bytes, .. } if !(1 << 20..=1 << 30).contains(log_bytes) => {
+                Err("log_mb is between 1 and 1024")
+            }
+            Limits { at_once, .. } if !(1..=64).contains(at_once) => {
+                Err("at_once is between 1 and 64")
+            }
+            Limits { followers: 0, .. } => Err("followers is at least 1"),
+            _ => Ok(limits),
+        }
+    }
+}
+
 /// Checked, complete.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -77,6 +117,7 @@ pub struct Config {
     pub server_names: Vec<String>,
     pub tokens_required: bool,
     pub retention: Retention,
+    pub runs: Limits,
     pub max_snapshots: usize,
     pub vm_name: String,
 }
@@ -150,6 +191,7 @@ impl File {
             let message = "full_days is at least 1, and keep_days at least full_days".to_owned();
             return Err(wrong("retention", message));
         }
+        let runs = self.runs.check().map_err(|message| wrong("runs", message.to_owned()))?;
         let max_snapshots = self.max_snapshots.unwrap_or(10);
         if max_snapshots < 2 {
             let message = "at least 2: base_state and the current one always stay".to_owned();
@@ -161,6 +203,7 @@ impl File {
             server_names: self.server_names,
             tokens_required: beyond || self.require_tokens.unwrap_or(false),
             retention,
+            runs,
             max_snapshots,
             vm_name: self.vm_name.unwrap_or_else(|| "digital-twin".to_owned()),
         })
@@ -207,6 +250,10 @@ mod tests {
         check("retention: {full_day: 3}", "did you mean \"full_days\"?");
         check("retention: {full_days: 30, keep_days: 3}", "keep_days at least full_days");
         check("max_snapshots: 1", "at least 2");
+        check("runs: {keep: 5, keep_days: 1, log_mb: 2, at_once: 1}", "tokens=false");
+        check("runs: {at_once: 0}", "runs: at_once is between 1 and 64");
+        check("runs: {log_mb: 5000000000}", "runs: log_mb is between 1 and 1024");
+        check("runs: {keep_day: 3}", "did you mean \"keep_days\"?");
         check("listen: ['nonsense:99999']", "is not an address");
         check("listen: {", "twin.yaml:");
         check("listen: []", "listen: names no address");

@@ -24,6 +24,7 @@ mod rendered;
 mod replays;
 mod resolve;
 mod retention;
+pub mod runs;
 mod serve;
 mod snapshots;
 pub mod tokens;

@@ -1,4 +1,4 @@
-//! Lets old history go, and only by a clock that can be believed.
+//! Lets old history and old runs go, and only by a clock that can be believed.
 //!
 //! ```text
 //! believed ──the clock is far ahead of the time that passed──► doubted
@@ -94,6 +94,7 @@ fn pass(app: &App, passed: Duration) -> Result<store::Report, store::Error> {
         );
         return Ok(store::Report::default());
     }
+    app.runs.expire(now);
     app.history.expire(now)
 }
 

@@ -7,6 +7,7 @@ use crate::metrics::Metrics;
 use crate::rendered::Rendered;
 use crate::replays::Replays;
 use crate::retention;
+use crate::runs::{self, Runs};
 use crate::snapshots::Snapshots;
 use crate::tokens::{self, Tokens};
 use axum::Router;
@@ -38,6 +39,10 @@ pub enum Error {
     History(#[from] store::Error),
     #[error(transparent)]
     Tokens(#[from] tokens::Error),
+    #[error(transparent)]
+    Runs(#[from] runs::Error),
+    #[error(transparent)]
+    Images(#[from] vm::image::Error),
     #[error(
         "listening beyond loopback needs tokens, and there are none; make one with: twin token create --role admin"
     )]
@@ -94,8 +99,12 @@ impl Server {
         let dir = config.data_dir.join("history");
         let opened = tokio::task::spawn_blocking(move || History::open(&dir, options)).await;
         let history = opened.unwrap_or(Err(store::Error::Closed))?;
+        // After the history, whose lock says that no other server uses the directory.
+        let (runs, images) = long_work(&config).await?;
         let app = Arc::new(App {
             snapshots: Snapshots::open(&history, config.max_snapshots)?,
+            runs,
+            images,
             history,
             events,
             tokens,
@@ -118,6 +127,12 @@ impl Server {
         &self.addresses
     }
 
+    /// What takes long, to begin and to follow from within.
+    #[must_use]
+    pub fn runs(&self) -> &Runs {
+        &self.app.runs
+    }
+
     /// Serves until told to stop; then ends what is under way, and closes the history.
     pub async fn run(self, stop: CancellationToken) {
         let Self { app, listeners, router, .. } = self;
@@ -138,6 +153,8 @@ impl Server {
         stop.cancelled().await;
         notify(sd_notify::NotifyState::Stopping);
         app.shutdown.cancel();
+        // Whoever follows a run gets its end.
+        app.runs.close().await;
         let ended =
             tokio::time::timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;
         if ended.is_err() {
@@ -149,6 +166,20 @@ impl Server {
             tracing::error!("the history could not be closed in order");
         }
     }
+}
+
+/// The runs, and the base images that some of them make. What the last server left half-made
+/// is gone then.
+async fn long_work(config: &Config) -> Result<(Runs, vm::image::Store), Error> {
+    let (data, limits) = (config.data_dir.clone(), config.runs.clone());
+    let opened = tokio::task::spawn_blocking(move || -> Result<(Runs, vm::image::Store), Error> {
+        let runs = Runs::open(&data.join("runs"), limits)?;
+        for run in runs.interrupted() {
+            tracing::warn!(id = %run.id, kind = %run.kind, subject = %run.subject, "a run was interrupted");
+        }
+        Ok((runs, vm::image::Store::open(&data.join("images"))?))
+    });
+    opened.await.unwrap_or(Err(runs::Error::Closed.into()))
 }
 
 /// Tells systemd that the server works: only while the history answers.

@@ -8,6 +8,7 @@
 use super::error::ApiError;
 use crate::app::App;
 use crate::clock;
+use crate::runs::Cause;
 use crate::tokens::{Role, Token};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -33,6 +34,24 @@ impl Caller {
                 Err(forbidden(format!("this token speaks for {own} alone, not for {host}")))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Whether the caller may have the server read its own machine's files.
+    pub(crate) fn may_administer(&self, what: &str) -> Result<(), ApiError> {
+        match self {
+            Self::Known(token) if token.role != Role::Admin => {
+                Err(forbidden(format!("{what} is for the role admin")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Why there is a run, when this caller asks for it.
+    pub(crate) fn cause(&self) -> Cause {
+        match self {
+            Self::Local => Cause::Local,
+            Self::Known(token) => Cause::Token { id: token.id.clone(), name: token.name.clone() },
         }
     }
 }
@@ -193,6 +212,10 @@ mod tests {
         check(Method::POST, "/api/v1/update_state", "oaa");
         check(Method::POST, "/api/v1/snapshots/x", "oa");
         check(Method::DELETE, "/api/v1/hosts/a", "a");
+        check(Method::GET, "/api/v1/runs/x/ws", "voa");
+        check(Method::POST, "/api/v1/runs/x/cancel", "oa");
+        check(Method::POST, "/api/v1/images", "oa");
+        check(Method::DELETE, "/api/v1/images/x", "oa");
         check(Method::GET, "/docsx", "voa");
     }
 

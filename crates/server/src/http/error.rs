@@ -1,6 +1,6 @@
 //! The one error body, and what becomes one.
 
-use crate::tokens;
+use crate::{runs, tokens};
 use api::ErrorBody;
 use axum::Json;
 use axum::http::StatusCode;
@@ -96,6 +96,51 @@ impl From<store::Error> for ApiError {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "corrupt", message)
             }
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "storage", message),
+        }
+    }
+}
+
+impl From<runs::Error> for ApiError {
+    fn from(error: runs::Error) -> Self {
+        use runs::Error;
+        let message = with_causes(&error);
+        match error {
+            Error::Unknown(_) => Self::new(StatusCode::NOT_FOUND, "unknown_run", message),
+            Error::Busy { id, .. } => {
+                Self::new(StatusCode::CONFLICT, "run_is_on", message).with("run", &id)
+            }
+            Error::Over { state, .. } => {
+                Self::new(StatusCode::CONFLICT, "run_is_over", message).with("state", &state)
+            }
+            Error::Ahead { records, .. } => {
+                Self::new(StatusCode::GONE, "ahead_of_log", message).with("records", &records)
+            }
+            Error::Full(_) | Error::Followers(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
+            }
+            Error::Closed => Self::new(StatusCode::SERVICE_UNAVAILABLE, "closing", message),
+            Error::Damaged { .. } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "corrupt", message)
+            }
+            Error::Read { .. } | Error::Write { .. } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "storage", message)
+            }
+        }
+    }
+}
+
+impl From<vm::image::Error> for ApiError {
+    fn from(error: vm::image::Error) -> Self {
+        use vm::image::Error;
+        let message = with_causes(&error);
+        match error {
+            Error::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "unknown_image", message),
+            Error::Ambiguous { .. } => Self::bad("ambiguous", message),
+            Error::InUse { .. } => Self::new(StatusCode::CONFLICT, "in_use", message),
+            Error::Damaged { .. } => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "corrupt", message)
+            }
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "images", message),
         }
     }
 }

@@ -7,8 +7,10 @@ mod events;
 mod extract;
 mod health;
 mod hosts;
+mod images;
 mod ingest;
 mod log;
+mod runs;
 
 use crate::app::App;
 use crate::metrics::RequestLabels;
@@ -37,6 +39,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
         (name = "history", description = "What changed"),
         (name = "live", description = "What changes, as it happens"),
         (name = "agents", description = "Where agents send what they see"),
+        (name = "runs", description = "What takes long: its log from the first line to the exit code"),
+        (name = "images", description = "Base images that machines start from"),
         (name = "bridge", description = "The routes of the older bridge"),
         (name = "health", description = "For probes and monitoring"),
     )
@@ -57,6 +61,13 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(events::all_events))
         .routes(routes!(ingest::deltas))
         .routes(routes!(ingest::contents))
+        .routes(routes!(runs::list))
+        .routes(routes!(runs::show))
+        .routes(routes!(runs::log))
+        .routes(routes!(runs::socket))
+        .routes(routes!(runs::cancel))
+        .routes(routes!(images::list, images::build))
+        .routes(routes!(images::show, images::delete))
         .routes(routes!(bridge::update_state))
         .routes(routes!(bridge::snapshots))
         .routes(routes!(bridge::revert, bridge::delete))
