@@ -55,7 +55,12 @@ impl Check {
 
 pub(crate) async fn run(data: DataDirectory, session: &mut Session) -> Result<(), Failure> {
     let mut checks = server::checks(&mut session.remote, &session.view).await;
-    let machine = Machine { root: "/".into(), data_dir: data.path()?, now: session.view.now };
+    let machine = Machine {
+        root: "/".into(),
+        data_dir: data.path()?,
+        configuration: api::places::configuration(),
+        now: session.view.now,
+    };
     checks.extend(machine.checks());
     let bad = checks.iter().any(|check| check.level == Level::Error);
     let checks = Checks { checks };

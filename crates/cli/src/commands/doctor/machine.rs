@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-/// Configuration that the daemons read, where it is there.
+/// Configuration that the machine's daemons read, where it is there.
 const CONFIGURATIONS: [&str; 5] = [
     "etc/safetytwin/twin.yaml",
     "etc/safetytwin/agent.yaml",
@@ -35,6 +35,8 @@ const CAP_NET_ADMIN: u32 = 12;
 pub(super) struct Machine {
     pub(super) root: PathBuf,
     pub(super) data_dir: PathBuf,
+    /// Where this user's daemons have their configuration.
+    pub(super) configuration: PathBuf,
     pub(super) now: Time,
 }
 
@@ -43,7 +45,7 @@ impl Machine {
         let mut checks =
             vec![self.systemd(), self.docker(), self.rights(), self.cgroups(), self.clock()];
         checks.extend(self.data());
-        checks.extend(CONFIGURATIONS.iter().filter_map(|path| self.configuration(path)));
+        checks.extend(self.configurations().iter().filter_map(|path| Self::configuration(path)));
         checks
     }
 
@@ -195,12 +197,18 @@ impl Machine {
         }
     }
 
+    /// This user's, and the machine's.
+    fn configurations(&self) -> Vec<PathBuf> {
+        let own = ["twin.yaml", "agent.yaml"].map(|file| self.configuration.join(file));
+        let others = CONFIGURATIONS.iter().map(|path| self.root.join(path));
+        own.iter().cloned().chain(others.filter(|path| !own.contains(path))).collect()
+    }
+
     /// Whether a file is YAML at all; what its keys mean, its daemon tells.
-    fn configuration(&self, path: &str) -> Option<Check> {
+    fn configuration(path: &Path) -> Option<Check> {
         const NAME: &str = "configuration";
-        let path = self.root.join(path);
         let shown = path.display();
-        let text = match read(&path) {
+        let text = match read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
@@ -262,10 +270,12 @@ mod tests {
         std::fs::write(at("etc/safetytwin/twin.yaml"), "port: 1\n").unwrap();
         std::fs::write(at("etc/safetytwin/agent.yaml"), "a: [1\n").unwrap();
         std::fs::write(at("etc/vm-bridge.yaml"), "- 1\n").unwrap();
+        std::fs::write(at("home/twin.yaml"), "").unwrap();
         let data_dir = root.path().join("data");
         std::fs::create_dir(&data_dir).unwrap();
         std::fs::write(data_dir.join("tokens.json"), "[]").unwrap();
-        let machine = Machine { root: root.path().into(), data_dir, now: Time(0) };
+        let configuration = root.path().join("home");
+        let machine = Machine { root: root.path().into(), data_dir, configuration, now: Time(0) };
         let skipped = ["rights", "data"];
         let shown: Vec<String> = machine
             .checks()
@@ -287,6 +297,7 @@ mod tests {
             Ok cgroups: version 2 | 
             Error clock: says 1970-01-01T00:00:00.000Z, which can't be | sudo timedatectl set-ntp true
             Error tokens: ROOT/data/tokens.json can be read by others | chmod 600 ROOT/data/tokens.json
+            Ok configuration: ROOT/home/twin.yaml is well-formed | 
             Ok configuration: ROOT/etc/safetytwin/twin.yaml is well-formed | 
             Error configuration: ROOT/etc/safetytwin/agent.yaml is not YAML: error: line 1 column 4: unclosed bracket '[' | edit ROOT/etc/safetytwin/agent.yaml
             Error configuration: ROOT/etc/vm-bridge.yaml is not a map of settings | write it as lines of `key: value`: ROOT/etc/vm-bridge.yaml
@@ -304,7 +315,12 @@ mod tests {
 
     #[test]
     fn space() {
-        let machine = Machine { root: "/".into(), data_dir: "/d".into(), now: EARLIEST };
+        let machine = Machine {
+            root: "/".into(),
+            data_dir: "/d".into(),
+            configuration: "/c".into(),
+            now: EARLIEST,
+        };
         let level = |free| machine.space(free).level;
         assert_eq!(
             [level(0), level(1 << 30), level(1 << 40)],
