@@ -310,7 +310,9 @@ mod tests {
         );
         check(
             RunEvent::Progress { done: 3, total: None },
-            &expect![[r#"{"offset":7,"at":"1970-01-01T00:00:00.000000Z","record":"progress","done":3}"#]],
+            &expect![[
+                r#"{"offset":7,"at":"1970-01-01T00:00:00.000000Z","record":"progress","done":3}"#
+            ]],
         );
         check(
             RunEvent::End {

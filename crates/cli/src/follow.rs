@@ -29,7 +29,8 @@ use std::time::Duration;
 pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 
 /// Waits between attempts double from the first to the second.
-pub(crate) const WAITS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+pub(crate) const WAITS: (Duration, Duration) =
+    (Duration::from_millis(250), Duration::from_secs(10));
 
 /// Entries asked for at once when catching up.
 const PAGE: usize = 200;

@@ -51,9 +51,7 @@ impl Caller {
     pub(crate) fn cause(&self) -> Cause {
         match self {
             Self::Local => Cause::Local,
-            Self::Known(token) => {
-                Cause::Token { id: token.id.clone(), name: token.name.clone() }
-            }
+            Self::Known(token) => Cause::Token { id: token.id.clone(), name: token.name.clone() },
         }
     }
 }
