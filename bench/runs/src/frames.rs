@@ -66,7 +66,7 @@ impl Frames {
             let (head, length) = match rest {
                 [_, 126, a, b, ..] => (4, usize::from(u16::from_be_bytes([*a, *b]))),
                 [_, 126, ..] | [] | [_] => break,
-                [_, 127.., ..] => bail!("a message is larger than any line"),
+                [_, 127..=255, ..] => bail!("a message is larger than any line"),
                 [_, short, ..] => (2, usize::from(*short)),
             };
             let Some(body) = rest.get(head..head + length) else { break };

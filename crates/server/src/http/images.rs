@@ -29,7 +29,7 @@ enum Work {
 }
 
 /// All base images, the newest first.
-#[utoipa::path(get, path = "/api/v1/images", tag = "images",
+#[utoipa::path(get, path = "/api/v1/images", tag = "images", operation_id = "list_images",
     responses((status = 200, body = answer::Images)))]
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<answer::Images>, ApiError> {
     let listed = off_thread(&app, Store::list).await?;
@@ -38,7 +38,7 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<answer::Ima
 }
 
 /// One image, by name, digest, or the first six or more digits of it; with its packages.
-#[utoipa::path(get, path = "/api/v1/images/{id}", tag = "images", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/api/v1/images/{id}", tag = "images", operation_id = "show_image", params(("id" = String, Path)),
     responses((status = 200, body = answer::Image), (status = 404, body = api::ErrorBody)))]
 pub(crate) async fn show(
     State(app): State<Arc<App>>,
@@ -53,7 +53,7 @@ pub(crate) async fn show(
 }
 
 /// Deletes an image.
-#[utoipa::path(delete, path = "/api/v1/images/{id}", tag = "images", params(("id" = String, Path)),
+#[utoipa::path(delete, path = "/api/v1/images/{id}", tag = "images", operation_id = "delete_image", params(("id" = String, Path)),
     responses((status = 204), (status = 404, body = api::ErrorBody)))]
 pub(crate) async fn delete(
     State(app): State<Arc<App>>,
@@ -66,7 +66,7 @@ pub(crate) async fn delete(
 
 /// Makes an image, of packages or from a disk image elsewhere. It takes long: the answer names
 /// the run. A path is read by the server, for the role admin alone.
-#[utoipa::path(post, path = "/api/v1/images", tag = "images", request_body = NewImage,
+#[utoipa::path(post, path = "/api/v1/images", tag = "images", operation_id = "build_image", request_body = NewImage,
     responses((status = 202, body = Begun), (status = 400, body = api::ErrorBody),
         (status = 409, body = api::ErrorBody, description = "a run for this name is on")))]
 pub(crate) async fn build(

@@ -69,7 +69,7 @@ pub(crate) struct RunsQuery {
 }
 
 /// Runs, the newest first.
-#[utoipa::path(get, path = "/api/v1/runs", tag = "runs", params(RunsQuery),
+#[utoipa::path(get, path = "/api/v1/runs", tag = "runs", operation_id = "list_runs", params(RunsQuery),
     responses((status = 200, body = Runs), (status = 400, body = api::ErrorBody)))]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
@@ -89,14 +89,14 @@ pub(crate) async fn list(
 }
 
 /// One run.
-#[utoipa::path(get, path = "/api/v1/runs/{id}", tag = "runs", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/api/v1/runs/{id}", tag = "runs", operation_id = "show_run", params(("id" = String, Path)),
     responses((status = 200, body = Run), (status = 404, body = api::ErrorBody)))]
 pub(crate) async fn show(State(app): State<Arc<App>>, Id(id): Id) -> Result<Json<Run>, ApiError> {
     Ok(Json(app.runs.show(id)?))
 }
 
 /// Tells a run to stop. Its log ends when it has.
-#[utoipa::path(post, path = "/api/v1/runs/{id}/cancel", tag = "runs", params(("id" = String, Path)),
+#[utoipa::path(post, path = "/api/v1/runs/{id}/cancel", tag = "runs", operation_id = "cancel_run", params(("id" = String, Path)),
     responses((status = 202, body = Run), (status = 404, body = api::ErrorBody),
         (status = 409, body = api::ErrorBody, description = "it is over")))]
 pub(crate) async fn cancel(
@@ -124,7 +124,7 @@ pub(crate) struct LogQuery {
 /// A run's log: server-sent events (`id` the record's offset, `event` `record`, `data` a
 /// record), until the end record. With `Accept: application/json`, a page of what there is.
 /// 204 where the reader has seen the end.
-#[utoipa::path(get, path = "/api/v1/runs/{id}/log", tag = "runs", params(("id" = String, Path), LogQuery),
+#[utoipa::path(get, path = "/api/v1/runs/{id}/log", tag = "runs", operation_id = "run_log", params(("id" = String, Path), LogQuery),
     responses((status = 200, content((RunRecord = "text/event-stream"), (RunLog = "application/json"))),
         (status = 204), (status = 404, body = api::ErrorBody), (status = 410, body = api::ErrorBody)))]
 pub(crate) async fn log(
@@ -196,7 +196,7 @@ pub(crate) struct SocketQuery {
 }
 
 /// A run's log over a WebSocket: one record as JSON in each message, closed after the end.
-#[utoipa::path(get, path = "/api/v1/runs/{id}/ws", tag = "runs", params(("id" = String, Path), SocketQuery),
+#[utoipa::path(get, path = "/api/v1/runs/{id}/ws", tag = "runs", operation_id = "run_socket", params(("id" = String, Path), SocketQuery),
     responses((status = 101), (status = 404, body = api::ErrorBody), (status = 410, body = api::ErrorBody)))]
 pub(crate) async fn socket(
     State(app): State<Arc<App>>,
