@@ -45,7 +45,7 @@ need_root() {
 step_shell() {
     ensure_packages shellcheck
     shellcheck -x install.sh test.sh .ci/run packaging/toolchain.sh lab/host lab/docker lab/test lab/endtoend \
-        lab/observe lab/libvirt lab/guest-image lab/src/build-rootfs lab/src/check-guest-image lab/src/common.sh \
+        lab/identity lab/observe lab/libvirt lab/guest-image lab/src/build-rootfs lab/src/check-guest-image lab/src/common.sh \
         packaging/virtualisation.sh
 }
 
@@ -54,8 +54,9 @@ step_format() { cargo fmt --all --check; }
 step_lint() { cargo clippy --locked --workspace --all-targets --quiet -- -D warnings; }
 
 step_unit() {
-    # Images are made and looked at with the real tools; a small disk is mounted, to be full.
-    ensure_packages qemu-utils e2fsprogs mount
+    # Images are made and looked at with the real tools, SSH keys are made, and a small disk is
+    # mounted, to be full.
+    ensure_packages qemu-utils e2fsprogs mount openssh-client
     local skipped=()
     if [ "$(id -u)" -ne 0 ]; then
         missing 'the store on a full disk needs root, to mount a small one' || return 1
@@ -84,6 +85,8 @@ step_lab() {
     need_root 'the lab' || return 1
     [ "$(id -u)" -eq 0 ] || return 0
     lab/test
+    cargo build --locked --quiet -p agent
+    lab/identity "$binaries"
 }
 
 # The collectors against real systemd, D-Bus and Docker.
@@ -97,7 +100,9 @@ step_observe() {
 step_machines() {
     ensure_virtualisation
     local image
-    image=$(lab/guest-image)
+    # The agent comes to its machine by the seed: an image with it would be built for each.
+    cargo build --locked --quiet -p agent
+    image=$(lab/guest-image --check --seed-agent "$binaries/twin-agent")
     SAFETYTWIN_GUEST_IMAGE=$image cargo test --locked --quiet -p vm --test contract
 }
 

@@ -46,7 +46,7 @@ pub fn api_bridge(body: &[u8]) {
     }
 }
 
-/// What comes out of a twin's virtio-serial port, whatever the guest has become.
+/// What comes out of a twin's virtio-serial port, at either end, whatever the other has become.
 pub fn api_guest(said: &[u8]) {
     use ::api::guest::{Reply, Request, receive};
     let runtime = tokio::runtime::Builder::new_current_thread().build();
@@ -57,6 +57,9 @@ pub fn api_guest(said: &[u8]) {
             assert_eq!(serde_json::from_slice::<Reply>(&line).ok(), Some(reply));
         }
         let mut channel = said;
-        while let Ok(Some(_request)) = receive::<Request>(&mut channel).await {}
+        while let Ok(Some(request)) = receive::<Request>(&mut channel).await {
+            let line = serde_json::to_vec(&request).expect("what was read can be written");
+            assert_eq!(serde_json::from_slice::<Request>(&line).ok(), Some(request));
+        }
     });
 }

@@ -5,7 +5,7 @@ use clap::Parser;
 use model::Facts;
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
 /// Watches this machine and brings every change of it to the server.
@@ -117,7 +117,9 @@ impl Options {
     /// As the one or the other has them.
     pub async fn serve(&self, config: Config, stop: CancellationToken) -> Result<(), crate::Error> {
         match &self.part {
-            Some(Part::Guest { port }) => crate::guest::serve(config, port, stop).await,
+            Some(Part::Guest { port }) => {
+                crate::guest::serve(config, Path::new("/"), port, stop).await
+            }
             None => crate::run(config, stop).await,
         }
     }

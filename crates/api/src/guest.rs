@@ -4,11 +4,19 @@
 //! either end went away or the machine was put back into another moment, so a line may be the
 //! rest of an older one: whatever does not parse, or answers another request, is passed over.
 //! Each message begins a line of its own for that reason.
+//!
+//! A machine that was put back into a saved moment is asked to renew itself before anything else:
+//!
+//! ```text
+//! Renew ─► Renewed    at once: entropy, clock, host name, machine id
+//! Identity ─► Standing, pending … Standing, done    what takes longer, if it has a new identity
+//! ```
 
-use model::Facts;
 use model::entity::{Collector, Unit};
+use model::{Facts, Identity, Time};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -20,7 +28,7 @@ pub const PORT: &str = "/dev/virtio-ports/org.safetytwin.agent.0";
 pub const MAX_MESSAGE: u64 = 32 << 20;
 
 /// What is asked of the guest's agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ask {
     /// Whether it is there.
@@ -29,6 +37,68 @@ pub enum Ask {
     Facts,
     /// Whether the machine is well.
     Health,
+    /// To go on from a saved moment as the machine it is to be now.
+    Renew(Renew),
+    /// Who it is, and how far it got in becoming so.
+    Identity,
+}
+
+/// What a machine can't know that was put back into a saved moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renew {
+    pub now: Time,
+    pub entropy: Entropy,
+    /// For a clone. A machine in which its own moment is put back stays who it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+}
+
+/// 32 to 512 bytes that nobody else has. `Debug` keeps them to itself.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Entropy(Vec<u8>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("entropy is 32 to 512 bytes, each as two hexadecimal digits")]
+pub struct EntropyError;
+
+impl Entropy {
+    /// # Errors
+    /// When there are too few or too many bytes.
+    pub fn new(bytes: Vec<u8>) -> Result<Self, EntropyError> {
+        if (32..=512).contains(&bytes.len()) { Ok(Self(bytes)) } else { Err(EntropyError) }
+    }
+
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Entropy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entropy({} bytes)", self.0.len())
+    }
+}
+
+impl TryFrom<String> for Entropy {
+    type Error = EntropyError;
+
+    fn try_from(text: String) -> Result<Self, EntropyError> {
+        let digit = |b: &u8| char::from(*b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+        let byte = |pair: &[u8]| match pair {
+            [high, low] => Some(digit(high)? << 4 | digit(low)?),
+            _ => None,
+        };
+        let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(byte).collect();
+        Self::new(bytes.ok_or(EntropyError)?)
+    }
+}
+
+impl From<Entropy> for String {
+    fn from(entropy: Entropy) -> Self {
+        entropy.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +121,8 @@ pub enum Answer {
     Hello(String),
     Facts(Facts),
     Health(Health),
+    Renewed(Renewed),
+    Identity(Standing),
     /// It could not do what was asked.
     Fault(String),
 }
@@ -74,6 +146,51 @@ impl Health {
             .filter_map(|collector| Some((collector.name, collector.fault?)));
         Self { failed: failed.map(|unit| unit.id).collect(), faults: faults.collect() }
     }
+}
+
+/// What was done at once. The rest goes on where there is a new identity.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewed {
+    pub faults: Vec<Fault>,
+}
+
+/// A part of a machine's identity that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// `clock`, `entropy`, `hostname`, `machine_id`, `cloud_init`, `host_keys`, `network`,
+    /// `journal`, `init`, `disk` or `all`.
+    pub part: String,
+    pub what: String,
+}
+
+/// Who a machine is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    pub progress: Progress,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_id: Option<String>,
+    /// The public SSH host keys, each in one line. Absent while they may be another machine's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_keys: Option<Vec<String>>,
+    /// By interface, each with the length of its network's prefix. Absent while they may be
+    /// another machine's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<BTreeMap<String, Vec<String>>>,
+    /// Of what was done so far, beside those told at once.
+    pub faults: Vec<Fault>,
+}
+
+/// How far a machine got in becoming another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Progress {
+    /// Its agent, since it started, was not asked for that.
+    Unasked,
+    Pending,
+    /// All was tried; what failed is a fault.
+    Done,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -178,6 +295,31 @@ mod tests {
         check(b"\xff\xfe half of a line", hello).await;
         check(b"{\"id\":\"before\",\"answer\":{\"hello\":\"0\"}}\n", hello).await;
         check(b"{\"id\":\"now\",\"answer\":{\"fault\":\"no\"}}\n", "Err(Fault(\"no\"))").await;
+    }
+
+    #[test]
+    fn a_renewal_on_the_wire() {
+        let entropy = "0f".repeat(32);
+        let identity = format!(r#"{{"hostname":"web02","machine_id":"{}"}}"#, "a".repeat(32));
+        let line = |entropy: &str, identity: &str| {
+            let now = "2026-11-21T07:00:00.000001Z";
+            format!(
+                r#"{{"id":"1","ask":{{"renew":{{"now":"{now}","entropy":"{entropy}"{identity}}}}}}}"#
+            )
+        };
+        for identity in [String::new(), format!(r#","identity":{identity}"#)] {
+            let line = line(&entropy, &identity);
+            let request: Request = serde_json::from_str(&line).unwrap();
+            assert_eq!(serde_json::to_string(&request).unwrap(), line);
+            let Ask::Renew(renew) = request.ask else { unreachable!("it was asked to renew") };
+            assert_eq!(renew.entropy.bytes(), [0x0f; 32]);
+            assert!(!format!("{renew:?}").contains("15, 15"), "{renew:?}");
+        }
+        for bad in ["", "0f", &"0f".repeat(513), &"0".repeat(65), &"xx".repeat(32)] {
+            assert!(serde_json::from_str::<Request>(&line(bad, "")).is_err(), "{bad}");
+        }
+        let foreign = r#","identity":{"hostname":"../x","machine_id":"a"}"#;
+        assert!(serde_json::from_str::<Request>(&line(&entropy, foreign)).is_err());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,8 @@
 //! Builds a base image, or takes one from a file or URL, and prints where it lies. What a
 //! server does as a run, for the lab and for trying things out.
 //!
-//! usage: build_image [--seed PUBLIC_KEY_FILE ISO] [--agent PROGRAM] [--from SOURCE] IMAGES_DIRECTORY NAME
+//! usage: build_image [--agent PROGRAM] [--from SOURCE] IMAGES_DIRECTORY NAME
+//!        build_image [--agent PROGRAM] --seed PUBLIC_KEY_FILE ISO
 
 use anyhow::{Context as _, bail};
 use std::io::Write as _;
@@ -25,7 +26,7 @@ async fn main() -> anyhow::Result<()> {
             "--seed" => {
                 let key = arguments.next().context("--seed needs a public key's file")?;
                 let iso = arguments.next().context("--seed needs a file to write")?;
-                return write_seed(Path::new(&key), Path::new(&iso));
+                return write_seed(Path::new(&key), agent.as_deref(), Path::new(&iso));
             }
             _ => plain.push(argument),
         }
@@ -75,9 +76,10 @@ fn tell(progress: Progress) {
     drop(writeln!(std::io::stderr(), "{text}"));
 }
 
-fn write_seed(key: &Path, iso: &Path) -> anyhow::Result<()> {
+fn write_seed(key: &Path, agent: Option<&str>, iso: &Path) -> anyhow::Result<()> {
     let key = std::fs::read_to_string(key)?;
     let mut seed = Seed::new("lab-1".parse()?, "lab".parse()?);
+    seed.agent = agent.map(std::fs::read).transpose()?;
     let keys = vec![key.trim().parse()?];
     seed.users.push(User { name: "twin".parse()?, keys, password: None, administrator: true });
     std::fs::write(iso, seed.iso()?)?;
