@@ -13,7 +13,7 @@
 //!   a crash leaves in between is cleaned up on opening.
 
 use crate::error::Error;
-use crate::{journal, keys};
+use crate::{files, journal, keys};
 use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
 use fjall::{
     CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode,
@@ -23,7 +23,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// Sequence numbers reserved at a time, and how many must be left.
@@ -76,11 +76,9 @@ const DROPPED: &[u8] = b"d";
 
 impl Db {
     pub(crate) fn open(path: &Path, block_cache_bytes: u64) -> Result<Self, Error> {
+        files::check(path)?;
         journal::mend(path)?;
-        let open_error = |source| match source {
-            fjall::Error::Locked => Error::InUse { path: path.to_owned() },
-            source => Error::Open { path: path.to_owned(), source: Arc::new(source) },
-        };
+        let open_error = |source| Error::open(path, source);
         let database = Database::builder(path)
             .cache_size(block_cache_bytes)
             .worker_threads(2)

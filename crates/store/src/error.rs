@@ -15,6 +15,22 @@ pub enum Error {
         #[source]
         source: Arc<fjall::Error>,
     },
+    /// A file of the engine's is damaged, and it does not say which.
+    #[error(
+        "a file of the history in {directory} is lost or damaged. Restore it from a backup; or, to \
+         begin anew without what it has, run: mv {directory} {directory}.damaged"
+    )]
+    Unreadable {
+        directory: PathBuf,
+        #[source]
+        source: Arc<fjall::Error>,
+    },
+    /// The engine would make up an empty one, and what was acknowledged would be gone.
+    #[error(
+        "{path} is lost, and what it held of the history. Restore {directory} from a backup; or, to \
+         begin anew without what it has, run: mv {directory} {directory}.damaged"
+    )]
+    Lost { path: PathBuf, directory: PathBuf },
     #[error("could not read or prepare {path}")]
     Prepare {
         path: PathBuf,
@@ -83,6 +99,37 @@ impl Error {
 
     pub(crate) fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt { host: None, version: None, what: what.into() }
+    }
+
+    /// The engine could not be opened.
+    pub(crate) fn open(path: &Path, source: fjall::Error) -> Self {
+        let is_missing = |error: &std::io::Error| {
+            use std::io::ErrorKind::{InvalidInput, NotFound, UnexpectedEof};
+            matches!(error.kind(), InvalidInput | NotFound | UnexpectedEof)
+        };
+        let is_lost = match &source {
+            fjall::Error::Locked => return Self::InUse { path: path.to_owned() },
+            fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => {
+                is_missing(error)
+            }
+            fjall::Error::Unrecoverable | fjall::Error::InvalidVersion(_) => true,
+            other => is_damage(other),
+        };
+        let source = Arc::new(source);
+        if is_lost {
+            return Self::Unreadable { directory: path.to_owned(), source };
+        }
+        Self::Open { path: path.to_owned(), source }
+    }
+
+    /// Whether what is stored is damaged, which trying again does not mend.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Corrupt { .. } => true,
+            Self::Storage { source, .. } => is_damage(source),
+            _ => false,
+        }
     }
 
     /// Adds whose record it was, and turns the engine's own checksum failures into damage.

@@ -5,6 +5,8 @@
 //!   is dropped, the last version of each of its hosts goes to `origins` with its state.
 //! - Every step is durable before the one that builds on it, and each is repeated by the next
 //!   run if it was cut off: killed anywhere, nothing that is kept is lost.
+//! - Damage stays with what it hit: a day that can't be thinned stays whole until it is dropped,
+//!   and the last state of a host that can't be read goes with its day.
 //! - No new version goes into a day that may be thinned: the floor is raised first.
 
 use crate::block::content_in;
@@ -15,7 +17,7 @@ use crate::history::History;
 use crate::keys;
 use crate::read::Past;
 use crate::record::{HostNumber, Meta, Origin};
-use crate::thin::{hosts_in, thin};
+use crate::thin::thin;
 use crate::types::Report;
 use crate::writer::Writer;
 use model::{ContentId, Time};
@@ -55,15 +57,19 @@ impl History {
         };
         for (day, thinned) in buckets {
             if day < keep_from {
-                self.drop_day(day)?;
+                self.drop_day(day, &mut report)?;
                 report.dropped += 1;
             } else if day < full_from && !thinned {
-                report.merged += self.thin_day(day)?;
-                report.thinned += 1;
+                let merged = self.thin_day(day);
+                if let Some(merged) = report.unless_damaged("a day stays as it is", merged)? {
+                    report.merged += merged;
+                    report.thinned += 1;
+                }
             }
         }
         self.exclusively(move |writer| writer.shared.db()?.drop_eras(keep_from))?;
-        self.sweep_contents(now, &mut report)?;
+        let swept = self.sweep_contents(now, &mut report);
+        report.unless_damaged("no contents are removed", swept)?;
         report.load_dropped = self.drop_loads(now)?;
         let db = self.shared().db()?;
         // Only what is in tables is compacted.
@@ -93,16 +99,10 @@ impl History {
         self.shared().metas().into_iter().map(|meta| (meta.number, meta)).collect()
     }
 
-    fn drop_day(&self, day: i64) -> Result<(), Error> {
-        let metas = self.metas_by_number();
-        let hosts = match self.shared().db()?.bucket(day) {
-            Some(bucket) => hosts_in(&bucket)?,
-            None => return Ok(()),
-        };
+    fn drop_day(&self, day: i64, report: &mut Report) -> Result<(), Error> {
+        let hosts = self.hosts_on(day)?;
         for some in hosts.chunks(HOSTS) {
-            let some: Vec<&Arc<Meta>> =
-                some.iter().filter_map(|number| metas.get(number)).collect();
-            let origins = self.last_states(day, &some)?;
+            let origins = self.last_states(day, some, report)?;
             self.exclusively(move |writer| {
                 let db = writer.shared.db()?;
                 let mut batch = db.batch();
@@ -115,29 +115,47 @@ impl History {
         self.exclusively(move |writer| {
             let db = writer.shared.db()?;
             let mut batch = db.batch();
-            for number in hosts {
-                batch.remove(&db.hosts, keys::span(number, day));
+            for meta in hosts {
+                batch.remove(&db.hosts, keys::span(meta.number, day));
             }
             db.drop_bucket(day, batch).map_err(|error| writer.full_or(error))
         })
     }
 
+    /// The hosts that have versions on a day.
+    fn hosts_on(&self, day: i64) -> Result<Vec<Arc<Meta>>, Error> {
+        let db = self.shared().db()?;
+        let mut hosts = self.shared().metas();
+        let mut outcome = Ok(());
+        hosts.retain(|meta| match db.hosts.contains_key(keys::span(meta.number, day)) {
+            Ok(has) => has,
+            Err(error) => {
+                outcome = Err(Error::storage("list the hosts of a day")(error));
+                false
+            }
+        });
+        outcome.map(|()| hosts)
+    }
+
     /// The last version that each of these hosts has on a day, with its state, to be stored.
-    fn last_states(&self, day: i64, metas: &[&Arc<Meta>]) -> Result<Vec<KeyValue>, Error> {
+    fn last_states(
+        &self,
+        day: i64,
+        metas: &[Arc<Meta>],
+        report: &mut Report,
+    ) -> Result<Vec<KeyValue>, Error> {
         let db = self.shared().db()?;
         let Some(bucket) = db.bucket(day) else { return Ok(Vec::new()) };
         let mut origins = Vec::new();
         for meta in metas {
             let past = Past { db: &db, bases: &self.shared().bases, meta };
-            let all = model::Version(0)..=meta.state.head;
-            let Some(record) = past.records(&bucket, all).next_back().transpose()? else {
-                continue;
-            };
-            let version = record.entry.version;
-            let facts = past.state_in(&bucket, version)?;
-            let missing = || Error::corrupt("a state is missing").of(&meta.host, Some(version));
-            let origin = Origin { record, facts: facts.ok_or_else(missing)? };
-            origins.push((keys::host_start(meta.number), origin.encode(meta.number)));
+            let origin = last_state(&past, &bucket);
+            let origin = report.unless_damaged("what a host last was is not kept", origin)?;
+            origins.extend(
+                origin
+                    .flatten()
+                    .map(|origin| (keys::host_start(meta.number), origin.encode(meta.number))),
+            );
         }
         Ok(origins)
     }
@@ -244,6 +262,39 @@ impl History {
     }
 }
 
+/// A host's last version in a bucket, with its state.
+fn last_state(past: &Past<'_>, bucket: &Bucket) -> Result<Option<Origin>, Error> {
+    let all = model::Version(0)..=past.meta.state.head;
+    let Some(record) = past.records(bucket, all).next_back().transpose()? else { return Ok(None) };
+    let version = record.entry.version;
+    let missing = || Error::corrupt("a state is missing").of(&past.meta.host, Some(version));
+    let facts = past.state_in(bucket, version)?.ok_or_else(missing)?;
+    Ok(Some(Origin { record, facts }))
+}
+
+impl Report {
+    /// What was done; `None` and a warning when damage was in the way.
+    fn unless_damaged<T>(
+        &mut self,
+        what_then: &'static str,
+        outcome: Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        match outcome {
+            Ok(done) => Ok(Some(done)),
+            Err(error) if error.is_damage() => {
+                self.left += 1;
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "{what_then}, because of damage; restore the history from a backup, or forget \
+                     the host"
+                );
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
 fn mentioned(bucket: &Bucket) -> Result<Vec<ContentId>, Error> {
     let keys = bucket.keyspace.prefix(keys::mentions()).map(fjall::Guard::key);
     let keys = keys.collect::<Result<Vec<_>, _>>().map_err(Error::storage("list contents"))?;
@@ -267,8 +318,15 @@ fn forget_some(writer: &mut Writer, number: HostNumber) -> Result<bool, Error> {
     let mut batch = db.batch();
     for (keyspace, prefix) in places.chain([(db.hosts.clone(), keys::spans(number))]) {
         for entry in keyspace.prefix(prefix).take(KEYS - batch.len().min(KEYS)) {
-            let key = entry.key().map_err(Error::storage("list what is deleted"))?;
-            batch.remove(&keyspace, key);
+            match entry.key().map_err(Error::storage("list what is deleted")) {
+                Ok(key) => batch.remove(&keyspace, key),
+                Err(error) if error.is_damage() => {
+                    // Nobody reads it any more, and it goes with its bucket.
+                    tracing::warn!(%error, "some of a forgotten host stays for now: it is damaged");
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
     let is_last = batch.len() < KEYS;

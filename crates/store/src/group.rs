@@ -11,11 +11,11 @@ use crate::read::{HeadState, Past, base_key};
 use crate::record::{Meta, Record, check_of};
 use crate::shared::{CachedHead, Shared};
 use crate::stats::Counters;
-use crate::types::{Append, Appended, Body, Committed, Delta, Entry, Reply};
+use crate::types::{Append, Appended, Body, Committed, Delta, Entry, Gap, Reply};
 use crate::writer::Writer;
 use fjall::{Keyspace, OwnedWriteBatch};
 use model::{ContentId, HostId, Op, Patch, Time, Version, significance_of};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
 /// A patch may be so large, encoded.
@@ -88,6 +88,8 @@ struct Working {
     weight: usize,
     is_new: bool,
     touched: bool,
+    /// The head can't be read. Only a whole state can follow, and begins anew.
+    lost: bool,
 }
 
 pub(crate) struct Group {
@@ -207,6 +209,10 @@ impl Group {
         for mut delta in append.deltas {
             let sequence = delta.sequence;
             let body = std::mem::replace(&mut delta.body, Body::State(model::Facts::default()));
+            if working.lost {
+                delta.gap.get_or_insert(Gap { since: working.meta.state.head_at, merged: 1 });
+                delta.label.get_or_insert_with(|| "what was before is damaged".to_owned());
+            }
             let about = Delta { body, ..delta.clone() };
             match step(&working.meta, &mut working.head.facts, stream, about)? {
                 Step::Repeated => continue,
@@ -244,7 +250,9 @@ impl Group {
         let at = history_time(delta.at, state.head_at, received);
         // What is older than the days kept in full goes with the oldest of them.
         let oldest = received.day().saturating_sub(i64::from(writer.retention.full_days));
-        let day = at.day().max(oldest).max(writer.floor).max(state.day);
+        // A damaged bucket is in the way of whatever comes into it.
+        let beside = if working.lost { state.day.saturating_add(1) } else { state.day };
+        let day = at.day().max(oldest).max(writer.floor).max(beside);
         let version = Version(state.head.0 + 1);
         let entry = Entry {
             version,
@@ -254,6 +262,7 @@ impl Group {
             significance: significance_of(&patch),
             patch,
             narrowed: false,
+            first_looks: BTreeSet::new(),
             gap: delta.gap,
             label: delta.label,
             merged: 0,
@@ -276,6 +285,7 @@ impl Group {
             state.first_at = at;
         }
         self.put_version(writer, db, working, (&bucket, &record, bytes))?;
+        working.lost = false;
         self.sync = true;
         let digest = working.meta.state.digest;
         let host = working.meta.host.clone();
@@ -310,7 +320,8 @@ impl Group {
             }
             old => {
                 let same_era = |old: &&Block| era_of(old.day) == era_of(bucket.day);
-                let base = old.as_ref().filter(same_era).map(|old| old.base);
+                let base = old.as_ref().filter(same_era).filter(|_| !working.lost);
+                let base = base.map(|old| old.base);
                 // A bucket that was thinned meanwhile has all its postings, and of fewer versions.
                 if let Some(mut old) = old
                     && let Some(place) = db.bucket(old.day).filter(|place| !place.thinned)
@@ -436,31 +447,42 @@ fn take_out(writer: &mut Writer, db: &Db, host: &HostId) -> Result<Working, Erro
         writer.next_host = number.saturating_add(1);
         let meta = Meta::new(number, host.clone());
         let head = HeadState { version: Version(0), facts: model::Facts::default(), block: None };
-        return Ok(Working { meta, head, weight: 0, is_new: true, touched: false });
+        return Ok(Working { meta, head, weight: 0, is_new: true, touched: false, lost: false });
     };
     let meta = Meta::clone(&meta);
     let cached = writer.shared.heads().take(meta.number);
-    let (head, weight) = match cached.filter(|cached| cached.state.version == meta.state.head) {
-        Some(cached) => (cached.state, cached.weight),
-        None => {
-            let past = Past { db, bases: &writer.shared.bases, meta: &meta };
-            let head = past.head_state()?;
-            let weight = head.facts.weight();
-            (head, weight)
+    let cached = cached.filter(|cached| cached.state.version == meta.state.head);
+    if let Some(CachedHead { state: head, weight }) = cached {
+        return Ok(Working { meta, head, weight, is_new: false, touched: false, lost: false });
+    }
+    let past = Past { db, bases: &writer.shared.bases, meta: &meta };
+    let (head, lost) = match past.head_state() {
+        Ok(head) => (head, false),
+        Err(error) if error.is_damage() => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the newest state of a host is damaged; the next whole state begins anew"
+            );
+            (past.lost_head()?, true)
         }
+        Err(error) => return Err(error),
     };
-    Ok(Working { meta, head, weight, is_new: false, touched: false })
+    let weight = head.facts.weight();
+    Ok(Working { meta, head, weight, is_new: false, touched: false, lost })
 }
 
 fn put_back(shared: &Shared, working: Working) {
-    if working.is_new && !working.touched {
+    let Working { meta, head, weight, touched, is_new, lost } = working;
+    if is_new && !touched {
         return;
     }
-    let Working { meta, head, weight, touched, .. } = working;
     let all = weight + head.block.as_ref().map_or(0, Block::weight) + 512;
     let number = meta.number;
     if touched {
         shared.put_meta(meta);
+    }
+    if lost {
+        return;
     }
     shared.heads().put(number, CachedHead { state: head, weight }, all);
 }

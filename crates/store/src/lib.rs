@@ -51,6 +51,7 @@ mod contents;
 mod engine;
 mod error;
 mod expire;
+mod files;
 #[cfg(fuzzing)]
 #[path = "../../../fuzz/inside/store.rs"]
 pub mod fuzzing;

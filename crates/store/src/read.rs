@@ -7,8 +7,8 @@ use crate::engine::{Bucket, Db, era_of};
 use crate::error::Error;
 use crate::keys;
 use crate::record::{Base, HostNumber, Keyframe, Meta, Origin, Record, check_of};
-use crate::types::{Entry, Filter};
-use model::{Facts, Patch, Significance, Subject, Time, Version, significance_of};
+use crate::types::{Entry, Filter, Gap};
+use model::{Facts, Patch, Significance, Subject, Time, Version};
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -245,11 +245,35 @@ impl Past<'_> {
         let first = first_open(span, keyframe);
         let mut block = Block::after(self.number(), bucket.day, base.version, first);
         for record in self.records(&bucket, first..=version) {
-            let record = record?;
-            let stored = record.encode(self.number(), bucket.day).len();
-            block.note(&record, stored);
+            self.note(&mut block, &record?);
         }
         Ok(HeadState { version, facts, block: Some(block) })
+    }
+
+    fn note(&self, block: &mut Block, record: &Record) {
+        block.note(record, record.encode(self.number(), block.day).len());
+    }
+
+    /// What takes the place of a head that can't be read: no facts, and the versions of the
+    /// open block that can be, so that they are found by the log later.
+    pub(crate) fn lost_head(&self) -> Result<HeadState, Error> {
+        let version = self.head();
+        let mut head = HeadState { version, facts: Facts::default(), block: None };
+        let span = self.span_of(version)?;
+        let Some((span, bucket)) = span.and_then(|span| Some((span, self.db.bucket(span.day)?)))
+        else {
+            return Ok(head);
+        };
+        let keyframe = self.newest_keyframe(&bucket).ok().flatten().unwrap_or(span.first);
+        let first = first_open(span, keyframe);
+        let mut block = Block::after(self.number(), bucket.day, keyframe, first);
+        // So many at most, whatever the engine does behind the damage.
+        let count = usize::try_from(version.0 - first.0).unwrap_or(0) + 1;
+        for record in self.records(&bucket, first..=version).take(count).flatten() {
+            self.note(&mut block, &record);
+        }
+        head.block = Some(block);
+        Ok(head)
     }
 
     /// The newest version that is not after a time.
@@ -314,7 +338,14 @@ impl Past<'_> {
                 if entries.len() >= limit {
                     return Ok(entries);
                 }
-                entries.push(record?.entry);
+                match record {
+                    Ok(record) => entries.push(record.entry),
+                    Err(error) => {
+                        let reached = entries.last().map_or(Version(0), |last| last.version);
+                        entries.push(damaged_part(span, reached.max(from), span.last, error)?);
+                        break;
+                    }
+                }
             }
         }
         entries.truncate(limit);
@@ -330,7 +361,8 @@ impl Past<'_> {
             let first = span.first.max(Version(from.0.saturating_add(1)));
             for record in self.records(&bucket, first..=span.last.min(to)) {
                 let Record { entry, .. } = record?;
-                if entry.version.0 != reached.0.saturating_add(1) {
+                // Behind a gap may be what a damaged state was replaced with.
+                if entry.version.0 != reached.0.saturating_add(1) || entry.gap.is_some() {
                     return Ok(None);
                 }
                 reached = entry.version;
@@ -356,22 +388,14 @@ impl Past<'_> {
         let spans = self.spans()?;
         for span in spans.iter().rev().filter(|span| span.first <= upto) {
             let Some(bucket) = self.db.bucket(span.day) else { continue };
-            let range = span.first..=span.last.min(upto);
-            match self.candidates(&bucket, *span, range.clone(), filter)? {
-                None => {
-                    for record in self.records(&bucket, range).rev() {
-                        if !found.take(record?.entry) {
-                            return Ok(found.entries);
-                        }
-                    }
-                }
-                Some(versions) => {
-                    for version in versions.into_iter().rev() {
-                        let Some(record) = self.record(&bucket, version)? else { continue };
-                        if !found.take(record.entry) {
-                            return Ok(found.entries);
-                        }
-                    }
+            let last = span.last.min(upto);
+            match self.log_of(&bucket, *span, last, &mut found) {
+                Ok(true) => {}
+                Ok(false) => return Ok(found.entries),
+                Err(error) => {
+                    let below = found.entries.last().map(|entry| entry.version.0 - 1);
+                    let last = last.min(Version(below.unwrap_or(last.0))).max(span.first);
+                    found.entries.push(damaged_part(*span, span.first, last, error)?);
                 }
             }
         }
@@ -382,6 +406,35 @@ impl Past<'_> {
             found.take(entry);
         }
         Ok(found.entries)
+    }
+
+    /// Takes what fits from a bucket, up to a version; false when nothing more can be taken.
+    fn log_of(
+        &self,
+        bucket: &Bucket,
+        span: Span,
+        last: Version,
+        found: &mut Found<'_>,
+    ) -> Result<bool, Error> {
+        let range = span.first..=last;
+        match self.candidates(bucket, span, range.clone(), found.filter)? {
+            None => {
+                for record in self.records(bucket, range).rev() {
+                    if !found.take(record?.entry) {
+                        return Ok(false);
+                    }
+                }
+            }
+            Some(versions) => {
+                for version in versions.into_iter().rev() {
+                    let Some(record) = self.record(bucket, version)? else { continue };
+                    if !found.take(record.entry) {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// The versions of a bucket that may fit a filter, by its postings; `None` for all.
@@ -467,6 +520,26 @@ fn first_open(span: Span, keyframe: Version) -> Version {
     if keyframe <= span.first { span.first } else { Version(keyframe.0 + 1) }
 }
 
+/// What the log says of versions that can't be read; the error itself when that is no damage.
+fn damaged_part(span: Span, first: Version, last: Version, error: Error) -> Result<Entry, Error> {
+    if !error.is_damage() {
+        return Err(error);
+    }
+    Ok(Entry {
+        version: last,
+        at: span.first_at,
+        host_time: None,
+        received: span.first_at,
+        significance: Significance::Major,
+        patch: Patch::default(),
+        narrowed: true,
+        first_looks: BTreeSet::new(),
+        gap: Some(Gap { since: span.first_at, merged: (last.0 + 1).saturating_sub(first.0) }),
+        label: Some(format!("left out from {first} on: {error}")),
+        merged: 0,
+    })
+}
+
 fn decode_span(bytes: &[u8]) -> Result<(Version, Time), Malformed> {
     let mut reader = Bytes::new(bytes);
     Ok((Version(reader.varint()?), Time(reader.signed()?)))
@@ -494,17 +567,12 @@ impl Found<'_> {
 /// The entry with only what the filter asks for; `None` when that is nothing.
 fn narrow(mut entry: Entry, filter: &Filter) -> Option<Entry> {
     if !filter.subjects.is_empty() || !filter.kinds.is_empty() {
-        let all = entry.patch.len();
-        entry.patch.0.retain(|subject, _| {
+        let is_wanted = |subject: &Subject| {
             (filter.subjects.is_empty() || filter.subjects.contains(subject))
                 && (filter.kinds.is_empty() || filter.kinds.contains(&subject.kind()))
-        });
-        if entry.patch.is_empty() {
+        };
+        if !entry.narrow(is_wanted) {
             return None;
-        }
-        if entry.patch.len() < all {
-            entry.narrowed = true;
-            entry.significance = significance_of(&entry.patch);
         }
     }
     let matters = filter.significance.is_none_or(|least| entry.significance >= least);

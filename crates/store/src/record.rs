@@ -10,6 +10,7 @@ use crate::types::{Entry, Gap, HostInfo, StreamInfo};
 use model::{Digest, Facts, HostId, Item, Patch, Significance, Subject, Time, Version};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 type Result<T> = std::result::Result<T, Malformed>;
@@ -192,6 +193,7 @@ impl Record {
             significance,
             patch,
             narrowed: false,
+            first_looks: BTreeSet::new(),
             gap,
             label,
             merged,

@@ -56,7 +56,7 @@ pub(crate) fn thin(
 }
 
 /// The hosts that have something in a bucket, in order.
-pub(crate) fn hosts_in(bucket: &Bucket) -> Result<Vec<HostNumber>, Error> {
+fn hosts_in(bucket: &Bucket) -> Result<Vec<HostNumber>, Error> {
     let mut hosts = Vec::new();
     let mut from = 0;
     loop {

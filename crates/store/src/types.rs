@@ -1,7 +1,11 @@
 //! What goes into the history and what comes out.
 
 use crate::error::Error;
-use model::{ContentId, Digest, Facts, HostId, Kind, Patch, Significance, Subject, Time, Version};
+use model::{
+    ContentId, Digest, Facts, HostId, Kind, Patch, Significance, Subject, Time, Version,
+    significance_of,
+};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -81,10 +85,27 @@ pub struct Entry {
     pub patch: Patch,
     /// The patch holds only what was asked for.
     pub narrowed: bool,
+    /// Of the whole patch, where it is narrowed: see [`Patch::first_looks`].
+    pub first_looks: BTreeSet<Kind>,
     pub gap: Option<Gap>,
     pub label: Option<String>,
     /// How many versions before this one were thinned out and are part of its patch.
     pub merged: u64,
+}
+
+impl Entry {
+    /// Leaves only the changes of some subjects; false when that is nothing.
+    pub fn narrow(&mut self, is_wanted: impl Fn(&Subject) -> bool) -> bool {
+        let all = self.patch.len();
+        let first_looks = self.patch.first_looks();
+        self.patch.0.retain(|subject, _| is_wanted(subject));
+        if self.patch.len() < all {
+            self.narrowed = true;
+            self.first_looks.extend(first_looks);
+            self.significance = significance_of(&self.patch);
+        }
+        !self.patch.is_empty()
+    }
 }
 
 /// What the log is to show: entries with a change that fits all of these.
@@ -217,6 +238,8 @@ pub struct Report {
     pub contents_removed: u64,
     /// Buckets of load samples dropped.
     pub load_dropped: u64,
+    /// What was left as it is because something in it is damaged.
+    pub left: u64,
     pub bytes_before: u64,
     pub bytes_after: u64,
 }

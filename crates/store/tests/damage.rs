@@ -215,6 +215,143 @@ fn damage_is_named_and_stays_with_whom_it_hit() {
     assert!(hit > 0);
 }
 
+/// A history of two hosts whose files are all in tables, and the files of `web01`'s versions.
+fn two_hosts() -> (tempfile::TempDir, HostId, HostId, PathBuf) {
+    let directory = common::directory_in_memory();
+    let (web, other) = (host("web01"), host("web02"));
+    {
+        let history = History::open(directory.path(), options()).unwrap();
+        for n in 1..=40 {
+            record(&history, &web, NOON.plus(seconds(n)), &small(n as i64)).unwrap();
+        }
+        for n in 1..=40 {
+            let day = NOON.plus(common::days(1)).plus(seconds(n));
+            record(&history, &other, day, &small(n as i64)).unwrap();
+        }
+    }
+    let mut files = Vec::new();
+    tables(&directory.path().join("keyspaces"), &mut files);
+    // The first bucket that was made: of the first day, with one host.
+    let bucket = files.into_iter().find(|path| path.ends_with("6/tables/0")).unwrap();
+    (directory, web, other, bucket)
+}
+
+#[test]
+fn a_host_goes_on_after_damage_and_the_others_do_not_notice() {
+    let (directory, web, other, bucket) = two_hosts();
+    let mut bytes = std::fs::read(&bucket).unwrap();
+    let middle = bytes.len() / 4;
+    bytes[middle] ^= 0x55;
+    std::fs::write(&bucket, bytes).unwrap();
+    let history = History::open(directory.path(), options()).unwrap();
+    assert!(history.head(&web).unwrap_err().is_damage());
+    // A patch can't follow; a whole state can.
+    let follows = append(&web, NOON.plus(seconds(50)), patch(&small(40), &small(41)));
+    let refused = history.append_and_wait(follows);
+    assert!(matches!(refused, Err(Error::BaseMismatch { .. })), "{refused:?}");
+    record(&history, &web, NOON.plus(seconds(51)), &small(50)).unwrap();
+    record(&history, &web, NOON.plus(seconds(52)), &small(51)).unwrap();
+    drop(history);
+    let history = History::open(directory.path(), options()).unwrap();
+    let head = history.head(&web).unwrap().unwrap();
+    assert_eq!((head.version, &head.facts), (Version(42), &small(51)));
+    assert_eq!(history.state(&web, Version(41)).unwrap(), Some(small(50)));
+    assert!(history.entry(&web, Version(41)).unwrap().unwrap().gap.is_some());
+    assert_eq!(history.between(&web, Version(40), Version(42)).unwrap(), None);
+    let subject = small(51).iter().next().unwrap().0.clone();
+    let filter = Filter { subjects: vec![subject], ..Filter::default() };
+    let found = history.log(&web, &filter, None, 2).unwrap();
+    assert_eq!(found.iter().map(|entry| entry.version.0).collect::<Vec<_>>(), [42, 41]);
+    let found = history.log(&web, &Filter::default(), None, 100).unwrap();
+    let versions: Vec<u64> = found.iter().map(|entry| entry.version.0).collect();
+    assert_eq!(versions, [42, 41, 40]);
+    assert!(found[2].patch.is_empty() && found[2].label.is_some(), "{:?}", found[2]);
+    let after = history.after(&web, Version(3), 100).unwrap();
+    let versions: Vec<u64> = after.iter().map(|entry| entry.version.0).collect();
+    assert_eq!(versions, [40, 41, 42]);
+    // Expiry goes round it, and in the end takes it along.
+    let thinned = history.expire(NOON.plus(common::days(40))).unwrap();
+    assert_eq!((thinned.thinned, thinned.left), (1, 1), "{thinned:?}");
+    assert_eq!(history.head(&other).unwrap().unwrap().facts, small(40));
+    let dropped = history.expire(NOON.plus(common::days(600))).unwrap();
+    assert_eq!(dropped.dropped, 2, "{dropped:?}");
+    assert_eq!(history.head(&web).unwrap().unwrap().facts, small(51));
+    assert_eq!(history.head(&other).unwrap().unwrap().facts, small(40));
+}
+
+#[test]
+fn a_damaged_host_can_be_forgotten() {
+    let (directory, web, other, bucket) = two_hosts();
+    let mut bytes = std::fs::read(&bucket).unwrap();
+    let most = bytes.len() / 2;
+    for at in (0..most).step_by(97) {
+        bytes[at] ^= 0x55;
+    }
+    std::fs::write(&bucket, bytes).unwrap();
+    let history = History::open(directory.path(), options()).unwrap();
+    assert!(history.head(&web).unwrap_err().is_damage());
+    // Nothing of it can be kept, and nothing else is kept for it.
+    let dropped = history.expire(NOON.plus(common::days(600))).unwrap();
+    assert_eq!((dropped.dropped, dropped.left > 0), (2, true), "{dropped:?}");
+    history.forget(&web).unwrap();
+    drop(history);
+    let history = History::open(directory.path(), options()).unwrap();
+    assert!(history.host(&web).is_none());
+    assert_eq!(history.head(&other).unwrap().unwrap().facts, small(40));
+
+    let (directory, web, other, bucket) = two_hosts();
+    let mut bytes = std::fs::read(&bucket).unwrap();
+    bytes[most / 2] ^= 0x55;
+    std::fs::write(&bucket, bytes).unwrap();
+    let history = History::open(directory.path(), options()).unwrap();
+    history.forget(&web).unwrap();
+    drop(history);
+    let history = History::open(directory.path(), options()).unwrap();
+    assert_eq!(history.hosts().len(), 1);
+    record(&history, &web, NOON.plus(common::days(1)), &small(7)).unwrap();
+    assert_eq!(history.head(&web).unwrap().unwrap().version, Version(1));
+    assert_eq!(history.head(&other).unwrap().unwrap().facts, small(40));
+}
+
+/// What is gone is noticed when the history is opened, and the error says what helps.
+#[test]
+fn a_lost_file_is_no_empty_history() {
+    let (image, _) = image();
+    let restarted = common::directory_in_memory();
+    copy(image.path(), restarted.path());
+    drop(History::open(restarted.path(), options()).unwrap());
+    let lost = |file: &str| {
+        let directory = common::directory_in_memory();
+        copy(restarted.path(), directory.path());
+        let path = directory.path().join(file);
+        assert!(path.exists(), "{file}");
+        std::fs::remove_file(&path).unwrap();
+        let error = History::open(directory.path(), options()).unwrap_err();
+        let said = error.to_string();
+        assert!(said.contains(&format!("mv {} ", directory.path().display())), "{said}");
+        match error {
+            Error::Lost { path: named, .. } => assert_eq!(named, path),
+            Error::Unreadable { .. } => {}
+            other => panic!("{file}: {other:?}"),
+        }
+        let said_again = History::open(directory.path(), options()).unwrap_err();
+        assert_eq!(said_again.to_string(), said, "trying changes nothing");
+    };
+    let mut journals: Vec<String> = Vec::new();
+    for file in std::fs::read_dir(restarted.path()).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        journals.extend(name.ends_with(".jnl").then_some(name));
+    }
+    assert_eq!(journals.len(), 1, "{journals:?}");
+    lost(&journals[0]);
+    lost("version");
+    lost("keyspaces/0/current");
+    lost("keyspaces/1/current");
+    let mut all = Vec::new();
+    tables(&restarted.path().join("keyspaces"), &mut all);
+    lost(all[0].strip_prefix(restarted.path()).unwrap().to_str().unwrap());
+}
+
 #[test]
 fn expiry_returns_the_disk_space() {
     let directory = tempfile::tempdir().unwrap();

@@ -39,7 +39,7 @@ pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Asked(query): Asked<HostsQuery>,
 ) -> Result<Json<answer::Hosts>, ApiError> {
-    let limit = query.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
+    let limit = page_limit(query.limit, PAGE, MAX_PAGE)?;
     let page = app
         .read(move |app| {
             let mut infos = app.history.hosts();
@@ -55,6 +55,19 @@ pub(crate) async fn list(
         })
         .await?;
     Ok(Json(page))
+}
+
+/// How many there are on a page. More than there may be are as many as there may be.
+pub(crate) fn page_limit(
+    asked: Option<usize>,
+    usual: usize,
+    most: usize,
+) -> Result<usize, ApiError> {
+    match asked {
+        Some(0) => Err(ApiError::bad("bad_query", format!("limit is a number from 1 to {most}"))),
+        Some(limit) => Ok(limit.min(most)),
+        None => Ok(usual),
+    }
 }
 
 /// One host, in short.
@@ -102,8 +115,12 @@ pub(crate) async fn forget(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// A damaged history is a fault of the host, and no reason to be silent about it and the others.
 fn describe(app: &App, info: &HostInfo) -> Result<answer::Host, store::Error> {
-    let facts = app.history.head(&info.host)?.map(|head| head.facts).unwrap_or_default();
+    let mut damage = None;
+    let facts = app.history.head(&info.host).map(|head| head.map(|head| head.facts));
+    let facts = unless_damaged(facts, &mut damage)?.unwrap_or_default();
+    let last_change = unless_damaged(last_change(app, &info.host), &mut damage)?;
     let mut items: BTreeMap<String, u64> = BTreeMap::new();
     for (subject, _) in facts.iter() {
         *items.entry(subject.kind().to_string()).or_default() += 1;
@@ -115,6 +132,7 @@ fn describe(app: &App, info: &HostInfo) -> Result<answer::Host, store::Error> {
             limits.insert(collector.name, collector.limits);
         }
     }
+    faults.extend(damage.map(|damage| ("history".to_owned(), damage)));
     let system =
         facts.entity::<Platform>("host").and_then(|p| p.distribution_name.or(p.distribution));
     Ok(answer::Host {
@@ -126,9 +144,23 @@ fn describe(app: &App, info: &HostInfo) -> Result<answer::Host, store::Error> {
         items,
         faults,
         limits,
-        last_change: last_change(app, &info.host)?,
+        last_change,
         system,
     })
+}
+
+/// `None` when it is damaged, and then `damage` says what.
+fn unless_damaged<T>(
+    read: Result<Option<T>, store::Error>,
+    damage: &mut Option<String>,
+) -> Result<Option<T>, store::Error> {
+    match read {
+        Err(error) if error.is_damage() => {
+            damage.get_or_insert(model::with_causes(&error));
+            Ok(None)
+        }
+        other => other,
+    }
 }
 
 /// `unit:nginx.service and 2 more`, of the newest version.
@@ -136,7 +168,7 @@ fn last_change(app: &App, host: &HostId) -> Result<Option<String>, store::Error>
     let newest = app.history.log(host, &Filter::default(), None, 1)?;
     let Some(entry) = newest.into_iter().next() else { return Ok(None) };
     let total = entry.patch.len();
-    let changes = answer::changes(entry.patch);
+    let changes = answer::changes(entry.patch, |_| false);
     Ok(changes.first().map(|first| match total {
         1 => first.subject.to_string(),
         more => format!("{} and {} more", first.subject, more - 1),
