@@ -1,6 +1,6 @@
 //! What the server answers in JSON.
 
-use model::{Facts, HostId, Op, Patch, Significance, Subject, Time, Version, significance};
+use model::{Facts, HostId, Kind, Op, Patch, Significance, Subject, Time, Version, significance};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -82,19 +82,25 @@ pub struct Change {
     pub subject: Subject,
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub significance: Significance,
+    /// Of what was added: it had been there before anyone looked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub first_seen: bool,
     #[serde(flatten)]
     #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub op: Op,
 }
 
-/// The changes of a patch, the significant ones first.
+/// The changes of a patch, the significant ones first. What was added of some kinds had been
+/// there before.
 #[must_use]
-pub fn changes(patch: Patch) -> Vec<Change> {
-    let mut changes: Vec<Change> = patch
-        .0
-        .into_iter()
-        .map(|(subject, op)| Change { significance: significance(&subject, &op), subject, op })
-        .collect();
+pub fn changes(patch: Patch, had_been: impl Fn(Kind) -> bool) -> Vec<Change> {
+    let change = |(subject, op): (Subject, Op)| Change {
+        significance: significance(&subject, &op),
+        first_seen: matches!(op, Op::Added(_)) && had_been(subject.kind()),
+        subject,
+        op,
+    };
+    let mut changes: Vec<Change> = patch.0.into_iter().map(change).collect();
     changes.sort_by_key(|change| std::cmp::Reverse(change.significance));
     changes
 }

@@ -98,6 +98,7 @@ mod tests {
     fn an_edit_of_a_file_shows_its_lines() {
         let (was, now) = ("a\nb\nlisten 80;\nc\n", "a\nb\n\tlisten\x1b[2J 8080;\nc\n");
         let change = |kind: &str| Change {
+            first_seen: false,
             subject: format!("{kind}:/etc/x").parse().unwrap(),
             significance: model::Significance::Major,
             op: Op::Edited {

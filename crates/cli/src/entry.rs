@@ -50,7 +50,7 @@ pub(crate) fn render(entry: &Entry, lens: &Lens<'_>) -> String {
         match changes.split_first() {
             Some((first, others)) => {
                 let others = others.to_vec();
-                let (headline, details, left) = tell(entry, first, &others, lens);
+                let (headline, details, left) = tell(first, &others, lens);
                 lines.extend(details);
                 changes = left;
                 headline
@@ -64,7 +64,7 @@ pub(crate) fn render(entry: &Entry, lens: &Lens<'_>) -> String {
     } else {
         total.saturating_sub(entry.changes.len())
     };
-    lines.extend(others(entry, &changes, untold, lens));
+    lines.extend(others(&changes, untold, lens));
     lines.extend(remarks(entry, view));
     lines.extend(around::lines(entry, lens));
     let mut out = format!("{}  {headline}\n", stamp(entry, lens));
@@ -107,7 +107,6 @@ fn rank(change: &Change, focus: &[Subject]) -> (usize, bool, usize, Subject) {
 
 /// The headline of the first change, its details, and the changes still to be told.
 fn tell<'c>(
-    entry: &Entry,
     first: &'c Change,
     others: &[&'c Change],
     lens: &Lens<'_>,
@@ -115,8 +114,7 @@ fn tell<'c>(
     let view = lens.view;
     let alone = matches!(lens.focus, [only] if *only == first.subject);
     let mut description = describe(&first.subject, &first.op, view);
-    let came = matches!(first.op, Op::Added(_));
-    if came && (entry.version == Version(1) || first.subject.kind() == Kind::UNIT) {
+    if first.first_seen {
         description.verb = "first seen";
     }
     let sentence = paint(&description, view);
@@ -195,13 +193,13 @@ pub(crate) fn aligned(pairs: Vec<(&str, String)>, view: &View) -> Vec<String> {
 }
 
 /// The changes besides the first, one a line, the rest counted by kind.
-fn others(entry: &Entry, changes: &[&Change], untold: usize, lens: &Lens<'_>) -> Vec<String> {
+fn others(changes: &[&Change], untold: usize, lens: &Lens<'_>) -> Vec<String> {
     let view = lens.view;
     let shown = changes.iter().take(MAX_OTHERS);
     let mut lines = Vec::new();
     for change in shown {
         let mut description = describe(&change.subject, &change.op, view);
-        if entry.version == Version(1) {
+        if change.first_seen {
             // It did not come into being then, it was only seen.
             description.verb = "";
         }

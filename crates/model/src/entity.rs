@@ -426,6 +426,29 @@ entity! {
     }
 }
 
+impl Collector {
+    /// The kinds of what the collector of a name sees.
+    #[must_use]
+    pub fn kinds(name: &str) -> &'static [Kind] {
+        match name {
+            "containers" => &[Kind::CONTAINER],
+            "dependencies" => &[Kind::DEPENDENCY],
+            "disks" => &[Kind::DISK, Kind::FILESYSTEM],
+            "files" => &[Kind::FILE],
+            "gpus" => &[Kind::GPU],
+            "machine" => &[Kind::PLATFORM, Kind::CPU, Kind::MEMORY],
+            "network" => &[Kind::INTERFACE, Kind::ROUTE],
+            "packages" => &[Kind::PACKAGE],
+            "processes" => &[Kind::PROCESS],
+            "sockets" => &[Kind::SOCKET],
+            "units" | "user-units" => &[Kind::UNIT],
+            "users" => &[Kind::USER, Kind::GROUP],
+            "workloads" => &[Kind::WORKLOAD],
+            _ => &[],
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

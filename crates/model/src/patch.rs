@@ -3,11 +3,12 @@
 //! A patch carries what was and what is. So it can be applied, undone, shown and stored
 //! without the states it lies between.
 
+use crate::entity::Collector;
 use crate::facts::{Facts, Item};
-use crate::kind::Subject;
+use crate::kind::{Kind, Subject};
 use crate::value::Fields;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What happened to one item.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +124,19 @@ impl Patch {
 
     pub fn iter(&self) -> impl Iterator<Item = (&Subject, &Op)> {
         self.0.iter()
+    }
+
+    /// The kinds whose collector looked for the first time, or could look again: what it added
+    /// had been there before, for who knows how long.
+    #[must_use]
+    pub fn first_looks(&self) -> BTreeSet<Kind> {
+        let collectors = self.0.iter().filter(|(subject, _)| subject.kind() == Kind::COLLECTOR);
+        let looked = collectors.filter(|(_, op)| match op {
+            Op::Added(fields) => !fields.contains_key("fault"),
+            Op::Edited { was, now } => was.contains_key("fault") && !now.contains_key("fault"),
+            Op::Removed(_) => false,
+        });
+        looked.flat_map(|(subject, _)| Collector::kinds(subject.id())).copied().collect()
     }
 
     /// The patch between two states, looking only at these subjects.

@@ -44,6 +44,11 @@ pub(crate) fn resolve(word: &str, known: &[Subject]) -> Result<Vec<Subject>, Vec
     Err(similar(pattern, known))
 }
 
+/// Whether a word may stand for a subject.
+pub(crate) fn fits(word: &str, subject: &Subject) -> bool {
+    resolve(word, std::slice::from_ref(subject)).is_ok()
+}
+
 fn preferred(found: &[Subject]) -> Option<Subject> {
     let rank =
         |s: &Subject| Kind::ALL.iter().position(|kind| *kind == s.kind()).unwrap_or(usize::MAX);

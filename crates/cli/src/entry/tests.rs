@@ -17,7 +17,7 @@ pub(crate) fn change(line: &str) -> Change {
         (was, "") => Op::Removed(fields(was)),
         (was, now) => Op::Edited { was: fields(was), now: fields(now) },
     };
-    changes(Patch([(subject, op)].into())).remove(0)
+    changes(Patch([(subject, op)].into()), |_| false).remove(0)
 }
 
 /// 2026-11-20T09:00:00Z and so many seconds.
@@ -26,7 +26,10 @@ pub(crate) fn at(seconds: i64) -> Time {
 }
 
 pub(crate) fn entry(version: u64, lines: &[&str]) -> Entry {
-    let changes: Vec<Change> = lines.iter().map(|line| change(line)).collect();
+    let mut changes: Vec<Change> = lines.iter().map(|line| change(line)).collect();
+    for change in &mut changes {
+        change.first_seen = version == 1 && matches!(change.op, Op::Added(_));
+    }
     Entry {
         host: HostId::new("web01").unwrap(),
         version: Version(version),

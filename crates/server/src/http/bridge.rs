@@ -3,6 +3,7 @@
 use super::auth::Caller;
 use super::error::ApiError;
 use super::extract::{Asked, Body};
+use super::hosts::page_limit;
 use super::ingest::limit_items;
 use crate::app::App;
 use crate::clock;
@@ -71,6 +72,7 @@ async fn record(app: &Arc<App>, caller: &Caller, body: &[u8]) -> Result<Updated,
     limit_items(&state.facts)?;
     app.metrics.ingested_bytes.inc_by(u64::try_from(body.len()).unwrap_or(0));
     let now = clock::now();
+    let _turn = app.snapshots.turn().await;
     let name = app.snapshots.next_name(now);
     let host = state.host.clone();
     let facts = store::Body::State(state.facts);
@@ -188,7 +190,7 @@ pub(crate) async fn history(
     State(app): State<Arc<App>>,
     Asked(query): Asked<HistoryQuery>,
 ) -> Result<Json<Value>, ApiError> {
-    let limit = query.limit.unwrap_or(10).clamp(1, 1000);
+    let limit = page_limit(query.limit, 10, 1000)?;
     let Some(newest) = app.snapshots.list().snapshots.pop() else {
         return Ok(Json(json!({ "history": [] })));
     };

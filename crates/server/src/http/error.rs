@@ -35,6 +35,16 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
+    pub(crate) fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The same, with what to do about it.
+    pub(crate) fn and(mut self, advice: &str) -> Self {
+        self.message = format!("{}; {advice}", self.message);
+        self
+    }
+
     pub(crate) fn with(mut self, name: &str, value: &dyn std::fmt::Display) -> Self {
         self.details.insert(name.to_owned(), value.to_string());
         self

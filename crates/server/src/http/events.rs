@@ -16,6 +16,7 @@ use super::hosts::off_thread;
 use super::log::{pairs, shown, subjects};
 use crate::app::{App, Event};
 use crate::metrics::OpenStream;
+use crate::resolve::fits;
 use api::answer::Entry;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{RawQuery, State};
@@ -23,7 +24,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, stream};
-use model::{HostId, Subject, Time, Version};
+use model::{HostId, Op, Subject, Time, Version};
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -39,6 +40,8 @@ const CHANGES: usize = 500;
 struct Follower {
     app: Arc<App>,
     host: HostId,
+    /// What was asked for, and what that stands for so far; no words: everything.
+    words: Arc<[String]>,
     only: BTreeSet<Subject>,
     last: Version,
     /// When the host's first version was: another one means that it was forgotten since.
@@ -77,6 +80,8 @@ impl Follower {
                 }
             }
         }
+        let words: Arc<[String]> = words.into();
+        let asked = Arc::clone(&words);
         let (host, last, life, only) = off_thread(&app, move |app| {
             let info = app.history.host(&host).ok_or_else(|| unknown_host(host.as_str()))?;
             if let Some(from) = from.filter(|from| *from > info.head) {
@@ -87,7 +92,7 @@ impl Follower {
                 );
                 return Err(ApiError::new(StatusCode::GONE, "ahead_of_history", message));
             }
-            let only = subjects(app, &host, &words, true)?.into_iter().collect();
+            let only = watched(app, &host, &asked)?;
             Ok((host, from.unwrap_or(info.head), info.first_at, only))
         })
         .await?;
@@ -95,6 +100,7 @@ impl Follower {
         Ok(Self {
             app,
             host,
+            words,
             only,
             last,
             life,
@@ -124,7 +130,9 @@ impl Follower {
                         match &event.entry {
                             Some(entry) => {
                                 self.last = entry.version;
-                                self.offer(entry.clone());
+                                if self.offer(entry.clone()).await.is_err() {
+                                    return None;
+                                }
                             }
                             None => self.caught_up = false,
                         }
@@ -159,20 +167,35 @@ impl Follower {
         self.caught_up = page.len() < PAGE;
         for entry in page {
             self.last = self.last.max(entry.version);
-            self.offer(entry);
+            self.offer(entry).await?;
         }
         Ok(())
     }
 
-    fn offer(&mut self, mut entry: store::Entry) {
-        if !self.only.is_empty() {
-            entry.patch.0.retain(|subject, _| self.only.contains(subject));
-            if entry.patch.is_empty() {
-                return;
+    async fn offer(&mut self, mut entry: store::Entry) -> Result<(), ApiError> {
+        if !self.words.is_empty() {
+            if self.may_widen(&entry) {
+                let (host, words) = (self.host.clone(), Arc::clone(&self.words));
+                let look = move |app: &App| watched(app, &host, &words);
+                self.only = off_thread(&self.app, look).await?;
             }
-            entry.significance = model::significance_of(&entry.patch);
+            if !entry.narrow(|subject| self.only.contains(subject)) {
+                return Ok(());
+            }
         }
         self.ready.push_back(shown(&self.host, entry, CHANGES));
+        Ok(())
+    }
+
+    /// Whether the words may stand for more than before: something came that fits one, or came
+    /// with something that is watched.
+    fn may_widen(&self, entry: &store::Entry) -> bool {
+        let mut came = entry.patch.iter().filter(|(_, op)| matches!(op, Op::Added(_)));
+        let is_watched = entry.patch.iter().any(|(subject, _)| self.only.contains(subject));
+        came.any(|(subject, _)| {
+            !self.only.contains(subject)
+                && (is_watched || self.words.iter().any(|word| fits(word, subject)))
+        })
     }
 
     fn entries(self) -> impl Stream<Item = Entry> {
@@ -181,6 +204,24 @@ impl Follower {
             Some((entry, follower))
         })
     }
+}
+
+/// What words stand for, as far as it is there. What is written in full, and patterns, may be
+/// waited for.
+fn watched(app: &App, host: &HostId, words: &[String]) -> Result<BTreeSet<Subject>, ApiError> {
+    let mut found = BTreeSet::new();
+    for word in words {
+        match subjects(app, host, std::slice::from_ref(word), true) {
+            Ok(subjects) => found.extend(subjects),
+            Err(error) if error.code() == "unknown_subject" => {
+                if !word.contains('*') && word.parse::<Subject>().is_err() {
+                    return Err(error.and("to wait for it, write what it is: unit:NAME.service"));
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
 }
 
 /// Changes of a host as server-sent events: `id` the version, `event` `version`, `data` an entry.
@@ -195,10 +236,12 @@ pub(crate) async fn host_events(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let resume = headers
-        .get("last-event-id")
-        .and_then(|id| id.to_str().ok()?.trim_start_matches('@').parse().ok())
-        .map(Version);
+    let resume = headers.get("last-event-id").map(|id| {
+        let id = id.to_str().ok().and_then(|id| id.trim_start_matches('@').parse().ok());
+        let wrong = "Last-Event-ID is the id of an event of this stream, a version: 412";
+        id.map(Version).ok_or_else(|| ApiError::bad("bad_query", wrong))
+    });
+    let resume = resume.transpose()?;
     let follower = Follower::start(app, host, query.as_deref().unwrap_or_default(), resume).await?;
     let events = futures_util::StreamExt::map(follower.entries(), |entry| {
         sse_event(&entry, entry.version.0.to_string())

@@ -2,7 +2,9 @@
 
 use super::error::{ApiError, unknown_host};
 use super::extract::{Asked, Host};
-use super::hosts::{expired, located, moment, off_thread, rendered, state_at, version_at};
+use super::hosts::{
+    expired, located, moment, off_thread, page_limit, rendered, state_at, version_at,
+};
 use crate::app::App;
 use crate::clock;
 use crate::rendered::{Key, Life};
@@ -14,6 +16,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use model::{ContentId, HostId, Kind, Moment, Patch, Significance, Subject, Time, Version};
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Entry, Filter};
@@ -59,7 +62,8 @@ impl LogQuery {
                         Some(Version(value.trim_start_matches('@').parse().map_err(|_n| wrong())?));
                 }
                 "limit" => {
-                    asked.limit = value.parse::<usize>().map_err(|_n| wrong())?.clamp(1, MAX_PAGE);
+                    let limit = value.parse::<usize>().map_err(|_n| wrong())?;
+                    asked.limit = page_limit(Some(limit), PAGE, MAX_PAGE)?;
                 }
                 "changes" => asked.changes = value.parse().map_err(|_n| wrong())?,
                 "around" => {
@@ -230,10 +234,16 @@ fn bound(
     })
 }
 
+/// The changes of an entry. Everything in the first version had been there before.
+fn changes_of(version: Version, mut first_looks: BTreeSet<Kind>, patch: Patch) -> Vec<Change> {
+    first_looks.extend(patch.first_looks());
+    answer::changes(patch, |kind| version == Version(1) || first_looks.contains(&kind))
+}
+
 /// A stored entry as it is told.
 pub(crate) fn shown(host: &HostId, entry: Entry, changes: usize) -> answer::Entry {
     let total_changes = entry.patch.len();
-    let mut all = answer::changes(entry.patch);
+    let mut all = changes_of(entry.version, entry.first_looks, entry.patch);
     all.truncate(changes);
     answer::Entry {
         host: host.clone(),
@@ -274,9 +284,9 @@ fn around(
             continue;
         }
         let (version, at) = (near.version, near.at);
-        let changes = answer::changes(near.patch).into_iter();
+        let changes = changes_of(version, near.first_looks, near.patch).into_iter();
         let others = changes.filter(|c: &Change| {
-            c.significance == Significance::Major && !own.contains(&c.subject)
+            c.significance == Significance::Major && !c.first_seen && !own.contains(&c.subject)
         });
         found.extend(others.map(|change| Around { version, at, change }));
     }
@@ -324,7 +334,7 @@ pub(crate) async fn diff(
                 model::diff(&before, &after)
             }
         };
-        Ok(answer::Diff { from, to, changes: answer::changes(patch) })
+        Ok(answer::Diff { from, to, changes: answer::changes(patch, |_| false) })
     })
     .await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())

@@ -6,6 +6,7 @@
 use super::auth::Caller;
 use super::error::ApiError;
 use super::extract::Asked;
+use super::hosts::page_limit;
 use crate::app::App;
 use crate::metrics::OpenStream;
 use crate::runs::{Filter, Follow, RunId, Subject};
@@ -80,7 +81,7 @@ pub(crate) async fn list(
     let subject = subject.map_err(|error| ApiError::bad("bad_subject", error.to_string()))?;
     let before = before.as_deref().map(str::parse::<RunId>).transpose();
     let before = before.map_err(|error| ApiError::bad("bad_query", error.to_string()))?;
-    let limit = limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
+    let limit = page_limit(limit, PAGE, MAX_PAGE)?;
     let mut runs = app.runs.list(&Filter { subject, kind, state, before }, limit + 1);
     let more = runs.len() > limit;
     runs.truncate(limit);
@@ -138,7 +139,7 @@ pub(crate) async fn log(
     let seen = seen.and_then(|id| id.parse::<u64>().ok()?.checked_add(1));
     let from = seen.or(query.from).unwrap_or(0);
     if text(header::ACCEPT).is_some_and(|accept| accept.starts_with("application/json")) {
-        let limit = query.limit.unwrap_or(RECORDS).clamp(1, MAX_RECORDS);
+        let limit = page_limit(query.limit, RECORDS, MAX_RECORDS)?;
         return Ok(Json(page(&app, id, from, limit).await?).into_response());
     }
     let follow = app.runs.follow(id, from, query.follow.unwrap_or(true))?;
