@@ -6,6 +6,7 @@
 
 use serde::Deserialize;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -73,6 +74,8 @@ pub struct Config {
     pub verbose: bool,
     pub host: Option<String>,
     pub token: Option<String>,
+    /// The file it is in, where others may read that, too.
+    pub open_token: Option<PathBuf>,
     pub legible: Vec<String>,
     pub track: Vec<String>,
     pub docker_socket: PathBuf,
@@ -175,7 +178,8 @@ impl File {
                 return Err(wrong("track", message));
             }
         }
-        let token = self.token_file.map(|path| read_token(&path)).transpose()?;
+        let token = self.token_file.as_deref().map(read_token).transpose()?;
+        let open_token = self.token_file.filter(|path| is_open_to_others(path));
         Ok(Config {
             interval: Duration::from_secs_f64(interval),
             server,
@@ -186,6 +190,7 @@ impl File {
             verbose: self.verbose.unwrap_or(false),
             host: self.host,
             token,
+            open_token,
             legible: self.legible,
             track: self.track,
             docker_socket: self.docker_socket.unwrap_or_else(|| "/var/run/docker.sock".into()),
@@ -193,6 +198,12 @@ impl File {
             spool_limit: spool_limit_mb << 20,
         })
     }
+}
+
+/// Whether others may read a file that holds a secret.
+#[must_use]
+pub fn is_open_to_others(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o077 != 0)
 }
 
 fn read_token(path: &Path) -> Result<String, Error> {

@@ -76,6 +76,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let host = host_name(&config)?;
     let client = api::client::Client::new(&config.server, config.token.clone())?;
     let client = client.with_max_answer(MAX_ANSWER);
+    if let Some(path) = config.open_token.as_deref().map(std::path::Path::display) {
+        tracing::warn!("the token in {path} can be read by others; run: chmod 600 {path}");
+    }
     let spool_dir = config.state_dir.join("spool");
     let opened = Spool::open(&spool_dir, config.spool_limit, clock::now(), identity::new_stream);
     let Opened { spool, facts } = opened.map_err(|error| Error::Spool(Box::new(error)))?;

@@ -2,18 +2,26 @@
 //! curl, send it; and the bridge's answers.
 //!
 //! Fields are taken leniently: unknown ones are ignored, missing ones absent, numbers may be
-//! texts. Volatile ones (usage, times that move by themselves) never become facts. Secrets
-//! are redacted on arrival, since these clients do not do it.
+//! texts. One of another type is absent, too, and said to be in the facts themselves, as what
+//! this client can't see (`collector:update_state`); only what names a thing must be right.
+//! Volatile ones (usage, times that move by themselves) never become facts. Secrets are
+//! redacted on arrival, since these clients do not do it.
+
+mod shape;
 
 use crate::json;
 use model::entity::{
-    Container, Cpu, Entity, Filesystem, Interface, Memory, Platform, Process, Unit, Workload,
+    Collector, Container, Cpu, Entity, Filesystem, Interface, Memory, Platform, Process, Unit,
+    Workload,
 };
 use model::redact::Redactor;
-use model::{Facts, HostId, HostIdError, Item};
+use model::{Facts, HostId, HostIdError, Item, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
+
+/// What these clients are called among the parts of an agent's sight.
+const CLIENT: &str = "update_state";
 
 /// The name of a host that does not tell its own.
 pub const UNNAMED: &str = "unnamed";
@@ -25,7 +33,7 @@ pub enum Error {
     #[error("the body is not JSON: {0}")]
     Json(#[from] serde_json::Error),
     #[error("{field} is not {expected}")]
-    Type { field: &'static str, expected: &'static str },
+    Type { field: String, expected: &'static str },
     #[error(transparent)]
     Host(#[from] HostIdError),
 }
@@ -35,6 +43,8 @@ pub enum Error {
 pub struct State {
     pub host: HostId,
     pub facts: Facts,
+    /// Kinds of which the client says nothing, which is not the same as that there are none.
+    pub untold: Vec<Kind>,
 }
 
 /// Answer to `update_state`.
@@ -75,7 +85,7 @@ pub fn parse(body: &[u8], redactor: &Redactor) -> Result<State, Error> {
     }
     let tree = json::parse(body)?;
     let Value::Object(top) = &tree else {
-        return Err(Error::Type { field: "the body", expected: "a JSON object" });
+        return Err(Error::Type { field: "the body".to_owned(), expected: "a JSON object" });
     };
     if top.is_empty() {
         return Err(Error::Empty);
@@ -83,38 +93,70 @@ pub fn parse(body: &[u8], redactor: &Redactor) -> Result<State, Error> {
     let hardware = match top.get("hardware") {
         None | Some(Value::Null) => &Value::Null,
         Some(object @ Value::Object(_)) => object,
-        Some(_) => return Err(Error::Type { field: "hardware", expected: "an object" }),
+        Some(_) => {
+            return Err(Error::Type { field: "hardware".to_owned(), expected: "an object" });
+        }
     };
-    let host = HostId::new(&text(hardware, "hostname").unwrap_or_else(|| UNNAMED.to_owned()))?;
+    let host = match hardware.get("hostname") {
+        None | Some(Value::Null) => UNNAMED.to_owned(),
+        Some(_) => name_of(hardware, "hostname", || "hardware.".to_owned())?,
+    };
+    let host = HostId::new(&host)?;
     let mut facts = Facts::default();
-    for one in list(top.get("services"), "services")? {
-        service(one, redactor, &mut facts);
+    let services = list(top.get("services"), "services")?;
+    for (index, one) in services.unwrap_or_default().iter().enumerate() {
+        let name = name_of(one, "name", || format!("services[{index}]."))?;
+        service(one, name, redactor, &mut facts).map_err(|expected| Error::Type {
+            field: format!("services[{index}].name"),
+            expected,
+        })?;
     }
-    let mut processes: BTreeMap<String, Process> = BTreeMap::new();
-    for one in list(top.get("processes"), "processes")? {
-        process(one, redactor, &mut processes);
+    let mut grouped: BTreeMap<String, Process> = BTreeMap::new();
+    let processes = list(top.get("processes"), "processes")?;
+    for (index, one) in processes.unwrap_or_default().iter().enumerate() {
+        let name = name_of(one, "name", || format!("processes[{index}]."))?;
+        process(one, name, redactor, &mut grouped);
     }
-    for process in processes.values() {
+    for process in grouped.values() {
         put(&mut facts, process);
     }
-    for one in list(top.get("services"), "services")?
-        .iter()
-        .chain(list(top.get("processes"), "processes")?)
-    {
+    for one in [services, processes].into_iter().flatten().flatten() {
         workload(one, &mut facts);
     }
     if !hardware.is_null() {
         machine(hardware, &host, &mut facts);
     }
-    Ok(State { host, facts })
+    let limits =
+        shape::misfits(services.unwrap_or_default(), processes.unwrap_or_default(), hardware);
+    if !limits.is_empty() {
+        put(&mut facts, &Collector { name: CLIENT.to_owned(), limits, ..Collector::default() });
+    }
+    let mut untold = Vec::new();
+    if services.is_none() {
+        untold.extend([Kind::UNIT, Kind::CONTAINER]);
+    }
+    if processes.is_none() {
+        untold.push(Kind::PROCESS);
+    }
+    if services.is_none() && processes.is_none() {
+        untold.push(Kind::WORKLOAD);
+    }
+    Ok(State { host, facts, untold })
 }
 
-fn list<'v>(value: Option<&'v Value>, field: &'static str) -> Result<&'v [Value], Error> {
+/// `None` when the client says nothing of it.
+fn list<'v>(value: Option<&'v Value>, field: &str) -> Result<Option<&'v [Value]>, Error> {
     match value {
-        None | Some(Value::Null) => Ok(&[]),
-        Some(Value::Array(list)) if list.iter().all(Value::is_object) => Ok(list),
-        Some(_) => Err(Error::Type { field, expected: "a list of objects" }),
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Array(list)) if list.iter().all(Value::is_object) => Ok(Some(list)),
+        Some(_) => Err(Error::Type { field: field.to_owned(), expected: "a list of objects" }),
     }
+}
+
+/// What a thing is called, without which it is none.
+fn name_of(object: &Value, field: &str, within: impl Fn() -> String) -> Result<String, Error> {
+    let wrong = || Error::Type { field: within() + field, expected: "a text that names it" };
+    text(object, field).ok_or_else(wrong)
 }
 
 fn put<T: Entity>(facts: &mut Facts, entity: &T) {
@@ -181,13 +223,20 @@ fn environment(object: &Value, redactor: &Redactor) -> BTreeMap<String, String> 
     pairs.into_iter().map(|(k, v)| (k.clone(), redactor.environment(&k, &v))).collect()
 }
 
-fn service(one: &Value, redactor: &Redactor, facts: &mut Facts) {
-    let Some(name) = text(one, "name") else { return };
+fn service(
+    one: &Value,
+    name: String,
+    redactor: &Redactor,
+    facts: &mut Facts,
+) -> Result<(), &'static str> {
     if text(one, "type").as_deref() == Some("docker") {
         put(facts, &container(one, name, redactor));
-        return;
+        return Ok(());
     }
     let id = if model::unit_name_is_valid(&name) { name } else { format!("{name}.service") };
+    if !model::unit_name_is_valid(&id) {
+        return Err("a name that a unit of systemd can have");
+    }
     let status = text(one, "status").unwrap_or_default();
     put(
         facts,
@@ -205,6 +254,7 @@ fn service(one: &Value, redactor: &Redactor, facts: &mut Facts) {
             ..Unit::default()
         },
     );
+    Ok(())
 }
 
 fn container(one: &Value, name: String, redactor: &Redactor) -> Container {
@@ -295,8 +345,12 @@ fn volumes(one: &Value) -> Vec<String> {
     list.iter().filter_map(volume).collect()
 }
 
-fn process(one: &Value, redactor: &Redactor, processes: &mut BTreeMap<String, Process>) {
-    let Some(name) = text(one, "name") else { return };
+fn process(
+    one: &Value,
+    name: String,
+    redactor: &Redactor,
+    processes: &mut BTreeMap<String, Process>,
+) {
     let arguments = redactor.arguments(&words(one, "cmdline"));
     let user = text(one, "username");
     let pid = int(one, "pid").filter(|&pid| pid > 0);
@@ -451,6 +505,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_of_another_type_is_said_to_be() {
+        let body = br#"{"services":[{"name":"a","pid":"x","environment":3,"ports":[80]},
+            {"name":"b","type":"docker","ports":"80","restart_policy":["no"]}],
+            "processes":[{"name":"p","pid":7,"cmdline":[1,"a"],"cwd":false}],
+            "hardware":{"hostname":"h","cpu":[],"memory":{"total_gb":"lots"},"disks":[{"mountpoint":"/","total_gb":null}]}}"#;
+        let state = parse(body, &redactor()).unwrap();
+        let told: Vec<Collector> = state.facts.entities().collect();
+        assert_eq!(told.len(), 1);
+        assert_eq!(
+            told[0].limits,
+            [
+                "services[0].environment is not a map or list",
+                "services[0].pid is not a whole number",
+                "services[1].ports is not a list",
+                "services[1].restart_policy is not a text",
+                "processes[0].cwd is not a text",
+                "hardware.cpu is not an object",
+                "hardware.memory.total_gb is not a number",
+            ]
+        );
+        let many =
+            format!(r#"{{"services":[{}]}}"#, vec![r#"{"name":"a","pid":[]}"#; 99].join(","));
+        let state = parse(many.as_bytes(), &redactor()).unwrap();
+        let told: Vec<Collector> = state.facts.entities().collect();
+        assert_eq!((told[0].limits.len(), told[0].limits[20].as_str()), (21, "and 79 more"));
+    }
+
+    #[test]
+    fn what_is_not_told_is_not_gone() {
+        let untold = |body: &str| parse(body.as_bytes(), &redactor()).unwrap().untold;
+        assert_eq!(untold(r#"{"services":[],"processes":[]}"#), []);
+        assert_eq!(untold(r#"{"services":[]}"#), [Kind::PROCESS]);
+        assert_eq!(untold(r#"{"processes":[]}"#), [Kind::UNIT, Kind::CONTAINER]);
+        assert_eq!(untold(r#"{"hardware":{"hostname":"a"}}"#).len(), 4);
+    }
+
+    #[test]
     fn what_runs_a_language_model_stays_known() {
         let body = br#"{"processes":[{"name":"ollama","is_llm_related":true},{"name":"cat","is_llm_related":false}]}"#;
         let state = parse(body, &redactor()).unwrap();
@@ -481,6 +572,10 @@ mod tests {
         check(b"{\"services\":{}}", "services is not a list of objects");
         check(b"{\"services\":[1]}", "services is not a list of objects");
         check(b"{\"hardware\":[]}", "hardware is not an object");
+        check(b"{\"hardware\":{\"hostname\":[1]}}", "hardware.hostname is not a text");
+        check(b"{\"services\":[{\"pid\":1}]}", "services[0].name is not a text");
+        check(b"{\"services\":[{\"name\":\"x/y\"}]}", "services[0].name is not a name that");
+        check(b"{\"processes\":[{\"name\":{}}]}", "processes[0].name is not a text");
         check(b"{\"services\":[],\"services\":[]}", "there twice");
         check(b"{\"services\":[", "EOF");
         check(b"{\"a\":\"\xff\"}", "unicode");

@@ -109,6 +109,10 @@ fn token(file: Option<&Path>) -> Result<Option<String>, Failure> {
             let text = std::fs::read_to_string(path).map_err(|error| {
                 Failure::Configuration(format!("could not read {}: {error}", path.display()))
             })?;
+            if agent::config::is_open_to_others(path) {
+                let shown = path.display();
+                session::note(&format!("{shown} can be read by others; run: chmod 600 {shown}"));
+            }
             (text, path.display().to_string())
         }
         None => match std::env::var("SAFETYTWIN_TOKEN") {

@@ -76,7 +76,15 @@ pub(crate) async fn leading<'w>(
         }
         // No name of a unit, container, package or file begins so.
         None if first.starts_with('@') => return Err(no_moment(first)),
-        None => {}
+        None => {
+            // `getty@tty1.service` is a unit; `web01@-5x` is a slip of the pen.
+            let host = first.split_once('@').and_then(|(host, _)| HostId::new(host).ok());
+            if let Some(host) = host
+                && remote.host(&host).await?.is_some()
+            {
+                return Err(no_moment(first.get(host.as_str().len()..).unwrap_or(first)));
+            }
+        }
     }
     Ok((Target { host: only_host(remote).await?, moment: None }, words))
 }

@@ -295,6 +295,92 @@ async fn a_live_stream_resumes_without_loss() {
     bench.end().await;
 }
 
+/// One item, with one field.
+fn item(kind: Kind, id: &str, field: &str, value: &str) -> (Subject, Item) {
+    let fields: Fields = [(field.to_owned(), Value::from(value))].into();
+    (Subject::escaped(kind, id), Item::new(&fields))
+}
+
+fn with(facts: &Facts, more: impl IntoIterator<Item = (Subject, Item)>) -> Facts {
+    facts.iter().map(|(subject, item)| (subject.clone(), item.clone())).chain(more).collect()
+}
+
+/// Reads events until one has the text.
+async fn until(body: &mut hyper::body::Incoming, wanted: &str) -> String {
+    let mut text = String::new();
+    while !text.contains(wanted) {
+        let frame = body.frame().await.unwrap().unwrap();
+        text.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap());
+    }
+    text
+}
+
+fn follows(sequence: u64, before: &Facts, after: &Facts) -> Delta {
+    let body =
+        Body::Patch { base: before.digest(), next: after.digest(), patch: diff(before, after) };
+    let at = Time::from_seconds(i64::try_from(sequence).unwrap());
+    Delta { sequence, at, body, gap: None }
+}
+
+#[tokio::test]
+async fn a_watch_waits_for_what_is_not_there_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::start(dir.path()).await;
+    bench.send("web01", vec![keyframe(1, 1, "active")]).await;
+    let watch = async |query: &str| {
+        let mut client = Client::new(&bench.url, None).unwrap();
+        let path = format!("/api/v1/hosts/web01/events?{query}");
+        let response = client.open(Method::GET, &path, "", Bytes::new()).await.unwrap();
+        (response.status(), response.into_body(), client)
+    };
+    // A slip of the pen is told at once, with what helps.
+    let (status, body, _) = watch("subject=later").await;
+    let told: Json = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
+    assert_eq!((status.as_u16(), &told["code"]), (404, &json!("unknown_subject")));
+    assert!(told["message"].as_str().unwrap().contains("unit:NAME.service"), "{told}");
+    let (_, mut exact, _one) = watch("subject=unit:later.service").await;
+    let (_, mut pattern, _two) = watch("subject=file:/etc/later/*").await;
+    let before = facts("active");
+    let unit = with(&before, [item(Kind::UNIT, "later.service", "active_state", "active")]);
+    let file = with(&unit, [item(Kind::FILE, "/etc/later/one", "fingerprint", "1")]);
+    let deltas = vec![follows(2, &before, &unit), follows(3, &unit, &file)];
+    assert_eq!(bench.send("web01", deltas).await.0, 200);
+    let told = until(&mut exact, "later.service").await;
+    assert!(!told.contains("/etc/later/one"), "{told}");
+    let told = until(&mut pattern, "/etc/later/one").await;
+    assert!(!told.contains("later.service"), "{told}");
+    drop((exact, pattern));
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_a_first_look_finds_had_been_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::start(dir.path()).await;
+    bench.send("web01", vec![keyframe(1, 1, "active")]).await;
+    let before = facts("active");
+    let found = [
+        item(Kind::COLLECTOR, "files", "limits", "none"),
+        item(Kind::FILE, "/etc/old", "fingerprint", "1"),
+        item(Kind::PACKAGE, "new", "version", "1"),
+    ];
+    let looked = with(&before, found);
+    let later = with(&looked, [item(Kind::FILE, "/etc/new", "fingerprint", "2")]);
+    bench.send("web01", vec![follows(2, &before, &looked), follows(3, &looked, &later)]).await;
+    for (subject, had_been) in [
+        ("unit:nginx.service", Some(true)),
+        ("file:/etc/old", Some(true)),
+        ("package:new", None),
+        ("file:/etc/new", None),
+    ] {
+        let (_, log) = bench.get(&format!("/api/v1/hosts/web01/log?subject={subject}")).await;
+        let change = &log["entries"][0]["changes"][0];
+        assert_eq!(change["subject"], subject);
+        assert_eq!(change["first_seen"].as_bool(), had_been, "{subject}");
+    }
+    bench.end().await;
+}
+
 #[tokio::test]
 async fn roles_decide_beyond_loopback() {
     let dir = tempfile::tempdir().unwrap();

@@ -20,7 +20,7 @@ const FIRST_VERSION: Duration = Duration::from_secs(10);
 pub(crate) fn server(arguments: &ServerArguments) -> Result<(), Failure> {
     let (file, named) = server_file(arguments)?;
     start_log(
-        arguments.log_level(&file)?,
+        arguments.log_level(&file, named.as_deref())?,
         arguments.log_file.as_deref().or(file.log_file.as_deref()),
     )?;
     let config = file.check().map_err(|error| wrong(&error))?;
@@ -225,7 +225,7 @@ fn server_file(arguments: &ServerArguments) -> Result<(File, Option<PathBuf>), F
 }
 
 impl ServerArguments {
-    fn log_level<'a>(&'a self, file: &'a File) -> Result<&'a str, Failure> {
+    fn log_level(&self, file: &File, named: Option<&Path>) -> Result<&'static str, Failure> {
         if self.debug || self.verbose {
             return Ok("debug");
         }
@@ -235,10 +235,16 @@ impl ServerArguments {
             "info" => Ok("info"),
             "warning" | "warn" => Ok("warn"),
             "error" | "critical" => Ok("error"),
-            _ => Err(Failure::Configuration(format!(
-                "log level {:?} is none of debug, info, warning, error, critical",
-                plain(level)
-            ))),
+            _ => {
+                let whence = match (&self.log_level, named) {
+                    (None, Some(path)) => format!("{}: log_level", path.display()),
+                    _ => "--log-level".to_owned(),
+                };
+                Err(Failure::Configuration(format!(
+                    "{whence}: {:?} is none of debug, info, warning, error, critical",
+                    plain(level)
+                )))
+            }
         }
     }
 }

@@ -33,14 +33,14 @@ pub(crate) fn run(command: TokenCommand, json: bool, view: &View) -> Result<(), 
             show(open(data)?.create(role, &name, host, view.now).map_err(failure)?, json)
         }
         TokenCommand::List { data } => {
-            let tokens = open(data)?.list().map_err(failure)?;
+            let tokens = existing(data)?.list().map_err(failure)?;
             if tokens.is_empty() {
                 note("no tokens yet; make one with: twin token create --role viewer");
             }
             write(&if json { terminal::json(&tokens) } else { render(&tokens, view) })
         }
         TokenCommand::Revoke { id, data } => {
-            let token = open(data)?.revoke(&id).map_err(failure)?;
+            let token = existing(data)?.revoke(&id).map_err(failure)?;
             note(&format!("revoked {} of {}", token.id, whose(&token)));
             if json { write(&terminal::json(&token)) } else { Ok(()) }
         }
@@ -51,6 +51,17 @@ fn open(data: DataDirectory) -> Result<Tokens, Failure> {
     let dir = data.path()?;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
     made.map_err(|source| Failure::Write { path: dir.clone(), source })?;
+    Tokens::open(&dir).map_err(failure)
+}
+
+/// Looks where a server was: a wrong directory is no server without tokens.
+fn existing(data: DataDirectory) -> Result<Tokens, Failure> {
+    let dir = data.path()?;
+    if !dir.is_dir() {
+        let shown = dir.display();
+        let message = format!("there is no {shown}; name the server's own with --data-dir");
+        return Err(Failure::NotThere(message));
+    }
     Tokens::open(&dir).map_err(failure)
 }
 

@@ -2,7 +2,7 @@
 //! of a line of a script ([`in_line`]): the rules are the same.
 
 use super::Redactor;
-use super::names::{Strength, is_credible, strength};
+use super::names::{Strength, is_credible, is_key, strength};
 use std::ops::Range;
 
 /// What the word after this one is.
@@ -11,6 +11,7 @@ enum Next {
     Anything,
     Secret,
     Credible,
+    Key,
     Header,
     Cookie,
     AfterPercent,
@@ -76,6 +77,7 @@ impl<'r> Command<'r> {
             Next::Credible if is_credible(word) && !word.starts_with("--") => {
                 return Some(0..word.len());
             }
+            Next::Key if is_key(word) => return Some(0..word.len()),
             Next::Header => return header(word),
             Next::Cookie if word.contains('=') => return Some(0..word.len()),
             Next::AfterPercent => return word.find('%').map(|at| at + 1..word.len()),
@@ -135,6 +137,7 @@ impl<'r> Command<'r> {
             Strength::Strong if flag || asks => self.next = Next::Credible,
             Strength::Strong => self.next = Next::Secret,
             Strength::Weak => self.next = Next::Credible,
+            Strength::None if is_key_option(bare) => self.next = Next::Key,
             Strength::None => {}
         }
         None
@@ -149,9 +152,13 @@ impl<'r> Command<'r> {
             && !word.contains(char::is_whitespace)
             && !value.is_empty()
             && !self.redactor.allowed(bare)
-            && strength(bare) == Strength::Strong;
+            && (strength(bare) == Strength::Strong || is_key_option(bare) && is_key(value));
         secret.then_some(name.len() + 1..word.len())
     }
+}
+
+fn is_key_option(bare: &str) -> bool {
+    matches!(bare, "key" | "pin")
 }
 
 /// The value of `Authorization: Bearer …` and the like.

@@ -30,13 +30,18 @@ const SECRET_ENDINGS: [&str; 14] = [
 ];
 
 /// Words that are secrets' names only as they stand.
-const SECRET_WORDS: [&str; 15] = [
+const SECRET_WORDS: [&str; 20] = [
     "api_key",
     "access_key",
     "private_key",
     "secret_key",
     "encryption_key",
     "account_key",
+    "hmac_key",
+    "signing_key",
+    "session_key",
+    "master_key",
+    "shared_key",
     "pass_word",
     "pass_phrase",
     "cred",
@@ -275,6 +280,14 @@ pub(super) fn says_nothing(value: &str) -> bool {
         || super::is_mark(value)
         // nsswitch.conf gives `passwd:` to these.
         || value.split_whitespace().all(|word| SOURCES.contains(&word))
+}
+
+/// Whether what follows `--key` or `--pin` is one, and not what to sort by or where to look.
+pub(super) fn is_key(value: &str) -> bool {
+    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+    let word = value.bytes().all(|byte| byte.is_ascii_lowercase() || b"-_".contains(&byte));
+    let long = value.len() >= if digits { 4 } else { 8 };
+    long && !word && is_credible(value) && !value.contains(['/', '.', ':', ','])
 }
 
 /// Whether the value of a weak name is a credential, not a method or a switch.

@@ -37,6 +37,10 @@ fn arguments() {
     check("curl https://me:«hunter2»@host/path?x=1", run);
     check("redis-cli -a «hunter2» ping", run);
     check("run «ghp_abcdefghijklmnopqrstuvwxyz0123456789» now", run);
+    check("app --key «A1b2C3d4E5f6» --pin «1234» --port 80", run);
+    check("app --pin=«0815» --key=/etc/ssl/app.key", run);
+    check("sort --key 2 --key name --key=2,3 /etc/passwd", run);
+    check("app --hmac-key «hunter2» --signing-key «hunter3»", run);
     check("run --key=«wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY»", run);
     check("/usr/lib/jvm/java-17-openjdk-amd64/bin/java -Xmx2G -jar /opt/App-1.2.3.jar", run);
     check("/usr/sbin/nginx -g daemon on; master_process on;", run);

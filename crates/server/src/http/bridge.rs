@@ -14,7 +14,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use model::ContentId;
+use model::{ContentId, Facts};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -75,7 +75,7 @@ async fn record(app: &Arc<App>, caller: &Caller, body: &[u8]) -> Result<Updated,
     let _turn = app.snapshots.turn().await;
     let name = app.snapshots.next_name(now);
     let host = state.host.clone();
-    let facts = store::Body::State(state.facts);
+    let facts = store::Body::State(with_untold(app, state).await?);
     let delta =
         Delta { sequence: None, at: now, body: facts, gap: None, label: Some(name.clone()) };
     let append = Append { host: host.clone(), stream: None, received: now, deltas: vec![delta] };
@@ -96,6 +96,21 @@ async fn record(app: &Arc<App>, caller: &Caller, body: &[u8]) -> Result<Updated,
         })
         .await?;
     Ok(Updated::Updated { snapshot, state_id: version.0, changes })
+}
+
+/// The facts, with what the client says nothing of as it was.
+async fn with_untold(app: &Arc<App>, state: bridge::State) -> Result<Facts, ApiError> {
+    let bridge::State { host, mut facts, untold } = state;
+    if untold.is_empty() {
+        return Ok(facts);
+    }
+    let head = app.read(move |app| app.history.head(&host)).await?;
+    for kind in untold {
+        for (subject, item) in head.iter().flat_map(|head| head.facts.of_kind(kind)) {
+            facts.put(subject.clone(), item.clone());
+        }
+    }
+    Ok(facts)
 }
 
 /// The names of saved states.

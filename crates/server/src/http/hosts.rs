@@ -259,6 +259,20 @@ pub(crate) fn expired(host: &HostId, version: Version) -> ApiError {
     ApiError::new(StatusCode::GONE, "expired", message)
 }
 
+/// The tag of what is made of these versions alone.
+pub(crate) fn tag(versions: &[(&Life, Version)]) -> String {
+    let parts: Vec<String> =
+        versions.iter().map(|(life, version)| format!("{}-{:x}", version.0, life.1.0)).collect();
+    format!("\"{}\"", parts.join("."))
+}
+
+/// Whether the client has what the tag is of.
+pub(crate) fn is_known(headers: &HeaderMap, tag: &str) -> bool {
+    let known = headers.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    let mut tags = known.unwrap_or_default().split(',');
+    tags.any(|one| one.trim() == "*" || one.trim().trim_start_matches("W/") == tag)
+}
+
 /// Runs what can also answer with an error of its own off the async threads.
 pub(crate) async fn off_thread<T: Send + 'static>(
     app: &Arc<App>,
@@ -313,13 +327,8 @@ pub(crate) async fn state(
     let subject = subject.map_err(|error| ApiError::bad("bad_subject", error.to_string()))?;
     let (life, version) = located(&app, &host, moment).await?;
     // Of this life of the host: forgotten and seen again, it begins at version 1 again.
-    let tag = format!("\"{}-{:x}\"", version.0, life.1.0);
-    let known = headers.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-    let is_known = |tags: &str| {
-        let mut tags = tags.split(',').map(|one| one.trim().trim_start_matches("W/"));
-        tags.any(|one| one == "*" || one == tag)
-    };
-    if known.is_some_and(is_known) {
+    let tag = tag(&[(&life, version)]);
+    if is_known(&headers, &tag) {
         return Ok((StatusCode::NOT_MODIFIED, [(ETAG, tag)]).into_response());
     }
     let key = Key::State { host: life, version, kind, subject: subject.clone() };

@@ -3,7 +3,7 @@
 use super::error::{ApiError, unknown_host};
 use super::extract::{Asked, Host};
 use super::hosts::{
-    expired, located, moment, off_thread, page_limit, rendered, state_at, version_at,
+    expired, is_known, located, moment, off_thread, page_limit, rendered, state_at, tag, version_at,
 };
 use crate::app::App;
 use crate::clock;
@@ -12,7 +12,7 @@ use crate::resolve::{related, resolve};
 use api::answer::{self, Around, Change};
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use model::{ContentId, HostId, Kind, Moment, Patch, Significance, Subject, Time, Version};
 use serde::Deserialize;
@@ -180,14 +180,27 @@ pub(crate) fn subjects(
         ("around" = Option<u32>, Query, description = "seconds before and after in which to look for what else changed"),
         ("related" = Option<bool>, Query, description = "of a unit also its processes, sockets, files and package"),
     ),
-    responses((status = 200, body = answer::Log), (status = 404, body = api::ErrorBody)))]
+    responses((status = 200, body = answer::Log), (status = 304), (status = 404, body = api::ErrorBody)))]
 pub(crate) async fn log(
     State(app): State<Arc<App>>,
     Host(host): Host,
     RawQuery(query): RawQuery,
-) -> Result<Json<answer::Log>, ApiError> {
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let asked = LogQuery::parse(query.as_deref().unwrap_or_default())?;
-    off_thread(&app, move |app| page(app, &host, &asked)).await.map(Json)
+    // An age is another time with each request, without a new version.
+    let ages = [asked.since, asked.until].into_iter().flatten();
+    let ages = ages.filter(|moment| matches!(moment, Moment::Ago(_))).count();
+    let (life, head) = located(&app, &host, Moment::Now).await?;
+    let tag = (ages == 0).then(|| tag(&[(&life, head)]));
+    if let Some(tag) = tag.as_deref().filter(|tag| is_known(&headers, tag)) {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
+    }
+    let log = off_thread(&app, move |app| page(app, &host, &asked)).await?;
+    let mut response = Json(log).into_response();
+    let tag = tag.and_then(|tag| header::HeaderValue::from_str(&tag).ok());
+    response.headers_mut().extend(tag.map(|tag| (header::ETAG, tag)));
+    Ok(response)
 }
 
 fn page(app: &App, host: &HostId, asked: &LogQuery) -> Result<answer::Log, ApiError> {
@@ -309,11 +322,12 @@ pub(crate) struct DiffQuery {
 
 /// What differs between two moments, or between two hosts.
 #[utoipa::path(get, path = "/api/v1/hosts/{host}/diff", tag = "history", params(("host" = String, Path), DiffQuery),
-    responses((status = 200, body = answer::Diff), (status = 404, body = api::ErrorBody)))]
+    responses((status = 200, body = answer::Diff), (status = 304), (status = 404, body = api::ErrorBody)))]
 pub(crate) async fn diff(
     State(app): State<Arc<App>>,
     Host(host): Host,
     Asked(query): Asked<DiffQuery>,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let (from, to) = (moment(query.from.as_deref())?, moment(query.to.as_deref())?);
     let other = match query.with.as_deref() {
@@ -322,6 +336,10 @@ pub(crate) async fn diff(
     };
     let from = located(&app, &host, from).await?;
     let to = located(&app, &other, to).await?;
+    let tag = tag(&[(&from.0, from.1), (&to.0, to.1)]);
+    if is_known(&headers, &tag) {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
+    }
     let key = Key::Diff { from: from.clone(), to: to.clone() };
     let body = rendered(&app, key, move |app| {
         let from = end(app, from)?;
@@ -337,7 +355,8 @@ pub(crate) async fn diff(
         Ok(answer::Diff { from, to, changes: answer::changes(patch, |_| false) })
     })
     .await?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+    let json = (header::CONTENT_TYPE, "application/json".to_owned());
+    Ok(([(header::ETAG, tag), json], body).into_response())
 }
 
 fn end(app: &App, (Life(host, _), version): (Life, Version)) -> Result<answer::End, ApiError> {

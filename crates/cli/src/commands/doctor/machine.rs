@@ -52,8 +52,9 @@ impl Machine {
     fn systemd(&self) -> Check {
         const NAME: &str = "systemd";
         if !self.root.join("run/systemd/system").is_dir() {
-            let says = "does not run here; units will not be seen";
-            return Check::warning(NAME, says, "run the agent on a machine that systemd started");
+            let says = "does not run here: there are no units to see; all else is seen";
+            let mend = "in a container, run the agent on the machine itself instead";
+            return Check::warning(NAME, says, mend);
         }
         match UnixStream::connect(self.root.join("run/dbus/system_bus_socket")) {
             Ok(_) => Check::ok(NAME, "runs, and D-Bus can be reached"),
@@ -143,9 +144,16 @@ impl Machine {
         let dir = &self.data_dir;
         let shown = dir.display();
         if !dir.exists() {
-            return vec![Check::ok(NAME, format!("{shown} is not made yet; the server makes it"))];
+            let says = format!("{shown} is not there; a server makes it unless told another");
+            return vec![Check::ok(NAME, says)];
         }
         if rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_err() {
+            if rustix::process::geteuid().is_root() {
+                let says = format!("{shown} can't be written, not even by root");
+                let mend =
+                    format!("mount it to be written, or name another with --data-dir: {shown}");
+                return vec![Check::error(NAME, says, mend)];
+            }
             let says = format!("{shown} can't be written by this user");
             let mend = "sudo twin …, or name another directory with --data-dir";
             return vec![Check::warning(NAME, says, mend)];
