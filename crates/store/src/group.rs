@@ -392,15 +392,18 @@ impl Group {
             return Err(failure);
         }
         let Some(mut batch) = self.batch.take() else { return Ok(None) };
+        let mut next_host = None;
         for working in self.working.values().filter(|working| working.touched) {
             let number = working.meta.number;
             self.sync = true;
             batch.insert(&db.hosts, keys::host_state(number), working.meta.state.encode(number));
             if working.is_new {
-                let next = u64::from(number) + 1;
+                next_host = next_host.max(Some(u64::from(number) + 1));
                 batch.insert(&db.hosts, keys::host_name(number), working.meta.host.as_str());
-                batch.insert(&db.hosts, keys::NEXT_HOST, next.to_be_bytes());
             }
+        }
+        if let Some(next) = next_host {
+            batch.insert(&db.hosts, keys::NEXT_HOST, next.to_be_bytes());
         }
         if !self.sync {
             batch = batch.durability(None);
@@ -485,6 +488,54 @@ fn value_size(value: &model::Value) -> usize {
         model::Value::List(list) => 1 + list.iter().map(value_size).sum::<usize>(),
         model::Value::Map(map) => {
             1 + map.iter().map(|(key, value)| key.len() + 1 + value_size(value)).sum::<usize>()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{History, Options, testing};
+    use std::sync::mpsc;
+
+    fn state(host: &str, number: i64) -> Append {
+        let body = Body::State(testing::small(number));
+        let delta = Delta { sequence: None, at: Time(0), body, gap: None, label: None };
+        let host = HostId::new(host).unwrap();
+        Append { host, stream: None, received: Time(0), deltas: vec![delta] }
+    }
+
+    /// Hosts that begin in one commit, in another order than that of their names.
+    #[test]
+    fn no_number_of_a_host_is_given_twice() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || History::open(directory.path(), Options::default()).unwrap();
+        let history = open();
+        let (begun, has_begun) = mpsc::channel();
+        let (go, may_go) = mpsc::channel();
+        let holding = history.clone();
+        let holder = std::thread::spawn(move || {
+            holding.exclusively(move |_writer| {
+                begun.send(()).unwrap();
+                may_go.recv().unwrap();
+                Ok(())
+            })
+        });
+        has_begun.recv().unwrap();
+        let (told, answers) = mpsc::channel();
+        for (host, number) in [("b", 1), ("a", 2)] {
+            let told = told.clone();
+            history.append(state(host, number), move |done| told.send(done.is_ok()).unwrap());
+        }
+        go.send(()).unwrap();
+        holder.join().unwrap().unwrap();
+        assert_eq!(answers.iter().take(2).collect::<Vec<_>>(), [true, true]);
+        drop(history);
+        let history = open();
+        history.append_and_wait(state("c", 3)).unwrap();
+        for (host, number) in [("b", 1), ("a", 2), ("c", 3)] {
+            let head = history.head(&HostId::new(host).unwrap()).unwrap().unwrap();
+            assert_eq!(head.facts, testing::small(number), "{host}");
         }
     }
 }
