@@ -70,6 +70,7 @@ mod stats;
 mod testing;
 mod texts;
 mod thin;
+mod transcode;
 mod types;
 mod writer;
 
