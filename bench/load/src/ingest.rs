@@ -177,7 +177,7 @@ impl Load {
         let mut times = gathered(tasks).await?;
         let (elapsed, used) = (begin.elapsed().as_secs_f64(), cpu_seconds()? - used);
         Ok(json!({
-            "count": times.len() * batch, "seconds": elapsed, "cores": used / elapsed, "per_second": (times.len() * batch) as f64 / elapsed, "bytes": bytes / count / batch,
+            "count": times.len() * batch, "seconds": elapsed, "own_cores": used / elapsed, "per_second": (times.len() * batch) as f64 / elapsed, "bytes": bytes / count / batch,
             "p50_ms": percentile(&mut times, 50.0), "p99_ms": percentile(&mut times, 99.0),
         }))
     }
