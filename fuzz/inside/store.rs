@@ -1,7 +1,7 @@
 //! What the fuzzer needs of the store's private parts. Exists under `--cfg fuzzing` alone.
 
 use crate::codec::{Reader, put_items, put_patch, put_subjects};
-use crate::record::{Base, HostNumber, Keyframe, MetaState, Origin, Record};
+use crate::record::{Base, Difference, HostNumber, Keyframe, MetaState, Origin, Record};
 use crate::{block, texts};
 use model::{Facts, Version};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -88,7 +88,8 @@ pub fn record(kind: u8, bytes: &[u8]) {
 
 /// A state stored as its difference from a base comes back.
 fn over(base: &Base, facts: &Facts) {
-    let bytes = Keyframe::encode_partial(HOST, Version(6), facts, base);
+    let difference = (Difference::between(base, facts), &*base.plain);
+    let bytes = Keyframe::encode_partial(HOST, Version(6), facts.digest(), difference);
     let keyframe = Keyframe::decode(HOST, Version(6), &bytes).expect("just written");
     assert_eq!(keyframe.over(base).as_ref(), Ok(facts));
 }

@@ -9,7 +9,9 @@ use crate::MAX_BODY;
 use model::load::Load;
 use model::{ContentId, Digest, Facts, Patch, Time, Version};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::io::Read;
+use zstd::bulk::{Compressor, Decompressor};
 
 /// Media type of [`Batch`] and [`Acknowledged`].
 pub const MEDIA_TYPE: &str = "application/vnd.safetytwin.delta+msgpack";
@@ -133,11 +135,35 @@ pub enum Error {
     Form(#[source] rmp_serde::decode::Error),
 }
 
+const LEVEL: i32 = 3;
+/// Messages up to this are compressed in a context that is kept, since making one costs more
+/// than they do. Those of an agent's whole state are not: what they need would stay in memory.
+const SMALL: usize = 4 << 10;
+/// Bodies that say they unfold to this or less are unfolded in one step, in a context that is
+/// kept. What a body says is no reason to set aside more.
+const SMALL_UNFOLDED: u64 = 1 << 20;
+
+thread_local! {
+    static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
 /// Encodes and compresses any message of this wire.
 #[must_use]
 pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     let packed = rmp_serde::to_vec_named(message).expect("wire types always encode");
-    zstd::bulk::compress(&packed, 3).expect("compressing memory into memory can't fail")
+    let compressed = if packed.len() <= SMALL {
+        COMPRESSOR.with_borrow_mut(|kept| {
+            let compressor = match kept {
+                Some(compressor) => compressor,
+                None => kept.insert(Compressor::new(LEVEL).expect("a valid level")),
+            };
+            compressor.compress(&packed)
+        })
+    } else {
+        zstd::bulk::compress(&packed, LEVEL)
+    };
+    compressed.expect("compressing memory into memory can't fail")
 }
 
 /// The reverse of [`encode`], for input that nobody vouches for.
@@ -145,17 +171,36 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 /// # Errors
 /// When it is not compressed, not of the form, or too large.
 pub fn decode<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Error> {
+    let packed = unfold(body)?;
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(&packed);
+    decoder.set_max_depth(64);
+    T::deserialize(&mut decoder).map_err(Error::Form)
+}
+
+fn unfold(body: &[u8]) -> Result<Vec<u8>, Error> {
+    if let Some(packed) = unfold_small(body) {
+        return Ok(packed);
+    }
     let mut packed = Vec::new();
     let limit = u64::try_from(MAX_BODY).unwrap_or(u64::MAX) + 1;
     zstd::Decoder::new(body)
         .and_then(|decoder| decoder.take(limit).read_to_end(&mut packed))
         .map_err(Error::Compression)?;
-    if packed.len() > MAX_BODY {
-        return Err(Error::TooLarge);
-    }
-    let mut decoder = rmp_serde::Deserializer::from_read_ref(&packed);
-    decoder.set_max_depth(64);
-    T::deserialize(&mut decoder).map_err(Error::Form)
+    if packed.len() > MAX_BODY { Err(Error::TooLarge) } else { Ok(packed) }
+}
+
+/// `None` for what is not small, and for what does not unfold to what it says.
+fn unfold_small(body: &[u8]) -> Option<Vec<u8>> {
+    let size = zstd::decompressed_size(body).filter(|size| *size <= SMALL_UNFOLDED)?;
+    let mut packed = Vec::with_capacity(usize::try_from(size).ok()?);
+    DECOMPRESSOR.with_borrow_mut(|kept| {
+        let decompressor = match kept {
+            Some(decompressor) => decompressor,
+            None => kept.insert(Decompressor::new().ok()?),
+        };
+        decompressor.decompress_to_buffer(body, &mut packed).ok()
+    })?;
+    Some(packed)
 }
 
 #[cfg(test)]

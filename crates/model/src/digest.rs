@@ -28,7 +28,9 @@ impl Digest {
         hash.as_bytes().as_chunks::<8>().0.iter().map(|chunk| u64::from_le_bytes(*chunk))
     }
 
-    fn to_bytes(self) -> [u8; 32] {
+    /// The lanes one after the other, little-endian.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 32] {
         let mut bytes = [0; 32];
         for (chunk, lane) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(self.0) {
             *chunk = lane.to_le_bytes();
@@ -36,7 +38,8 @@ impl Digest {
         bytes
     }
 
-    fn from_bytes(bytes: [u8; 32]) -> Self {
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
         let mut lanes = [0; 4];
         for (lane, chunk) in lanes.iter_mut().zip(bytes.as_chunks::<8>().0) {
             *lane = u64::from_le_bytes(*chunk);

@@ -1,11 +1,13 @@
 //! The semantic state of a host at one moment.
 
 use crate::digest::Digest;
+use crate::encoded::{self, Edited};
 use crate::entity::Entity;
 use crate::kind::{Kind, Subject};
 use crate::value::{Fields, Value};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 
@@ -26,6 +28,12 @@ impl Item {
     #[must_use]
     pub fn fields(&self) -> Fields {
         rmp_serde::from_slice(&self.0).expect("an item holds what Item::new encoded")
+    }
+
+    /// The fields as [`Item::new`] encoded them.
+    #[must_use]
+    pub fn encoded(&self) -> &[u8] {
+        &self.0
     }
 
     /// Bytes of the encoded fields.
@@ -88,11 +96,36 @@ impl Facts {
     /// Puts an item in place, and gives back the one that was there.
     pub fn put(&mut self, subject: Subject, item: Item) -> Option<Item> {
         self.digest.add(&item.hash(&subject));
-        let hash_of = |before: &Item| before.hash(&subject);
-        if let Some(before) = self.items.get(&subject) {
-            self.digest.subtract(&hash_of(before));
+        match self.items.entry(subject) {
+            Entry::Occupied(mut place) => {
+                let before = place.insert(item);
+                self.digest.subtract(&before.hash(place.key()));
+                Some(before)
+            }
+            Entry::Vacant(place) => {
+                place.insert(item);
+                None
+            }
         }
-        self.items.insert(subject, item)
+    }
+
+    /// Takes the fields away that only `gone` names, and puts those of `put` in place. Gives the
+    /// fields that changed by it, as they were and as they are; `None` when there is no such item.
+    pub fn edit(
+        &mut self,
+        subject: &Subject,
+        gone: &Fields,
+        put: Fields,
+    ) -> Option<(Fields, Fields)> {
+        let item = self.items.get_mut(subject)?;
+        let Edited { bytes, was, now } =
+            encoded::edit(&item.0, gone, put).expect("an item holds what Item::new encoded");
+        if !was.is_empty() || !now.is_empty() {
+            self.digest.subtract(&item.hash(subject));
+            *item = Item(bytes.into());
+            self.digest.add(&item.hash(subject));
+        }
+        Some((was, now))
     }
 
     pub fn remove(&mut self, subject: &Subject) -> Option<Item> {

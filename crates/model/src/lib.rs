@@ -14,6 +14,7 @@
 
 mod causes;
 mod digest;
+mod encoded;
 pub mod entity;
 mod facts;
 mod identity;

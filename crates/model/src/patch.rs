@@ -172,11 +172,8 @@ impl Patch {
                     facts.remove(subject).ok_or_else(|| ApplyError::NotThere(subject.clone()))?;
                 }
                 Op::Edited { was, now } => {
-                    let item =
-                        facts.get(subject).ok_or_else(|| ApplyError::NotThere(subject.clone()))?;
-                    let mut fields = item.fields();
-                    edit(&mut fields, was, now.clone());
-                    facts.put(subject.clone(), Item::new(&fields));
+                    let edited = facts.edit(subject, was, now.clone());
+                    edited.ok_or_else(|| ApplyError::NotThere(subject.clone()))?;
                 }
             }
         }

@@ -47,6 +47,8 @@ pub(crate) struct App {
     pub(crate) tokens: Tokens,
     pub(crate) tokens_required: bool,
     pub(crate) server_names: Vec<String>,
+    /// The bridge's name for its machine.
+    pub(crate) vm_name: String,
     pub(crate) snapshots: Snapshots,
     pub(crate) runs: Runs,
     pub(crate) images: vm::image::Store,

@@ -91,8 +91,10 @@ impl Server {
         let options = Options {
             retention: config.retention,
             on_commit: Some(Box::new(move |committed| {
-                // Nobody listening is fine.
-                let _listeners = publish.send(Arc::new(committed.into()));
+                // Who begins to listen after this finds the version in the history.
+                if publish.receiver_count() > 0 {
+                    let _listeners = publish.send(Arc::new(committed.into()));
+                }
             })),
             ..Options::default()
         };
@@ -110,6 +112,7 @@ impl Server {
             tokens,
             tokens_required: config.tokens_required,
             server_names: config.server_names,
+            vm_name: config.vm_name,
             redactor: Redactor::new(key, Vec::new()),
             metrics: Metrics::default(),
             replays: Replays::default(),
@@ -117,7 +120,7 @@ impl Server {
             seen: Mutex::new(HashMap::new()),
             shutdown: CancellationToken::new(),
         });
-        let router = http::router(&app, config.vm_name);
+        let router = http::router(&app);
         Ok(Self { app, listeners, addresses, router })
     }
 

@@ -18,8 +18,8 @@
 
 use crate::codec::{Malformed, Reader, put_varint};
 use crate::keys::{self, Term};
-use crate::record::{Base, HostNumber, Keyframe, Record};
-use model::{ContentId, Facts, Fields, Op, Patch, Significance, Value, Version};
+use crate::record::{Base, Difference, HostNumber, Keyframe, Plain, Record};
+use model::{ContentId, Facts, Fields, Op, Patch, Significance, Subject, Value, Version};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Versions between keyframes. Measured on 65 KB states: fewer cost more disk than they save
@@ -28,24 +28,91 @@ const VERSIONS: u64 = 128;
 /// Patches between keyframes, in stored bytes.
 const BYTES: usize = 64 << 10;
 
+/// What was touched since the full state that the next keyframe refers to. So that keyframe is
+/// made without reading that state item by item.
+#[derive(Debug, Clone)]
+pub(crate) struct Since {
+    /// The version that the full state is the state after.
+    pub(crate) base: Version,
+    /// Every subject touched, and whether the base has it.
+    touched: BTreeMap<Subject, bool>,
+    /// Memory, in bytes, kept up as it grows.
+    weight: usize,
+}
+
+impl Since {
+    /// Nothing was touched yet.
+    pub(crate) fn new(base: Version) -> Self {
+        Self { base, touched: BTreeMap::new(), weight: 0 }
+    }
+
+    /// What leads from a base to these facts.
+    pub(crate) fn between(base: &Base, facts: &Facts) -> Self {
+        let Difference { base: version, changed, gone } = Difference::between(base, facts);
+        let in_base = |subject: &Subject| base.facts.get(subject).is_some();
+        let subjects = changed.into_iter().map(|(subject, _)| subject).chain(gone);
+        let mut since = Self::new(version);
+        for subject in subjects {
+            since.insert(subject, in_base(subject));
+        }
+        since
+    }
+
+    fn insert(&mut self, subject: &Subject, in_base: bool) {
+        self.weight += subject.id().len() + 48;
+        self.touched.insert(subject.clone(), in_base);
+    }
+
+    /// Takes in a patch that leads on from the base or from what was touched since.
+    pub(crate) fn touch(&mut self, patch: &Patch) {
+        for (subject, op) in patch.iter() {
+            if !self.touched.contains_key(subject) {
+                // What is first touched by being added was not in the base.
+                self.insert(subject, !matches!(op, Op::Added(_)));
+            }
+        }
+    }
+
+    fn difference<'a>(&'a self, facts: &'a Facts) -> Difference<'a> {
+        let there = |subject: &&Subject| facts.get(subject).is_some();
+        let touched = self.touched.keys();
+        let gone = self.touched.iter().filter(|(_, in_base)| **in_base).map(|(subject, _)| subject);
+        Difference {
+            base: self.base,
+            changed: touched.filter_map(|subject| Some((subject, facts.get(subject)?))).collect(),
+            gone: gone.filter(|subject| !there(subject)).collect(),
+        }
+    }
+}
+
 /// The open block at a host's head.
 #[derive(Debug, Clone)]
 pub(crate) struct Block {
     pub(crate) host: HostNumber,
     pub(crate) day: i64,
-    /// The full state that the next keyframe refers to, by the version it is the state after.
-    pub(crate) base: Version,
+    pub(crate) since: Since,
     /// The first version that no postings cover.
     first: Version,
     count: u64,
     bytes: usize,
     terms: BTreeMap<Term, Vec<Version>>,
+    /// Memory of the terms, in bytes, kept up as they grow.
+    terms_weight: usize,
 }
 
 impl Block {
-    /// A block after the keyframe `base`, with `first` to be its first version.
-    pub(crate) fn after(host: HostNumber, day: i64, base: Version, first: Version) -> Self {
-        Self { host, day, base, first, count: 0, bytes: 0, terms: BTreeMap::new() }
+    /// A block after a keyframe, with `first` to be its first version.
+    pub(crate) fn after(host: HostNumber, day: i64, since: Since, first: Version) -> Self {
+        Self {
+            host,
+            day,
+            since,
+            first,
+            count: 0,
+            bytes: 0,
+            terms: BTreeMap::new(),
+            terms_weight: 0,
+        }
     }
 
     /// Counts a version in.
@@ -53,7 +120,9 @@ impl Block {
         self.count += 1;
         self.bytes += stored;
         for term in terms_of(&record.entry.patch, record.entry.significance) {
-            self.terms.entry(term).or_default().push(record.entry.version);
+            let versions = self.terms.entry(term).or_default();
+            self.terms_weight += if versions.is_empty() { 56 + 8 } else { 8 };
+            versions.push(record.entry.version);
         }
     }
 
@@ -63,8 +132,7 @@ impl Block {
 
     /// Memory, in bytes.
     pub(crate) fn weight(&self) -> usize {
-        self.terms.len() * 56
-            + self.terms.values().map(|versions| versions.len() * 8).sum::<usize>()
+        self.terms_weight + self.since.weight
     }
 
     /// Gives out the postings, and covers their versions.
@@ -78,6 +146,7 @@ impl Block {
             }
             put(keys::posting(self.host, term, self.first), bytes);
         }
+        self.terms_weight = 0;
         self.count = 0;
         self.bytes = 0;
     }
@@ -101,17 +170,20 @@ pub(crate) fn keyframe(
     host: HostNumber,
     version: Version,
     facts: &Facts,
-    base: Option<&Base>,
+    base: Option<(&Since, &Plain)>,
 ) -> MadeKeyframe {
-    if let Some(base) = base {
-        let keyframe = Keyframe::encode_partial(host, version, facts, base);
+    let digest = facts.digest();
+    if let Some((since, plain)) = base {
+        let difference = (since.difference(facts), plain);
+        let keyframe = Keyframe::encode_partial(host, version, digest, difference);
         // A state far from its base makes a better base for those to come.
-        if keyframe.len() * 3 < base.stored {
+        if keyframe.len() * 3 < plain.stored {
             return MadeKeyframe { keyframe, base: None };
         }
     }
     let (bytes, base) = Keyframe::encode_full(host, version, facts);
-    let keyframe = Keyframe::encode_partial(host, version, facts, &base);
+    let none = Difference { base: version, changed: Vec::new(), gone: Vec::new() };
+    let keyframe = Keyframe::encode_partial(host, version, digest, (none, &base.plain));
     MadeKeyframe { keyframe, base: Some((bytes, base)) }
 }
 
@@ -153,4 +225,34 @@ pub(crate) fn contents_of(patch: &Patch) -> impl Iterator<Item = ContentId> {
 /// The content an item's fields name.
 pub(crate) fn content_in(fields: &Fields) -> Option<ContentId> {
     fields.get("content").and_then(Value::as_text)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use model::diff;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_was_touched_makes_the_keyframe(
+            states in prop::collection::vec(testing::facts(), 1..5), cut in 0..5_usize,
+        ) {
+            let (_, base) = Keyframe::encode_full(1, Version(1), &states[0]);
+            let mut since = Since::new(base.version);
+            for (index, pair) in states.windows(2).enumerate() {
+                if index == cut {
+                    // As after a restart.
+                    since = Since::between(&base, &pair[0]);
+                }
+                since.touch(&diff(&pair[0], &pair[1]));
+            }
+            let last = &states[states.len() - 1];
+            let made = (since.difference(last), &*base.plain);
+            let bytes = Keyframe::encode_partial(1, Version(9), last.digest(), made);
+            let keyframe = Keyframe::decode(1, Version(9), &bytes).unwrap();
+            prop_assert_eq!(&keyframe.over(&base).unwrap(), last);
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! [`crate::names`], and an edit names each field once with what it was and what it is.
 //! Decoding trusts nothing: whatever the bytes, it ends in a value or in [`Malformed`].
 
+use crate::transcode::put_item;
 use crate::{names, texts};
 use model::{Facts, Fields, Item, Kind, Op, Patch, Subject, Value};
 use std::collections::BTreeMap;
@@ -17,11 +18,11 @@ type Result<T> = std::result::Result<T, Malformed>;
 /// Values are nested at most so deep; the wire allows less.
 const MAX_DEPTH: u32 = 1100;
 
-const BOOL: u8 = 0;
-const INT: u8 = 1;
+pub(crate) const BOOL: u8 = 0;
+pub(crate) const INT: u8 = 1;
 const TEXT: u8 = 2;
-const LIST: u8 = 3;
-const MAP: u8 = 4;
+pub(crate) const LIST: u8 = 3;
+pub(crate) const MAP: u8 = 4;
 /// A text that is a time in RFC 3339 with microseconds, as entities write it.
 const TIME: u8 = 5;
 /// A text of lower-case hexadecimal digits, two in a byte.
@@ -47,7 +48,7 @@ pub(crate) fn put_signed(out: &mut Vec<u8>, number: i64) {
     put_varint(out, zigzag(number));
 }
 
-fn zigzag(number: i64) -> u64 {
+pub(crate) fn zigzag(number: i64) -> u64 {
     ((number << 1) ^ (number >> 63)).cast_unsigned()
 }
 
@@ -61,7 +62,7 @@ pub(crate) fn put_text(out: &mut Vec<u8>, text: &str) {
 }
 
 /// A tag in three bits, and a number in the other five or, when it is larger, after them.
-fn put_head(out: &mut Vec<u8>, tag: u8, number: u64) {
+pub(crate) fn put_head(out: &mut Vec<u8>, tag: u8, number: u64) {
     match u8::try_from(number) {
         Ok(small) if small < 31 => out.push(tag | small << 3),
         _ => {
@@ -90,7 +91,7 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
     }
 }
 
-fn put_text_value(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn put_text_value(out: &mut Vec<u8>, text: &str) {
     if let Some(micros) = texts::time_from_text(text) {
         put_head(out, TIME, zigzag(micros));
     } else if let Some(bytes) = texts::bytes_from_hex(text) {
@@ -103,7 +104,7 @@ fn put_text_value(out: &mut Vec<u8>, text: &str) {
 }
 
 /// A field's name and two bits of the caller's.
-fn put_name(out: &mut Vec<u8>, name: &str, bits: u64) {
+pub(crate) fn put_name(out: &mut Vec<u8>, name: &str, bits: u64) {
     match names::field_number(name) {
         Some(number) => put_varint(out, (number + 1) << 2 | bits),
         None => {
@@ -113,7 +114,7 @@ fn put_name(out: &mut Vec<u8>, name: &str, bits: u64) {
     }
 }
 
-fn put_fields(out: &mut Vec<u8>, fields: &Fields) {
+pub(crate) fn put_fields(out: &mut Vec<u8>, fields: &Fields) {
     put_varint(out, fields.len() as u64);
     for (name, value) in fields {
         put_name(out, name, 0);
@@ -171,7 +172,7 @@ pub(crate) fn put_items<'a>(
     put_varint(out, items.len() as u64);
     for (subject, item) in items {
         put_subject(out, subject, 0);
-        put_fields(out, &item.fields());
+        put_item(out, item);
     }
 }
 

@@ -30,6 +30,10 @@ use std::time::{Duration, Instant};
 const RESERVED: u64 = 1 << 16;
 const LEAST_RESERVED: u64 = 1 << 12;
 
+/// Threads that write and merge tables. Of two, fjall 3.1.13 keeps one for writing, which takes
+/// and gives back the job of merging, without pause, for as long as the other merges.
+const WORKERS: usize = 1;
+
 /// Days whose buckets share full states. A month or so: a host's full state is stored once in
 /// it, and not once a day.
 const ERA_DAYS: i64 = 32;
@@ -81,7 +85,7 @@ impl Db {
         let open_error = |source| Error::open(path, source);
         let database = Database::builder(path)
             .cache_size(block_cache_bytes)
-            .worker_threads(2)
+            .worker_threads(WORKERS)
             .max_journaling_size(128 << 20)
             .journal_compression(CompressionType::None)
             .open()

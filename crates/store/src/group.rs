@@ -1,21 +1,22 @@
 //! What is committed together: the batch being filled, the heads taken out for it, and who is
 //! to be told.
 
-use crate::block::{self, Block, contents_of};
+use crate::block::{self, Block, Since, contents_of};
+use crate::cache::Cache;
 use crate::codec::{put_signed, put_varint};
 use crate::engine::{Bucket, Db, LoadBucket, era_of};
 use crate::error::Error;
 use crate::ingest::{Step, history_time, step};
 use crate::keys;
 use crate::read::{HeadState, Past, base_key};
-use crate::record::{Meta, Record, check_of};
+use crate::record::{HostNumber, Meta, Record, check_of};
 use crate::shared::{CachedHead, Shared};
 use crate::stats::Counters;
 use crate::types::{Append, Appended, Body, Committed, Delta, Entry, Gap, Reply};
 use crate::writer::Writer;
 use fjall::{Keyspace, OwnedWriteBatch};
 use model::{ContentId, HostId, Op, Patch, Time, Version, significance_of};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 
 /// A patch may be so large, encoded.
@@ -95,7 +96,8 @@ struct Working {
 pub(crate) struct Group {
     batch: Option<OwnedWriteBatch>,
     sync: bool,
-    working: BTreeMap<HostId, Working>,
+    /// Boxed: each is moved out and in for each append.
+    working: HashMap<HostId, Box<Working>>,
     events: Vec<Committed>,
     replies: Vec<Done>,
     appends: u64,
@@ -114,7 +116,7 @@ impl Group {
         Self {
             batch: Some(db.batch()),
             sync: false,
-            working: BTreeMap::new(),
+            working: HashMap::new(),
             events: Vec::new(),
             replies: Vec::new(),
             appends: 0,
@@ -190,7 +192,7 @@ impl Group {
         let host = append.host.clone();
         let mut working = match self.working.remove(&host) {
             Some(working) => working,
-            None => take_out(writer, db, &host)?,
+            None => Box::new(take_out(writer, db, &host)?),
         };
         let outcome = self.deltas(writer, db, &mut working, append);
         self.working.insert(host, working);
@@ -310,26 +312,34 @@ impl Group {
         working.head.version = version;
         match working.head.block.take() {
             Some(mut block) if block.day == bucket.day => {
+                block.since.touch(&record.entry.patch);
                 block.note(record, stored);
                 if block.is_full() {
                     block.close_after(version, |key, value| self.put(&bucket.keyspace, key, value));
-                    let base = Some(block.base);
-                    block.base = self.put_keyframe(writer, db, working, (bucket.day, base))?;
+                    let new =
+                        self.put_keyframe(writer, db, working, (bucket.day, Some(&block.since)))?;
+                    if let Some(new) = new {
+                        block.since = new;
+                    }
                 }
                 working.head.block = Some(block);
             }
             old => {
-                let same_era = |old: &&Block| era_of(old.day) == era_of(bucket.day);
-                let base = old.as_ref().filter(same_era).filter(|_| !working.lost);
-                let base = base.map(|old| old.base);
                 // A bucket that was thinned meanwhile has all its postings, and of fewer versions.
-                if let Some(mut old) = old
-                    && let Some(place) = db.bucket(old.day).filter(|place| !place.thinned)
-                {
-                    old.close(|key, value| self.put(&place.keyspace, key, value));
+                let mut since = None;
+                if let Some(mut old) = old {
+                    if let Some(place) = db.bucket(old.day).filter(|place| !place.thinned) {
+                        old.close(|key, value| self.put(&place.keyspace, key, value));
+                    }
+                    let leads_on = era_of(old.day) == era_of(bucket.day) && !working.lost;
+                    since = leads_on.then_some(old.since);
                 }
-                let base = self.put_keyframe(writer, db, working, (bucket.day, base))?;
-                let mut block = Block::after(number, bucket.day, base, version);
+                if let Some(since) = &mut since {
+                    since.touch(&record.entry.patch);
+                }
+                let new = self.put_keyframe(writer, db, working, (bucket.day, since.as_ref()))?;
+                let since = new.or(since).unwrap_or_else(|| Since::new(version));
+                let mut block = Block::after(number, bucket.day, since, version);
                 block.note(record, stored);
                 working.head.block = Some(block);
                 let mut span = Vec::new();
@@ -341,31 +351,30 @@ impl Group {
         Ok(())
     }
 
-    /// Puts a keyframe of the head into the bucket of a day. Gives the base that it refers to:
-    /// the one given, or a new one.
+    /// Puts a keyframe of the head into the bucket of a day. It refers to the base given, or to
+    /// a new one, which it gives back.
     fn put_keyframe(
         &mut self,
         writer: &Writer,
         db: &Db,
         working: &Working,
-        (day, base): (i64, Option<Version>),
-    ) -> Result<Version, Error> {
+        (day, since): (i64, Option<&Since>),
+    ) -> Result<Option<Since>, Error> {
         let (number, version) = (working.meta.number, working.head.version);
         let past = Past { db, bases: &writer.shared.bases, meta: &working.meta };
         // A base that this very group writes is not in the store, but most likely in memory.
         // When it is not, or is damaged, a new one is made.
-        let base = base.and_then(|base| past.base(day, base).ok());
-        let made = block::keyframe(number, version, &working.head.facts, base.as_deref());
+        let base = since.and_then(|since| Some((since, past.plain_base(day, since.base).ok()?)));
+        let base = base.as_ref().map(|(since, plain)| (*since, &**plain));
+        let made = block::keyframe(number, version, &working.head.facts, base);
         let bucket = db.make_bucket(day)?;
         self.put(&bucket.keyspace, keys::keyframe(number, version), made.keyframe);
-        let Some((bytes, new)) = made.base else {
-            return Ok(base.map_or(version, |base| base.version));
-        };
+        let Some((bytes, new)) = made.base else { return Ok(None) };
         self.put(&db.make_era(day)?, keys::keyframe(number, version), bytes);
         let (key, weight) = (base_key(number, day, version), new.weight());
         let mut bases = writer.shared.bases.lock().unwrap_or_else(PoisonError::into_inner);
         bases.put(key, Arc::new(new), weight);
-        Ok(version)
+        Ok(Some(Since::new(version)))
     }
 
     /// Notes that the bucket names some content, which then is not unused.
@@ -403,15 +412,18 @@ impl Group {
             return Err(failure);
         }
         let Some(mut batch) = self.batch.take() else { return Ok(None) };
+        let mut next_host = None;
         for working in self.working.values().filter(|working| working.touched) {
             let number = working.meta.number;
             self.sync = true;
             batch.insert(&db.hosts, keys::host_state(number), working.meta.state.encode(number));
             if working.is_new {
-                let next = u64::from(number) + 1;
+                next_host = next_host.max(Some(u64::from(number) + 1));
                 batch.insert(&db.hosts, keys::host_name(number), working.meta.host.as_str());
-                batch.insert(&db.hosts, keys::NEXT_HOST, next.to_be_bytes());
             }
+        }
+        if let Some(next) = next_host {
+            batch.insert(&db.hosts, keys::NEXT_HOST, next.to_be_bytes());
         }
         if !self.sync {
             batch = batch.durability(None);
@@ -424,8 +436,9 @@ impl Group {
         let mut events = Vec::new();
         if commit.is_ok() {
             Counters::count(&shared.counters.appends, self.appends);
+            let (mut hosts, mut heads) = (shared.hosts_mut(), shared.heads());
             for working in self.working.into_values() {
-                put_back(shared, working);
+                put_back(&mut hosts, &mut heads, *working);
             }
             events = self.events;
         } else {
@@ -471,20 +484,25 @@ fn take_out(writer: &mut Writer, db: &Db, host: &HostId) -> Result<Working, Erro
     Ok(Working { meta, head, weight, is_new: false, touched: false, lost })
 }
 
-fn put_back(shared: &Shared, working: Working) {
+fn put_back(
+    hosts: &mut BTreeMap<HostId, Arc<Meta>>,
+    heads: &mut Cache<HostNumber, CachedHead>,
+    working: Working,
+) {
     let Working { meta, head, weight, touched, is_new, lost } = working;
     if is_new && !touched {
         return;
     }
     let all = weight + head.block.as_ref().map_or(0, Block::weight) + 512;
     let number = meta.number;
-    if touched {
-        shared.put_meta(meta);
+    match hosts.get_mut(&meta.host) {
+        Some(known) if touched => *known = Arc::new(meta),
+        None if touched => drop(hosts.insert(meta.host.clone(), Arc::new(meta))),
+        _ => {}
     }
-    if lost {
-        return;
+    if !lost {
+        heads.put(number, CachedHead { state: head, weight }, all);
     }
-    shared.heads().put(number, CachedHead { state: head, weight }, all);
 }
 
 /// The weight of facts after a patch, roughly, at the cost of the patch.
@@ -507,6 +525,54 @@ fn value_size(value: &model::Value) -> usize {
         model::Value::List(list) => 1 + list.iter().map(value_size).sum::<usize>(),
         model::Value::Map(map) => {
             1 + map.iter().map(|(key, value)| key.len() + 1 + value_size(value)).sum::<usize>()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{History, Options, testing};
+    use std::sync::mpsc;
+
+    fn state(host: &str, number: i64) -> Append {
+        let body = Body::State(testing::small(number));
+        let delta = Delta { sequence: None, at: Time(0), body, gap: None, label: None };
+        let host = HostId::new(host).unwrap();
+        Append { host, stream: None, received: Time(0), deltas: vec![delta] }
+    }
+
+    /// Hosts that begin in one commit, in another order than that of their names.
+    #[test]
+    fn no_number_of_a_host_is_given_twice() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || History::open(directory.path(), Options::default()).unwrap();
+        let history = open();
+        let (begun, has_begun) = mpsc::channel();
+        let (go, may_go) = mpsc::channel();
+        let holding = history.clone();
+        let holder = std::thread::spawn(move || {
+            holding.exclusively(move |_writer| {
+                begun.send(()).unwrap();
+                may_go.recv().unwrap();
+                Ok(())
+            })
+        });
+        has_begun.recv().unwrap();
+        let (told, answers) = mpsc::channel();
+        for (host, number) in [("b", 1), ("a", 2)] {
+            let told = told.clone();
+            history.append(state(host, number), move |done| told.send(done.is_ok()).unwrap());
+        }
+        go.send(()).unwrap();
+        holder.join().unwrap().unwrap();
+        assert_eq!(answers.iter().take(2).collect::<Vec<_>>(), [true, true]);
+        drop(history);
+        let history = open();
+        history.append_and_wait(state("c", 3)).unwrap();
+        for (host, number) in [("b", 1), ("a", 2), ("c", 3)] {
+            let head = history.head(&HostId::new(host).unwrap()).unwrap().unwrap();
+            assert_eq!(head.facts, testing::small(number), "{host}");
         }
     }
 }

@@ -10,7 +10,7 @@
 use crate::error::Error;
 use crate::record::Meta;
 use crate::types::{Body, Delta};
-use model::{ApplyError, Digest, Facts, Fields, HostId, Item, Op, Patch, Subject, Time, diff};
+use model::{ApplyError, Digest, Facts, HostId, Item, Op, Patch, Subject, Time, diff};
 use std::time::Duration;
 
 /// A host's clock may be so far ahead of the server's.
@@ -70,11 +70,9 @@ pub(crate) fn step(
 
 /// Applies a patch, and gives the difference it made.
 fn apply(host: &HostId, facts: &mut Facts, patch: Patch, next: Digest) -> Result<Patch, Error> {
-    let mut before: Vec<(Subject, Option<Item>)> = Vec::with_capacity(patch.len());
     let mut truth = Patch::default();
     let mut refused = None;
     for (subject, op) in patch.0 {
-        before.push((subject.clone(), facts.get(&subject).cloned()));
         match apply_op(facts, &subject, op) {
             Ok(Some(op)) => drop(truth.0.insert(subject, op)),
             Ok(None) => {}
@@ -89,56 +87,30 @@ fn apply(host: &HostId, facts: &mut Facts, patch: Patch, next: Digest) -> Result
         refused = Some(Error::DigestMismatch { host: host.clone(), expected: next, found });
     }
     let Some(error) = refused else { return Ok(truth) };
-    for (subject, item) in before {
-        match item {
-            Some(item) => facts.put(subject, item),
-            None => facts.remove(&subject),
-        };
-    }
+    truth.inverse().apply(facts).expect("what was applied just now leads back");
     Err(error)
 }
 
 /// Does to one item what [`Patch::apply`] does, and gives the op as it was in truth; `None`
 /// when it changed nothing.
 fn apply_op(facts: &mut Facts, subject: &Subject, op: Op) -> Result<Option<Op>, ApplyError> {
-    let before = facts.get(subject).map(Item::fields);
     let not_there = || ApplyError::NotThere(subject.clone());
     match op {
         Op::Added(fields) => {
-            if before.is_some() {
+            if facts.get(subject).is_some() {
                 return Err(ApplyError::AlreadyThere(subject.clone()));
             }
             facts.put(subject.clone(), Item::new(&fields));
             Ok(Some(Op::Added(fields)))
         }
         Op::Removed(_) => {
-            let before = before.ok_or_else(not_there)?;
-            facts.remove(subject);
-            Ok(Some(Op::Removed(before)))
+            let before = facts.remove(subject).ok_or_else(not_there)?;
+            Ok(Some(Op::Removed(before.fields())))
         }
-        Op::Edited { was, mut now } => {
-            let mut fields = before.ok_or_else(not_there)?;
-            now.retain(|name, value| fields.get(name) != Some(value) || was.contains_key(name));
-            let mut truly_was = Fields::new();
-            for name in was.keys().filter(|name| !now.contains_key(*name)) {
-                truly_was.extend(fields.remove_entry(name));
-            }
-            for (name, value) in &now {
-                let replaced = fields.insert(name.clone(), value.clone());
-                truly_was.extend(replaced.map(|replaced| (name.clone(), replaced)));
-            }
-            now.retain(|name, value| {
-                let is_same = truly_was.get(name) == Some(value);
-                if is_same {
-                    truly_was.remove(name);
-                }
-                !is_same
-            });
-            if truly_was.is_empty() && now.is_empty() {
-                return Ok(None);
-            }
-            facts.put(subject.clone(), Item::new(&fields));
-            Ok(Some(Op::Edited { was: truly_was, now }))
+        Op::Edited { was, now } => {
+            let (was, now) = facts.edit(subject, &was, now).ok_or_else(not_there)?;
+            let changed = !was.is_empty() || !now.is_empty();
+            Ok(changed.then_some(Op::Edited { was, now }))
         }
     }
 }

@@ -17,7 +17,7 @@ pub(crate) type Term = u64;
 pub(crate) const MAJOR: Term = u64::MAX;
 
 pub(crate) fn subject_term(subject: &Subject) -> Term {
-    xxh3_64(subject.to_string().as_bytes())
+    xxh3_64(&subject_bytes(Vec::new(), subject))
 }
 
 pub(crate) fn kind_term(kind: Kind) -> Term {
@@ -136,9 +136,17 @@ pub(crate) fn signed_of(key: &[u8]) -> i64 {
 
 /// In `subjects`.
 pub(crate) fn subject(host: HostNumber, subject: &Subject) -> Vec<u8> {
-    let mut key = host_start(host);
-    key.extend_from_slice(subject.to_string().as_bytes());
-    key
+    subject_bytes(host_start(host), subject)
+}
+
+/// A subject as it is written, behind what is there already.
+fn subject_bytes(mut bytes: Vec<u8>, subject: &Subject) -> Vec<u8> {
+    let (kind, id) = (subject.kind(), subject.id().as_bytes());
+    bytes.reserve(kind.as_str().len() + 1 + id.len());
+    bytes.extend_from_slice(kind.as_str().as_bytes());
+    bytes.push(b':');
+    bytes.extend_from_slice(id);
+    bytes
 }
 
 /// In a bucket of load.

@@ -71,6 +71,7 @@ mod stats;
 mod testing;
 mod texts;
 mod thin;
+mod transcode;
 mod types;
 mod writer;
 

@@ -1,12 +1,12 @@
 //! Reads one host's history: states, entries, the log. Changes nothing.
 
-use crate::block::{self, Block};
+use crate::block::{self, Block, Since};
 use crate::cache::Cache;
 use crate::codec::{Malformed, Reader as Bytes};
 use crate::engine::{Bucket, Db, era_of};
 use crate::error::Error;
 use crate::keys;
-use crate::record::{Base, HostNumber, Keyframe, Meta, Origin, Record, check_of};
+use crate::record::{Base, HostNumber, Keyframe, Meta, Origin, Plain, Record, check_of};
 use crate::types::{Entry, Filter, Gap};
 use model::{Facts, Patch, Significance, Subject, Time, Version};
 use std::collections::BTreeSet;
@@ -164,16 +164,37 @@ impl Past<'_> {
         if let Some(base) = cached().get(key) {
             return Ok(base.clone());
         }
+        let base = self.full(day, version, |keyframe| keyframe.to_base(version))?;
+        let base = Arc::new(base);
+        cached().put(key, base.clone(), base.weight());
+        Ok(base)
+    }
+
+    /// The same, as far as writing needs it. That is not kept: the next keyframe of the same
+    /// host is far away.
+    pub(crate) fn plain_base(&self, day: i64, version: Version) -> Result<Arc<Plain>, Error> {
+        let key = base_key(self.number(), day, version);
+        let cached = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
+        let cached = { cached }.get(key).map(|base| Arc::clone(&base.plain));
+        match cached {
+            Some(plain) => Ok(plain),
+            None => self.full(day, version, |keyframe| keyframe.to_plain()).map(Arc::new),
+        }
+    }
+
+    fn full<T>(
+        &self,
+        day: i64,
+        version: Version,
+        read: impl FnOnce(&Keyframe<'_>) -> Result<T, Malformed>,
+    ) -> Result<T, Error> {
         let damaged = || self.damaged("a full state", version);
         let era = self.db.era(day).ok_or(Malformed).map_err(damaged())?;
         let bytes = era.get(keys::keyframe(self.number(), version));
         let bytes = bytes.map_err(self.failed(Some(version)))?.ok_or(Malformed);
         let bytes = bytes.map_err(damaged())?;
         let keyframe = Keyframe::decode(self.number(), version, &bytes);
-        let base = keyframe.and_then(|keyframe| keyframe.to_base(version)).map_err(damaged())?;
-        let base = Arc::new(base);
-        cached().put(key, base.clone(), base.weight());
-        Ok(base)
+        keyframe.and_then(|keyframe| read(&keyframe)).map_err(damaged())
     }
 
     /// The state after a version; `None` when it is not kept.
@@ -243,7 +264,8 @@ impl Past<'_> {
         let keyframe = self.keyframe(&bucket, version)?.ok_or(Malformed);
         let (keyframe, _, base) = keyframe.map_err(self.damaged("a keyframe", version))?;
         let first = first_open(span, keyframe);
-        let mut block = Block::after(self.number(), bucket.day, base.version, first);
+        let since = Since::between(&base, &facts);
+        let mut block = Block::after(self.number(), bucket.day, since, first);
         for record in self.records(&bucket, first..=version) {
             self.note(&mut block, &record?);
         }
@@ -266,7 +288,7 @@ impl Past<'_> {
         };
         let keyframe = self.newest_keyframe(&bucket).ok().flatten().unwrap_or(span.first);
         let first = first_open(span, keyframe);
-        let mut block = Block::after(self.number(), bucket.day, keyframe, first);
+        let mut block = Block::after(self.number(), bucket.day, Since::new(keyframe), first);
         // So many at most, whatever the engine does behind the damage.
         let count = usize::try_from(version.0 - first.0).unwrap_or(0) + 1;
         for record in self.records(&bucket, first..=version).take(count).flatten() {

@@ -11,6 +11,7 @@ use model::{Digest, Facts, HostId, Item, Patch, Significance, Subject, Time, Ver
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 type Result<T> = std::result::Result<T, Malformed>;
@@ -57,21 +58,9 @@ fn unseal(host: HostNumber, version: u64, bytes: &[u8]) -> Result<Reader<'_>> {
     if expected == checksum(host, version, reader.rest()) { Ok(reader) } else { Err(Malformed) }
 }
 
-fn digest_bytes(digest: Digest) -> Vec<u8> {
-    let packed = rmp_serde::to_vec(&digest).expect("a digest is plain bytes");
-    // Two bytes say that 32 follow.
-    packed.get(2..).unwrap_or_default().to_vec()
-}
-
-fn digest_from(bytes: [u8; 32]) -> Result<Digest> {
-    let mut packed = vec![0xc4, 32];
-    packed.extend_from_slice(&bytes);
-    rmp_serde::from_slice(&packed).map_err(|_not_a_digest| Malformed)
-}
-
 /// The part of a digest that each version keeps, to notice when patches lead elsewhere.
 pub(crate) fn check_of(digest: Digest) -> [u8; 8] {
-    digest_bytes(digest).first_chunk().copied().unwrap_or_default()
+    digest.to_bytes().first_chunk().copied().unwrap_or_default()
 }
 
 fn compress(raw: &[u8]) -> Vec<u8> {
@@ -231,15 +220,44 @@ fn whole_patch(bytes: &[u8]) -> Result<Patch> {
 pub(crate) struct Base {
     pub(crate) version: Version,
     pub(crate) facts: Facts,
+    pub(crate) plain: Arc<Plain>,
+}
+
+impl Base {
+    pub(crate) fn weight(&self) -> usize {
+        self.facts.weight() + self.plain.raw.len()
+    }
+}
+
+/// A full state that is not taken apart: all that writing a keyframe needs of it.
+#[derive(Debug)]
+pub(crate) struct Plain {
     /// The uncompressed items: the dictionary of the keyframes that refer to it.
     pub(crate) raw: Vec<u8>,
     /// Bytes it takes where it is stored.
     pub(crate) stored: usize,
 }
 
-impl Base {
-    pub(crate) fn weight(&self) -> usize {
-        self.facts.weight() + self.raw.len()
+/// What a keyframe says beyond its base.
+#[derive(Debug)]
+pub(crate) struct Difference<'a> {
+    pub(crate) base: Version,
+    /// Items that differ from the base. One that does not costs a few bytes and no harm.
+    pub(crate) changed: Vec<(&'a Subject, &'a Item)>,
+    /// Subjects of the base that are gone.
+    pub(crate) gone: Vec<&'a Subject>,
+}
+
+impl<'a> Difference<'a> {
+    pub(crate) fn between(base: &'a Base, facts: &'a Facts) -> Self {
+        let before = &base.facts;
+        let changed = facts.iter().filter(|(subject, item)| before.get(subject) != Some(item));
+        let gone = before.iter().map(|(subject, _)| subject);
+        Self {
+            base: base.version,
+            changed: changed.collect(),
+            gone: gone.filter(|subject| facts.get(subject).is_none()).collect(),
+        }
     }
 }
 
@@ -265,29 +283,29 @@ impl<'a> Keyframe<'a> {
         let packed =
             zstd::bulk::compress(&raw, KEYFRAME_LEVEL).expect("the buffer has zstd's own bound");
         let mut out = vec![FULL];
-        out.extend_from_slice(&digest_bytes(facts.digest()));
+        out.extend_from_slice(&facts.digest().to_bytes());
         put_varint(&mut out, raw.len() as u64);
         out.extend_from_slice(&packed);
-        let stored = out.len();
-        (seal(host, version.0, &out), Base { version, facts: facts.clone(), raw, stored })
+        let plain = Arc::new(Plain { raw, stored: out.len() });
+        (seal(host, version.0, &out), Base { version, facts: facts.clone(), plain })
     }
 
     pub(crate) fn encode_partial(
         host: HostNumber,
         version: Version,
-        facts: &Facts,
-        base: &Base,
+        digest: Digest,
+        (difference, plain): (Difference<'_>, &Plain),
     ) -> Vec<u8> {
-        let (changed, gone) = difference(&base.facts, facts);
+        let Difference { base, changed, gone } = difference;
         let mut raw = Vec::new();
         put_subjects(&mut raw, gone.into_iter());
         put_items(&mut raw, changed.into_iter());
-        let mut compressor = zstd::bulk::Compressor::with_dictionary(KEYFRAME_LEVEL, &base.raw)
+        let mut compressor = zstd::bulk::Compressor::with_dictionary(KEYFRAME_LEVEL, &plain.raw)
             .expect("any bytes are a dictionary");
         let packed = compressor.compress(&raw).expect("the buffer has zstd's own bound");
         let mut out = vec![PARTIAL];
-        out.extend_from_slice(&digest_bytes(facts.digest()));
-        put_varint(&mut out, base.version.0);
+        out.extend_from_slice(&digest.to_bytes());
+        put_varint(&mut out, base.0);
         put_varint(&mut out, raw.len() as u64);
         out.extend_from_slice(&packed);
         seal(host, version.0, &out)
@@ -296,7 +314,7 @@ impl<'a> Keyframe<'a> {
     pub(crate) fn decode(host: HostNumber, version: Version, bytes: &'a [u8]) -> Result<Self> {
         let mut reader = unseal(host, version.0, bytes)?;
         let kind = reader.byte()?;
-        let digest = digest_from(reader.array()?)?;
+        let digest = Digest::from_bytes(reader.array()?);
         Ok(match kind {
             FULL => Self::Full { digest, raw_length: reader.varint()?, packed: reader.rest() },
             PARTIAL => Self::Partial {
@@ -311,23 +329,30 @@ impl<'a> Keyframe<'a> {
 
     /// The base this keyframe is. Malformed when it is not a full one.
     pub(crate) fn to_base(&self, version: Version) -> Result<Base> {
-        let Self::Full { digest, raw_length, packed } = self else { return Err(Malformed) };
-        let raw = decompress(packed, *raw_length)?;
+        let plain = self.to_plain()?;
+        let Self::Full { digest, .. } = self else { return Err(Malformed) };
         let mut facts = Facts::default();
-        let mut reader = Reader::new(&raw);
+        let mut reader = Reader::new(&plain.raw);
         reader.items_into(&mut facts)?;
         reader.end()?;
         if facts.digest() != *digest {
             return Err(Malformed);
         }
-        Ok(Base { version, facts, raw, stored: packed.len() + 37 })
+        Ok(Base { version, facts, plain: Arc::new(plain) })
+    }
+
+    /// The base this keyframe is, as far as writing needs it.
+    pub(crate) fn to_plain(&self) -> Result<Plain> {
+        let Self::Full { raw_length, packed, .. } = self else { return Err(Malformed) };
+        let raw = decompress(packed, *raw_length)?;
+        Ok(Plain { raw, stored: packed.len() + 37 })
     }
 
     /// The state of a keyframe that refers to `base`.
     pub(crate) fn over(&self, base: &Base) -> Result<Facts> {
         let Self::Partial { digest, raw_length, packed, .. } = self else { return Err(Malformed) };
-        let mut decompressor =
-            zstd::bulk::Decompressor::with_dictionary(&base.raw).map_err(|_memory| Malformed)?;
+        let mut decompressor = zstd::bulk::Decompressor::with_dictionary(&base.plain.raw)
+            .map_err(|_memory| Malformed)?;
         let raw = decompressor
             .decompress(packed, capacity(*raw_length)?)
             .map_err(|_damaged| Malformed)?;
@@ -340,17 +365,6 @@ impl<'a> Keyframe<'a> {
         reader.end()?;
         if facts.digest() == *digest { Ok(facts) } else { Err(Malformed) }
     }
-}
-
-/// The items of `after` that are not the same in `before`, and the subjects only in `before`.
-fn difference<'a>(
-    before: &'a Facts,
-    after: &'a Facts,
-) -> (Vec<(&'a Subject, &'a Item)>, Vec<&'a Subject>) {
-    let changed =
-        after.iter().filter(|(subject, item)| before.get(subject) != Some(item)).collect();
-    let gone = before.iter().map(|(subject, _)| subject);
-    (changed, gone.filter(|subject| after.get(subject).is_none()).collect())
 }
 
 /// The last version of a host before everything that is kept.

@@ -21,7 +21,7 @@ use std::fs::File;
 use std::fs::Permissions;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(crate) struct Shared {
     pub(crate) path: PathBuf,
@@ -108,9 +108,8 @@ impl Shared {
         self.hosts.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    pub(crate) fn put_meta(&self, meta: Meta) {
-        let mut hosts = self.hosts.write().unwrap_or_else(PoisonError::into_inner);
-        hosts.insert(meta.host.clone(), Arc::new(meta));
+    pub(crate) fn hosts_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<HostId, Arc<Meta>>> {
+        self.hosts.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn remove_meta(&self, host: &HostId) {

@@ -9,16 +9,26 @@ const TIMES: std::ops::RangeInclusive<i64> = -719_528 * DAY_MICROS..=2_932_897 *
 /// The microseconds since 1970 of a text like `2026-11-20T09:00:00.123456Z`, when it is what
 /// [`time_to_text`] writes.
 pub(crate) fn time_from_text(text: &str) -> Option<i64> {
-    if text.len() != 27 || !text.ends_with('Z') || text.get(10..11) != Some("T") {
+    let text: &[u8; 27] = text.as_bytes().try_into().ok()?;
+    let [y0, y1, y2, y3, b'-', m0, m1, b'-', d0, d1, b'T', clock @ .., b'Z'] = text else {
+        return None;
+    };
+    let [h0, h1, b':', n0, n1, b':', s0, s1, b'.', micros @ ..] = clock else { return None };
+    let (year, month, day) =
+        (number(&[*y0, *y1, *y2, *y3])?, number(&[*m0, *m1])?, number(&[*d0, *d1])?);
+    let (hour, minute, second) = (number(&[*h0, *h1])?, number(&[*n0, *n1])?, number(&[*s0, *s1])?);
+    let days = days_from_civil(year, month, day);
+    if hour > 23 || minute > 59 || second > 59 || civil_from_days(days) != (year, month, day) {
         return None;
     }
-    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
-    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    let micros = number(20..26)?;
-    let seconds = days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
-    let time = seconds.checked_mul(1_000_000)?.checked_add(micros)?;
-    (time_to_text(time).as_deref() == Some(text)).then_some(time)
+    let seconds = days * 86_400 + hour * 3600 + minute * 60 + second;
+    Some(seconds * 1_000_000 + number(micros)?)
+}
+
+fn number(digits: &[u8]) -> Option<i64> {
+    digits.iter().try_fold(0, |number, byte| {
+        byte.is_ascii_digit().then(|| number * 10 + i64::from(byte - b'0'))
+    })
 }
 
 pub(crate) fn time_to_text(micros: i64) -> Option<String> {

@@ -4,12 +4,12 @@
 //! last of the day; what the others changed is part of the next one that is kept. Numbers stay,
 //! so a version that is kept is found under the number it always had.
 
-use crate::block::{Block, contents_of};
+use crate::block::{Block, Since, contents_of};
 use crate::engine::{Bucket, Db};
 use crate::error::Error;
 use crate::keys;
 use crate::read::{Bases, Past};
-use crate::record::{Base, HostNumber, Keyframe, Meta, Record};
+use crate::record::{Base, Difference, HostNumber, Keyframe, Meta, Record};
 use model::{ContentId, Facts, Patch, Significance, Time, Version, significance_of};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -163,7 +163,7 @@ impl ThinnedHost {
         let Some(base) = &self.base else { return };
         let entries = &mut self.entries;
         let is_new = self.block.is_none();
-        let new = || Block::after(number, day, base.version, version);
+        let new = || Block::after(number, day, Since::new(base.version), version);
         let block = self.block.get_or_insert_with(new);
         block.note(record, stored);
         if block.is_full() {
@@ -171,7 +171,8 @@ impl ThinnedHost {
         } else if !is_new {
             return;
         }
-        let keyframe = Keyframe::encode_partial(number, version, facts, base);
+        let difference = (Difference::between(base, facts), &*base.plain);
+        let keyframe = Keyframe::encode_partial(number, version, facts.digest(), difference);
         entries.insert(keys::keyframe(number, version), keyframe);
     }
 }

@@ -10,10 +10,8 @@ use crate::app::App;
 use crate::clock;
 use crate::runs::Cause;
 use crate::tokens::{Role, Token};
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderMap, Method, StatusCode, header};
-use axum::middleware::Next;
-use axum::response::Response;
 use model::HostId;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -92,12 +90,8 @@ fn allows(role: Role, need: Need) -> bool {
     }
 }
 
-/// The layer that asks.
-pub(crate) async fn check(
-    State(app): State<Arc<App>>,
-    mut request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
+/// Refuses who may not ask for this, and tells the handler who asks.
+pub(crate) fn check(app: &Arc<App>, request: &mut Request) -> Result<(), ApiError> {
     let need = need(request.method(), request.uri().path());
     let caller = if app.tokens_required {
         match (need, bearer(request.headers())) {
@@ -114,7 +108,7 @@ pub(crate) async fn check(
                     let role = token.role.as_str();
                     return Err(forbidden(format!("the role {role} may not do this")));
                 }
-                note_use(&app, &token);
+                note_use(app, &token);
                 Caller::Known(token)
             }
         }
@@ -123,7 +117,7 @@ pub(crate) async fn check(
         Caller::Local
     };
     request.extensions_mut().insert(caller);
-    Ok(next.run(request).await)
+    Ok(())
 }
 
 fn note_use(app: &Arc<App>, token: &Token) {

@@ -168,10 +168,7 @@ fn no_snapshot(name: &str) -> ApiError {
 /// How the bridge stands.
 #[utoipa::path(get, path = "/api/v1/status", tag = "bridge",
     responses((status = 200, description = "`not_initialized` before the first state", body = Status)))]
-pub(crate) async fn status(
-    State(app): State<Arc<App>>,
-    Extension(vm): Extension<VmName>,
-) -> Response {
+pub(crate) async fn status(State(app): State<Arc<App>>) -> Response {
     let list = app.snapshots.list();
     if list.snapshots.is_empty() {
         let message = "no state was received yet; POST one to /api/v1/update_state";
@@ -179,7 +176,7 @@ pub(crate) async fn status(
     }
     Json(Status {
         status: "ok".to_owned(),
-        vm_name: vm.0,
+        vm_name: app.vm_name.clone(),
         vm_ip: None,
         vm_running: false,
         current_snapshot: list.current,
@@ -187,10 +184,6 @@ pub(crate) async fn status(
     })
     .into_response()
 }
-
-/// The bridge's name for its machine.
-#[derive(Debug, Clone)]
-pub(crate) struct VmName(pub(crate) String);
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -2,12 +2,11 @@
 
 use super::error::{ApiError, unknown_host};
 use axum::body::Bytes;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use model::HostId;
 use serde::de::DeserializeOwned;
-use std::collections::HashMap;
 
 /// `{host}` of the path.
 pub(crate) struct Host(pub(crate) HostId);
@@ -16,10 +15,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Host {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Path(segments): Path<HashMap<String, String>> = Path::from_request_parts(parts, state)
+        let segments = RawPathParams::from_request_parts(parts, state)
             .await
             .map_err(|_path| ApiError::bad("bad_path", "the path is not valid UTF-8"))?;
-        let name = segments.get("host").map(String::as_str).unwrap_or_default();
+        let name = segments.iter().find(|(segment, _)| *segment == "host");
+        let name = name.map(|(_, name)| name).unwrap_or_default();
         // Nothing can be known of what is no host name; a sender is told what is wrong with it.
         HostId::new(name).map(Self).map_err(|error| {
             if parts.method == axum::http::Method::GET {

@@ -14,15 +14,16 @@ mod runs;
 
 use crate::app::App;
 use crate::metrics::RequestLabels;
+use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Router};
 use error::{ApiError, REQUEST_ID};
+use futures_util::FutureExt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -86,7 +87,7 @@ pub fn openapi() -> String {
     text
 }
 
-pub(crate) fn router(app: &Arc<App>, vm_name: String) -> Router {
+pub(crate) fn router(app: &Arc<App>) -> Router {
     let (router, document) = routes().split_for_parts();
     router
         .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
@@ -100,23 +101,9 @@ pub(crate) fn router(app: &Arc<App>, vm_name: String) -> Router {
                 "this route does not take that method; see /docs",
             )
         })
-        .layer(Extension(bridge::VmName(vm_name)))
-        .layer(DefaultBodyLimit::max(api::MAX_BODY))
-        .layer(from_fn(deadline))
-        .layer(from_fn_with_state(Arc::clone(app), auth::check))
-        .layer(CatchPanicLayer::custom(panicked))
+        // One layer, since each is a box and a copy of all within it for every request.
         .layer(from_fn_with_state(Arc::clone(app), identify))
         .with_state(Arc::clone(app))
-}
-
-fn panicked(_panic: Box<dyn std::any::Any + Send>) -> Response {
-    tracing::error!("a request handler panicked");
-    ApiError::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal",
-        "the server made a mistake; its log says more",
-    )
-    .into_response()
 }
 
 /// Names the request, counts and times it.
@@ -128,7 +115,7 @@ async fn identify(State(app): State<Arc<App>>, request: Request, next: Next) -> 
     // Methods are the sender's to invent; labels are not.
     let method = if method.len() <= 7 { method } else { "OTHER".to_owned() };
     let begin = Instant::now();
-    let mut response = REQUEST_ID.scope(id.clone(), next.run(request)).await;
+    let mut response = REQUEST_ID.scope(id.clone(), answer(&app, request, next)).await;
     let labels = RequestLabels { method, route, status: response.status().as_u16() };
     app.metrics.requests.get_or_create(&labels).inc();
     app.metrics.request_seconds.observe(begin.elapsed().as_secs_f64());
@@ -140,8 +127,27 @@ async fn identify(State(app): State<Arc<App>>, request: Request, next: Next) -> 
     response
 }
 
-/// Bounds the time until an answer begins, which includes reading the body.
-async fn deadline(request: Request, next: Next) -> Response {
+/// What is answered, also when a handler panics.
+async fn answer(app: &Arc<App>, request: Request, next: Next) -> Response {
+    let answer = AssertUnwindSafe(allowed(app, request, next)).catch_unwind();
+    answer.await.unwrap_or_else(|_panic| {
+        tracing::error!("a request handler panicked");
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the server made a mistake; its log says more",
+        )
+        .into_response()
+    })
+}
+
+/// What the handler answers, if the caller may ask. Bounds the body, and the time until an answer
+/// begins, which includes reading the body.
+async fn allowed(app: &Arc<App>, mut request: Request, next: Next) -> Response {
+    DefaultBodyLimit::max(api::MAX_BODY).apply(&mut request);
+    if let Err(refused) = auth::check(app, &mut request) {
+        return refused.into_response();
+    }
     match tokio::time::timeout(DEADLINE, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
