@@ -40,6 +40,7 @@ use async_trait::async_trait;
 use home::{Below, Definition, Hardware, Home};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::UnixStream;
@@ -313,6 +314,11 @@ impl Hypervisor for Qemu {
         let _turn = self.turn(name)?;
         let _clone = self.turn(&clone.name)?;
         self.branch(&self.home(name), snapshot, clone, job).await
+    }
+
+    async fn lead_ssh(&self, name: &MachineName, to: &[Ipv4Addr]) -> Result<(), Error> {
+        let _turn = self.turn(name)?;
+        self.move_way_in(&self.home(name), to).await
     }
 
     async fn connect(&self, name: &MachineName, to: Line) -> Result<Box<dyn Stream>, Error> {
