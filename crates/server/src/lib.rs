@@ -28,6 +28,7 @@ pub mod runs;
 mod serve;
 mod snapshots;
 pub mod tokens;
+pub mod twins;
 
 pub use http::openapi;
 pub use serve::{Error, Server};
