@@ -29,15 +29,15 @@ fn mistakes() {
     check(
         &["lst"],
         &expect![[r#"
-        error: unrecognized subcommand 'lst'
+            error: unrecognized subcommand 'lst'
 
-          tip: a similar subcommand exists: 'list'
+              tip: some similar subcommands exist: 'stop', 'list'
 
-        Usage: twin [OPTIONS] <COMMAND>
+            Usage: twin [OPTIONS] <COMMAND>
 
-        For more information, try '--help'.
-        exit 2
-    "#]],
+            For more information, try '--help'.
+            exit 2
+        "#]],
     );
     check(
         &["log", "--limit", "0"],
@@ -176,12 +176,20 @@ fn help() {
           server       Run the server
           agent        Run the agent
           list         List the hosts: version, last change, faults
-          show         Show one host at a glance
+          show         Show one host at a glance, and its twin
           state        Show the facts of a host, now or at any moment
           log          Show what happened to a unit, container, package, file, or to the whole host
           diff         Show what differs between two moments, or two hosts
           watch        Follow changes as they happen
           load         Show the load of a host, its units and processes
+          start        Start the twin of a host: make it if need be, boot it, wait until it answers
+          stop         Stop a twin
+          restart      Stop a twin and start it
+          ssh          Open a shell in a twin, or run a command there
+          console      Open the serial console of a twin
+          clone        Make machines that begin in a moment of a twin, each with an identity of its own
+          delete       Remove a twin with its disk and all its snapshots. The host's history stays
+          snapshot     Save a twin, go back to what was saved, list and delete that
           run          See what takes long: its state, its log, and end it
           image        Build, list and delete the base images that machines start from
           token        Create, list and revoke tokens of the server on this machine
