@@ -472,7 +472,7 @@ pub(crate) struct UpArguments {
     /// The agent's configuration file.
     #[arg(long, value_name = "FILE")]
     pub(crate) agent_config: Option<PathBuf>,
-    /// Build no virtual machine. There is none yet; scripts that say so keep working.
+    /// Start no virtual machine that mirrors this one.
     #[arg(long)]
     pub(crate) no_twin: bool,
 }

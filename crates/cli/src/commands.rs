@@ -1,5 +1,6 @@
 //! The commands: each asks, and renders with a pure function.
 
+pub(crate) mod boot;
 pub(crate) mod console;
 pub(crate) mod daemon;
 pub(crate) mod diff;

@@ -29,6 +29,7 @@ mod serve;
 mod snapshots;
 pub mod tokens;
 pub mod twins;
+pub mod virtualisation;
 
 pub use http::openapi;
 pub use serve::{Error, Server};

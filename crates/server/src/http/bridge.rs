@@ -179,9 +179,10 @@ pub(crate) async fn delete(
     let wanted = name.clone();
     if let Some((twin, snapshot)) = of_machine(&app, &name).await? {
         let run = app.twins.delete_snapshot(&twin, &snapshot, caller.cause()).await?;
+        let done = bridge_twin::done(&app, run).await?;
         // The name of a version that may be there, too; the newest one of these stays.
         app.read(move |app| app.snapshots.delete(&wanted)).await?;
-        return Ok(match bridge_twin::done(&app, run).await? {
+        return Ok(match done {
             Some(()) => deleted(&name),
             None => bridge_twin::on_its_way(run, &format!("still deleting {name}")),
         });

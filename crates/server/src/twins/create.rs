@@ -10,12 +10,22 @@ use api::twin::NewTwin;
 use model::HostId;
 use std::path::PathBuf;
 use std::time::Duration;
-use vm::image::seed::User;
+use vm::image::seed::{GuestFile, User};
 use vm::image::{HostName, ImageId, MacAddress, MachineName, Manifest, Origin, Seed};
 use vm::machine::Machine;
 
 /// For making a machine: its image is read once to see that it is whole.
 const DEADLINE: Duration = Duration::from_secs(600);
+
+/// Whoever has the console is let in: it is the way in when the network is not, and only the
+/// server reaches it.
+const CONSOLE: &str = "\
+[Service]
+ExecStart=
+ExecStart=-/sbin/agetty --autologin @USER@ --keep-baud 115200,57600,38400,9600 - $TERM
+";
+const CONSOLE_COMMANDS: [&str; 2] =
+    ["systemctl daemon-reload", "systemctl --no-block restart serial-getty@ttyS0.service"];
 
 /// What a twin will be made of. Checked before a run begins, so that its caller is told.
 #[derive(Debug, Clone)]
@@ -135,7 +145,7 @@ impl Twins {
         Ok(seed.iso()?)
     }
 
-    /// What a machine with this record is told. Blocks.
+    /// What a machine with this record is told at its first boot. Blocks.
     pub(super) fn seed(&self, name: &MachineName, record: &Record) -> Result<Seed, Error> {
         let mut seed = Seed::new(record.instance.clone(), host_name(name));
         seed.users = vec![User {
@@ -144,6 +154,13 @@ impl Twins {
             password: None,
             administrator: true,
         }];
+        let path = "/etc/systemd/system/serial-getty@ttyS0.service.d/safetytwin.conf";
+        let path = path.parse().expect("a path of ours is a guest's path");
+        let content = CONSOLE.replace("@USER@", record.user.as_str()).into_bytes();
+        seed.files.push(GuestFile { path, content, mode: 0o644 });
+        for command in CONSOLE_COMMANDS {
+            seed.commands.push(command.split(' ').map(str::to_owned).collect());
+        }
         Ok(seed)
     }
 

@@ -148,6 +148,16 @@ impl Twins {
         Ok(qemu)
     }
 
+    /// What the twin of a host is called.
+    ///
+    /// # Errors
+    /// Never for a host whose name was checked.
+    pub fn name(&self, host: &HostId) -> Result<MachineName, Error> {
+        let wrong =
+            |error: vm::image::NameError| Error::Value { key: "host", what: error.to_string() };
+        host.as_str().parse().map_err(wrong)
+    }
+
     /// What machines run with.
     ///
     /// # Errors
