@@ -39,6 +39,8 @@ impl Boot {
     }
 
     async fn start(&self) -> Result<RunId, Error> {
+        // What is missing first is told first.
+        self.twins.about().await?;
         let name = self.twins.name(&self.host)?;
         self.twins.start(&name, NewTwin::default(), Cause::Local).await
     }

@@ -66,16 +66,17 @@ impl Twins {
             return Err(Error::UnknownHost { host });
         }
         let made_of = self.inner.settings.made_of.asked(&wanted)?;
-        // Whether there is anything to run it with.
-        self.hypervisor().await?;
-        self.off_thread(move |this| {
+        let plan = self.off_thread(move |this| {
             let (image, manifest) = this.image(wanted.image.as_deref())?;
             let called = manifest.names.first().map(ToString::to_string);
             let called = called.unwrap_or_else(|| image.as_str().chars().take(12).collect());
             let agent = if brings_agent(&manifest) { None } else { crate::http::agent() };
             Ok(Plan { image, called, made_of, agent })
-        })
-        .await
+        });
+        let plan = plan.await?;
+        // Whether there is anything to run it with.
+        self.hypervisor().await?;
+        Ok(plan)
     }
 
     /// The image asked for, else the one that is configured, else the newest that is sound.
