@@ -68,7 +68,7 @@ pub(crate) enum Command {
         after_help = "Standard error is the log. As root it sees everything; as an ordinary user what that user may."
     )]
     Agent(Box<agent::options::Options>),
-    /// List the hosts: version, last change, faults.
+    /// List the hosts and their twins: version, last change, faults, state.
     List,
     /// Show one host at a glance, and its twin.
     Show(ShowArguments),

@@ -183,7 +183,7 @@ fn help_names_the_commands() {
           up           Watch this machine: server and agent together, in the foreground
           server       Run the server
           agent        Run the agent
-          list         List the hosts: version, last change, faults
+          list         List the hosts and their twins: version, last change, faults, state
           show         Show one host at a glance, and its twin
           state        Show the facts of a host, now or at any moment
           log          Show what happened to a unit, container, package, file, or to the whole host
