@@ -19,7 +19,7 @@ use futures_util::future::join_all;
 use model::Identity;
 use std::collections::BTreeSet;
 use vm::image::{MachineName, SnapshotName};
-use vm::machine::{Hypervisor, Kind as Holds, NewClone, State};
+use vm::machine::{Hypervisor, Kind as Holds, NewClone};
 
 /// The moment that clones begin in.
 enum Moment {
@@ -216,23 +216,36 @@ impl Twins {
 }
 
 /// Removes what the last server left half made: clones that are not themselves, and what is
-/// known of machines that never were.
-pub(super) async fn sweep(twins: &Twins, hypervisor: &dyn Hypervisor) -> Result<(), Error> {
-    let records = twins.off_thread(|this| this.inner.book.all()).await?;
-    let there: BTreeSet<MachineName> = hypervisor.list().await?.into_iter().collect();
+/// known of machines that never were. One that can't be removed holds up no other.
+pub(super) async fn sweep(twins: &Twins, hypervisor: &dyn Hypervisor) {
+    let found = async {
+        let records = twins.off_thread(|this| this.inner.book.all()).await?;
+        Ok::<_, Error>((records, hypervisor.list().await?))
+    };
+    let (records, there) = match found.await {
+        Ok(found) => found,
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "what is half made can't be looked for");
+            return;
+        }
+    };
     for (name, record) in records {
         let is_there = there.contains(&name);
         if is_there && !record.half_made {
             continue;
         }
-        if is_there {
-            tracing::warn!(clone = %name, "a clone that did not become itself is removed");
-            if hypervisor.show(&name).await?.state != State::Stopped {
+        let removed = async {
+            if is_there {
+                tracing::warn!(clone = %name, "a clone that did not become itself is removed");
                 hypervisor.power_off(&name).await?;
+                hypervisor.forget(&name).await?;
             }
-            hypervisor.forget(&name).await?;
+            twins.forget_record(&name).await
+        };
+        if let Err(error) = removed.await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(clone = %name, error, "a half-made clone stays until the next start");
         }
-        twins.forget_record(&name).await?;
     }
-    Ok(())
 }

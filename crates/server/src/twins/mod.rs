@@ -132,7 +132,14 @@ impl Twins {
 
     /// Whether there never was a machine here.
     fn is_untouched(&self) -> bool {
-        self.inner.hypervisor.get().is_none() && !self.inner.directory.exists()
+        let is_machine = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry.and_then(|entry| entry.file_type()).is_ok_and(|kind| kind.is_dir())
+        };
+        self.inner.hypervisor.get().is_none()
+            && match std::fs::read_dir(&self.inner.directory) {
+                Ok(mut entries) => !entries.any(is_machine),
+                Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+            }
     }
 
     async fn hypervisor(&self) -> Result<&dyn Hypervisor, Error> {
@@ -144,7 +151,7 @@ impl Twins {
         let quiet = Job::new(told, CancellationToken::new(), deadline);
         let (directory, images) = (&self.inner.directory, self.inner.images.clone());
         let qemu: Arc<dyn Hypervisor> = Arc::new(Qemu::open(directory, images, &quiet).await?);
-        clones::sweep(self, qemu.as_ref()).await?;
+        clones::sweep(self, qemu.as_ref()).await;
         Ok(qemu)
     }
 
