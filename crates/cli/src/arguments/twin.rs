@@ -138,6 +138,7 @@ nothing. Remove it with: twin delete NAME
 
 {FOLLOWED}"))]
 pub(crate) struct CloneArguments {
+    /// A host, for its twin, or a clone; and the moment to begin in [default: now].
     #[arg(value_name = "HOST[@SNAPSHOT]")]
     pub(crate) of: TwinMoment,
     /// How many.
@@ -169,6 +170,7 @@ that matter least go, the oldest first; never base_state nor the current one.
 
 {FOLLOWED}"))]
     Create {
+        /// A host, for its twin, or a clone.
         #[arg(value_name = "HOST")]
         twin: HostId,
         /// a-z, 0-9, '.', '_', '-' [default: state_YYYYMMDD_HHMMSS].
@@ -184,8 +186,10 @@ that matter least go, the oldest first; never base_state nor the current one.
     /// Put a twin back to a snapshot. What it was before is lost, unless it was saved.
     #[command(after_help = FOLLOWED)]
     Revert {
+        /// A host, for its twin, or a clone.
         #[arg(value_name = "HOST")]
         twin: HostId,
+        /// Its name, as `twin snapshot list` has it.
         #[arg(value_name = "SNAPSHOT")]
         snapshot: String,
         /// Print the run's id and do not wait.
@@ -195,8 +199,10 @@ that matter least go, the oldest first; never base_state nor the current one.
     /// Delete a snapshot; the others stay whole.
     #[command(after_help = FOLLOWED)]
     Delete {
+        /// A host, for its twin, or a clone.
         #[arg(value_name = "HOST")]
         twin: HostId,
+        /// Its name, as `twin snapshot list` has it.
         #[arg(value_name = "SNAPSHOT")]
         snapshot: String,
         /// Print the run's id and do not wait.
@@ -205,8 +211,10 @@ that matter least go, the oldest first; never base_state nor the current one.
     },
     /// Show one snapshot.
     Show {
+        /// A host, for its twin, or a clone.
         #[arg(value_name = "HOST")]
         twin: HostId,
+        /// Its name, as `twin snapshot list` has it.
         #[arg(value_name = "SNAPSHOT")]
         snapshot: String,
     },

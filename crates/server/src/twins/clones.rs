@@ -104,6 +104,7 @@ impl Twins {
         clones: &[MachineName],
         handle: &Handle,
     ) -> Result<(), Failure> {
+        let is_new = matches!(moment, Moment::Now(_));
         let (snapshot, holds) = match moment {
             Moment::Saved(snapshot, holds) => (snapshot, holds),
             Moment::Now(wish) => {
@@ -116,6 +117,9 @@ impl Twins {
             for clone in clones {
                 self.undo(clone).await;
             }
+        }
+        if is_new {
+            self.prune(of, handle).await?;
         }
         done
     }
