@@ -13,7 +13,7 @@ root=$PWD
 
 say() { printf '\n== %s\n' "$*"; }
 
-steps=(shell format lint unit openapi deny lab observe machines endtoend kills fuzz)
+steps=(shell format lint unit openapi deny lab observe machines twins endtoend kills fuzz)
 allow_missing=no
 chosen=()
 while [ $# -gt 0 ]; do
@@ -45,7 +45,7 @@ need_root() {
 step_shell() {
     ensure_packages shellcheck
     shellcheck -x install.sh test.sh .ci/run packaging/toolchain.sh lab/host lab/docker lab/test lab/endtoend \
-        lab/identity lab/observe lab/libvirt lab/guest-image lab/src/build-rootfs lab/src/check-guest-image lab/src/common.sh \
+        lab/identity lab/twins lab/observe lab/libvirt lab/guest-image lab/src/build-rootfs lab/src/check-guest-image lab/src/common.sh \
         packaging/virtualisation.sh
 }
 
@@ -104,6 +104,15 @@ step_machines() {
     cargo build --locked --quiet -p agent
     image=$(lab/guest-image --check --seed-agent "$binaries/twin-agent")
     SAFETYTWIN_GUEST_IMAGE=$image cargo test --locked --quiet -p vm --test contract
+}
+
+# The server's twins, with a guest that boots.
+step_twins() {
+    ensure_virtualisation
+    local image
+    cargo build --locked --quiet -p cli -p agent
+    image=$(lab/guest-image)
+    lab/twins "$binaries" "$image"
 }
 
 step_endtoend() {

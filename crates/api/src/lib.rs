@@ -4,6 +4,9 @@
 //! Nothing here decides anything. Types convert to and from those of `model`; names and forms
 //! only ever gain members, because agents and servers of different ages talk to each other.
 
+#[macro_use]
+mod words;
+
 pub mod answer;
 pub mod bridge;
 pub mod client;
@@ -11,6 +14,7 @@ pub mod guest;
 mod json;
 pub mod places;
 pub mod run;
+pub mod twin;
 pub mod wire;
 
 pub use answer::ErrorBody;

@@ -66,52 +66,16 @@ impl From<RunId> for String {
     }
 }
 
-/// A closed set of words, as they are written everywhere.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident, $what:literal: $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)?) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-        pub enum $name {
-            $($(#[$variant_doc])* #[serde(rename = $word)] $variant,)+
-        }
-
-        impl $name {
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
-
-            #[must_use]
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(self.as_str())
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = String;
-
-            fn from_str(text: &str) -> Result<Self, String> {
-                Self::ALL.iter().copied().find(|one| one.as_str() == text).ok_or_else(|| {
-                    let all: Vec<&str> = Self::ALL.iter().map(|one| one.as_str()).collect();
-                    format!(concat!($what, " is one of {}"), all.join(", "))
-                })
-            }
-        }
-    };
-}
-
 words!(
     /// What a run does.
     RunKind, "a kind":
     ImageBuild = "image_build",
     ImageImport = "image_import",
+    VmCreate = "vm_create",
     VmStart = "vm_start",
     VmStop = "vm_stop",
     VmRestart = "vm_restart",
+    VmDelete = "vm_delete",
     SnapshotCreate = "snapshot_create",
     SnapshotRevert = "snapshot_revert",
     SnapshotDelete = "snapshot_delete",
@@ -169,6 +133,8 @@ pub enum RunCause {
     Local,
     /// Whoever has this token.
     Token { id: String, name: String },
+    /// The server itself, by its rules of what is kept.
+    Schedule,
 }
 
 /// One run, in short.

@@ -1,5 +1,12 @@
 //! The command line.
 
+mod twin;
+
+pub(crate) use twin::{
+    CloneArguments, ConsoleArguments, DeleteArguments, SnapshotCommand, SshArguments,
+    StartArguments, StopArguments,
+};
+
 use crate::failure::EXIT_CODES;
 use crate::target::MomentText;
 use crate::view::Color;
@@ -61,9 +68,9 @@ pub(crate) enum Command {
         after_help = "Standard error is the log. As root it sees everything; as an ordinary user what that user may."
     )]
     Agent(Box<agent::options::Options>),
-    /// List the hosts: version, last change, faults.
+    /// List the hosts and their twins: version, last change, faults, state.
     List,
-    /// Show one host at a glance.
+    /// Show one host at a glance, and its twin.
     Show(ShowArguments),
     /// Show the facts of a host, now or at any moment.
     State(StateArguments),
@@ -75,6 +82,23 @@ pub(crate) enum Command {
     Watch(WatchArguments),
     /// Show the load of a host, its units and processes.
     Load(LoadArguments),
+    /// Start the twin of a host: make it if need be, boot it, wait until it answers.
+    Start(StartArguments),
+    /// Stop a twin.
+    Stop(StopArguments),
+    /// Stop a twin and start it.
+    Restart(StopArguments),
+    /// Open a shell in a twin, or run a command there.
+    Ssh(SshArguments),
+    /// Open the serial console of a twin.
+    Console(ConsoleArguments),
+    /// Make machines that begin in a moment of a twin, each with an identity of its own.
+    Clone(CloneArguments),
+    /// Remove a twin with its disk and all its snapshots. The host's history stays.
+    Delete(DeleteArguments),
+    /// Save a twin, go back to what was saved, list and delete that.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// See what takes long: its state, its log, and end it.
     #[command(subcommand)]
     Run(RunCommand),
@@ -448,7 +472,7 @@ pub(crate) struct UpArguments {
     /// The agent's configuration file.
     #[arg(long, value_name = "FILE")]
     pub(crate) agent_config: Option<PathBuf>,
-    /// Build no virtual machine. There is none yet; scripts that say so keep working.
+    /// Start no virtual machine that mirrors this one.
     #[arg(long)]
     pub(crate) no_twin: bool,
 }

@@ -1,5 +1,7 @@
 //! The commands: each asks, and renders with a pure function.
 
+pub(crate) mod boot;
+pub(crate) mod console;
 pub(crate) mod daemon;
 pub(crate) mod diff;
 pub(crate) mod doctor;
@@ -10,6 +12,9 @@ pub(crate) mod log;
 pub(crate) mod manual;
 pub(crate) mod run;
 pub(crate) mod show;
+pub(crate) mod snapshot;
+pub(crate) mod ssh;
 pub(crate) mod state;
 pub(crate) mod token;
+pub(crate) mod twin;
 pub(crate) mod watch;

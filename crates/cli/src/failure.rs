@@ -12,7 +12,7 @@ Exit codes:
   1    failed, or `twin doctor` found an error
   2    the command line is wrong
   3    the server can't be reached
-  4    there is no such host, subject, moment, token, run or image
+  4    there is no such host, subject, moment, token, run, image, twin or snapshot
   5    not allowed: a token is missing, wrong, or of too small a role
   6    the run that was followed was cancelled
   7    the run that was followed was interrupted: the server ended first

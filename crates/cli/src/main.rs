@@ -83,6 +83,16 @@ async fn ask(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Diff(arguments) => commands::diff::run(&arguments, &mut session).await,
         Command::Watch(arguments) => commands::watch::run(&arguments, &mut session).await,
         Command::Load(arguments) => commands::load::run(&arguments, &mut session).await,
+        Command::Start(arguments) => commands::twin::start(&arguments, &mut session).await,
+        Command::Stop(arguments) => commands::twin::stop(&arguments, "stop", &mut session).await,
+        Command::Restart(arguments) => {
+            commands::twin::stop(&arguments, "restart", &mut session).await
+        }
+        Command::Ssh(arguments) => commands::ssh::run(&arguments, &mut session).await,
+        Command::Console(arguments) => commands::console::run(&arguments, &mut session).await,
+        Command::Clone(arguments) => commands::twin::clone(&arguments, &mut session).await,
+        Command::Delete(arguments) => commands::twin::delete(&arguments, &mut session).await,
+        Command::Snapshot(command) => commands::snapshot::run(&command, &mut session).await,
         Command::Run(command) => commands::run::run(&command, &mut session).await,
         Command::Image(command) => commands::image::run(&command, &mut session).await,
         Command::Doctor(data) => commands::doctor::run(data, &mut session).await,

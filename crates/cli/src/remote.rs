@@ -104,6 +104,26 @@ impl Remote {
         &self.url
     }
 
+    /// `HOST:PORT`.
+    pub(crate) fn authority(&self) -> &str {
+        self.client.authority()
+    }
+
+    pub(crate) fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// What a refusal means that came some other way than as an answer to this.
+    pub(crate) fn refused(&self, status: u16, body: Option<&Vec<u8>>) -> Failure {
+        let status = StatusCode::from_u16(status).unwrap_or_default();
+        let body = body.and_then(|bytes| serde_json::from_slice(bytes).ok());
+        let error = match body {
+            Some(body) => api::client::Error::Refused(Box::new(body), status),
+            None => api::client::Error::Answer { server: self.url.clone(), status },
+        };
+        Failure::from_client(&self.url, error)
+    }
+
     pub(crate) fn has_token(&self) -> bool {
         self.token.is_some()
     }
@@ -161,6 +181,20 @@ impl Remote {
         let body = serde_json::to_vec(body).map_err(|error| Failure::Failed(error.to_string()))?;
         let sent =
             self.client.send(Method::POST, query.as_str(), "application/json", body.into()).await;
+        serde_json::from_slice(&sent.map_err(failed)?).map_err(|_form| {
+            let (server, status) = (self.url.clone(), StatusCode::OK);
+            failed(api::client::Error::Answer { server, status })
+        })
+    }
+
+    /// Asks without a document, and gets one.
+    pub(crate) async fn ask<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        query: &Query,
+    ) -> Result<T, Failure> {
+        let failed = |error| Failure::from_client(&self.url, error);
+        let sent = self.client.send(method, query.as_str(), "", Bytes::new()).await;
         serde_json::from_slice(&sent.map_err(failed)?).map_err(|_form| {
             let (server, status) = (self.url.clone(), StatusCode::OK);
             failed(api::client::Error::Answer { server, status })

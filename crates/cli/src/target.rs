@@ -118,7 +118,7 @@ fn no_moment(word: &str) -> Failure {
     Failure::Usage(message.unwrap_or_else(|| format!("{word:?} is not HOST[@MOMENT]")))
 }
 
-async fn only_host(remote: &mut Remote) -> Result<HostId, Failure> {
+pub(crate) async fn only_host(remote: &mut Remote) -> Result<HostId, Failure> {
     let hosts = remote.hosts(MAX_NAMED + 1).await?;
     match hosts.as_slice() {
         [one] => Ok(one.host.clone()),

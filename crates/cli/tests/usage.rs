@@ -29,15 +29,15 @@ fn mistakes() {
     check(
         &["lst"],
         &expect![[r#"
-        error: unrecognized subcommand 'lst'
+            error: unrecognized subcommand 'lst'
 
-          tip: a similar subcommand exists: 'list'
+              tip: some similar subcommands exist: 'stop', 'list'
 
-        Usage: twin [OPTIONS] <COMMAND>
+            Usage: twin [OPTIONS] <COMMAND>
 
-        For more information, try '--help'.
-        exit 2
-    "#]],
+            For more information, try '--help'.
+            exit 2
+        "#]],
     );
     check(
         &["log", "--limit", "0"],
@@ -161,11 +161,19 @@ fn bad_configuration() {
     );
 }
 
-#[test]
-fn help() {
+/// The help, without the spaces that lines end in, in two parts: the commands, and the rest.
+fn whole_help() -> (String, String) {
     let output = twin(&["--help"]);
-    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8(output.stdout).expect("text");
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    let text = lines.join("\n") + "\n";
+    let (commands, rest) = text.split_once("\nOptions:\n").expect("help has options");
+    (commands.to_owned(), rest.to_owned())
+}
+
+#[test]
+fn help_names_the_commands() {
     expect![[r#"
         A live, rewindable twin of every Linux host you run
 
@@ -175,13 +183,21 @@ fn help() {
           up           Watch this machine: server and agent together, in the foreground
           server       Run the server
           agent        Run the agent
-          list         List the hosts: version, last change, faults
-          show         Show one host at a glance
+          list         List the hosts and their twins: version, last change, faults, state
+          show         Show one host at a glance, and its twin
           state        Show the facts of a host, now or at any moment
           log          Show what happened to a unit, container, package, file, or to the whole host
           diff         Show what differs between two moments, or two hosts
           watch        Follow changes as they happen
           load         Show the load of a host, its units and processes
+          start        Start the twin of a host: make it if need be, boot it, wait until it answers
+          stop         Stop a twin
+          restart      Stop a twin and start it
+          ssh          Open a shell in a twin, or run a command there
+          console      Open the serial console of a twin
+          clone        Make machines that begin in a moment of a twin, each with an identity of its own
+          delete       Remove a twin with its disk and all its snapshots. The host's history stays
+          snapshot     Save a twin, go back to what was saved, list and delete that
           run          See what takes long: its state, its log, and end it
           image        Build, list and delete the base images that machines start from
           token        Create, list and revoke tokens of the server on this machine
@@ -189,8 +205,13 @@ fn help() {
           completions  Print a completion script for a shell
           man          Print the manual page, or write those of all commands to a directory
           help         Print this message or the help of the given subcommand(s)
+    "#]]
+    .assert_eq(&whole_help().0);
+}
 
-        Options:
+#[test]
+fn help() {
+    expect![[r#"
           -h, --help
                   Print help (see a summary with '-h')
 
@@ -233,15 +254,14 @@ fn help() {
           1    failed, or `twin doctor` found an error
           2    the command line is wrong
           3    the server can't be reached
-          4    there is no such host, subject, moment, token, run or image
+          4    there is no such host, subject, moment, token, run, image, twin or snapshot
           5    not allowed: a token is missing, wrong, or of too small a role
           6    the run that was followed was cancelled
           7    the run that was followed was interrupted: the server ended first
           64   bad configuration: a token file, an address, a configuration file
           130  interrupted
     "#]]
-    .assert_eq(&(lines.join("\n") + "\n"));
-    assert_eq!(output.status.code(), Some(0));
+    .assert_eq(&whole_help().1);
 }
 
 #[test]

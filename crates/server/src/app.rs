@@ -6,6 +6,7 @@ use crate::replays::Replays;
 use crate::runs::Runs;
 use crate::snapshots::Snapshots;
 use crate::tokens::Tokens;
+use crate::twins::Twins;
 use model::redact::Redactor;
 use model::{HostId, Time, Version};
 use std::collections::HashMap;
@@ -52,6 +53,7 @@ pub(crate) struct App {
     pub(crate) snapshots: Snapshots,
     pub(crate) runs: Runs,
     pub(crate) images: vm::image::Store,
+    pub(crate) twins: Twins,
     /// For clients that do not redact themselves.
     pub(crate) redactor: Redactor,
     pub(crate) metrics: Metrics,

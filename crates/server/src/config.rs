@@ -4,6 +4,7 @@
 //! only when `listen` says so, and then wants tokens.
 
 use crate::runs::Limits;
+use crate::twins::{Settings, TwinsFile};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -47,15 +48,17 @@ pub struct File {
     pub require_tokens: Option<bool>,
     pub retention: RetentionFile,
     pub runs: RunsFile,
+    pub twins: TwinsFile,
     pub log_level: Option<String>,
     pub log_file: Option<PathBuf>,
     pub max_snapshots: Option<usize>,
     /// The bridge's name for its machine.
     pub vm_name: Option<String>,
-    // Keys of the bridge's file that speak of its machine: understood, and without effect
-    // while this server has no machine to reach.
-    pub libvirt_uri: Option<String>,
+    /// Who SSH gets into twins as.
     pub vm_user: Option<String>,
+    // Keys of the bridge's file that speak of its machine: understood, and without effect:
+    // twins run in QEMU and have keys of their own.
+    pub libvirt_uri: Option<String>,
     pub vm_password: Option<String>,
     pub vm_key_path: Option<PathBuf>,
     pub ansible_inventory: Option<PathBuf>,
@@ -119,6 +122,7 @@ pub struct Config {
     pub retention: Retention,
     pub runs: Limits,
     pub max_snapshots: usize,
+    pub twins: Settings,
     pub vm_name: String,
 }
 
@@ -197,6 +201,8 @@ impl File {
             let message = "at least 2: base_state and the current one always stay".to_owned();
             return Err(wrong("max_snapshots", message));
         }
+        let twins = self.twins.check(self.vm_user.as_deref(), max_snapshots);
+        let twins = twins.map_err(|(key, message)| wrong(key, message))?;
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(api::places::data),
             listen,
@@ -205,6 +211,7 @@ impl File {
             retention,
             runs,
             max_snapshots,
+            twins,
             vm_name: self.vm_name.unwrap_or_else(|| "digital-twin".to_owned()),
         })
     }
@@ -254,6 +261,11 @@ mod tests {
         check("runs: {at_once: 0}", "runs: at_once is between 1 and 64");
         check("runs: {log_mb: 5000000000}", "runs: log_mb is between 1 and 1024");
         check("runs: {keep_day: 3}", "did you mean \"keep_days\"?");
+        check("twins: {image: debian, memory_mb: 2048, network: nat}", "tokens=false");
+        check("twins: {imag: debian}", "did you mean \"image\"?");
+        check("twins: {memory_mb: 3}", "twins: memory_mb is an even number");
+        check("twins: {network: bridged}", "twin.yaml: line 1");
+        check("vm_user: 'a b'", "vm_user: \"a b\" is not a user name");
         check("listen: ['nonsense:99999']", "is not an address");
         check("listen: {", "twin.yaml:");
         check("listen: []", "listen: names no address");

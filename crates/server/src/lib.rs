@@ -28,6 +28,8 @@ pub mod runs;
 mod serve;
 mod snapshots;
 pub mod tokens;
+pub mod twins;
+pub mod virtualisation;
 
 pub use http::openapi;
 pub use serve::{Error, Server};

@@ -1,4 +1,4 @@
-//! Lets old history and old runs go, and only by a clock that can be believed.
+//! Lets old history, old runs and old snapshots go, and only by a clock that can be believed.
 //!
 //! ```text
 //! believed ──the clock is far ahead of the time that passed──► doubted
@@ -62,8 +62,16 @@ pub(crate) async fn run(app: Arc<App>) {
         let passed = last.elapsed();
         last = Instant::now();
         match app.read(move |app| pass(app, passed)).await {
-            Ok(report) if report != store::Report::default() => tracing::debug!(?report, "expired"),
-            Ok(_) => {}
+            Ok(Some(report)) => {
+                if report != store::Report::default() {
+                    tracing::debug!(?report, "expired");
+                }
+                let expiring = app.twins.expire();
+                if app.shutdown.run_until_cancelled(expiring).await.is_none() {
+                    return;
+                }
+            }
+            Ok(None) => {}
             Err(error) => tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "could not expire old history"
@@ -76,7 +84,8 @@ pub(crate) async fn run(app: Arc<App>) {
     }
 }
 
-fn pass(app: &App, passed: Duration) -> Result<store::Report, store::Error> {
+/// Nothing where the clock is not believed.
+fn pass(app: &App, passed: Duration) -> Result<Option<store::Report>, store::Error> {
     let now = clock::now();
     let records = app.history.records();
     let known: Option<Clock> = records.get(COLLECTION, KEY)?;
@@ -92,10 +101,10 @@ fn pass(app: &App, passed: Duration) -> Result<store::Report, store::Error> {
             hours = seen.doubt.as_secs().div_ceil(3600),
             "the clock is far ahead of the time that passed; old history is kept until it has stayed there"
         );
-        return Ok(store::Report::default());
+        return Ok(None);
     }
     app.runs.expire(now);
-    app.history.expire(now)
+    app.history.expire(now).map(Some)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::retention;
 use crate::runs::{self, Runs};
 use crate::snapshots::Snapshots;
 use crate::tokens::{self, Tokens};
+use crate::twins::Twins;
 use axum::Router;
 use model::redact::Redactor;
 use std::collections::HashMap;
@@ -105,6 +106,13 @@ impl Server {
         let (runs, images) = long_work(&config).await?;
         let app = Arc::new(App {
             snapshots: Snapshots::open(&history, config.max_snapshots)?,
+            twins: Twins::new(
+                &config.data_dir,
+                config.twins,
+                images.clone(),
+                &history,
+                runs.clone(),
+            ),
             runs,
             images,
             history,
@@ -136,6 +144,12 @@ impl Server {
         &self.app.runs
     }
 
+    /// The machines that mirror hosts, to begin and to follow from within.
+    #[must_use]
+    pub fn twins(&self) -> &Twins {
+        &self.app.twins
+    }
+
     /// Serves until told to stop; then ends what is under way, and closes the history.
     pub async fn run(self, stop: CancellationToken) {
         let Self { app, listeners, router, .. } = self;
@@ -152,6 +166,11 @@ impl Server {
         }
         tasks.spawn(retention::run(Arc::clone(&app)));
         tasks.spawn(watchdog(Arc::clone(&app)));
+        let (twins, stopping) = (app.twins.clone(), app.shutdown.clone());
+        tasks.spawn(async move {
+            // Cut off by the end of the server, it is done at the next start.
+            stopping.run_until_cancelled_owned(twins.find_again()).await;
+        });
         notify(sd_notify::NotifyState::Ready);
         stop.cancelled().await;
         notify(sd_notify::NotifyState::Stopping);

@@ -136,7 +136,7 @@ impl Snapshots {
 }
 
 /// `state_YYYYMMDD_HHMMSS`, in UTC.
-fn stamp(time: Time) -> String {
+pub(crate) fn stamp(time: Time) -> String {
     let text: String = time.to_string().chars().take(19).filter(|c| !"-:".contains(*c)).collect();
     format!("state_{}", text.replace('T', "_"))
 }

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -92,6 +93,10 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
         clone: NewClone,
         job: &Job,
     ) -> Result<(), Error>;
+
+    /// Leads SSH to where the guest is now, of the addresses that it says it has: one that became
+    /// another machine while it ran may have got another. Of a machine that runs.
+    async fn lead_ssh(&self, name: &MachineName, to: &[Ipv4Addr]) -> Result<(), Error>;
 
     /// A line to something in the guest, or to its console. One at a time to each.
     async fn connect(&self, name: &MachineName, to: Line) -> Result<Box<dyn Stream>, Error>;

@@ -80,6 +80,16 @@ async fn is_marked(hypervisor: &dyn Hypervisor, of: &str, path: &str) -> bool {
     open(hypervisor, of, path, "r").await.is_ok()
 }
 
+/// Only to an address of the machine's own network.
+async fn leads_ssh(hypervisor: &dyn Hypervisor, of: &MachineName) {
+    let port = hypervisor.show(of).await.unwrap().ssh_port;
+    let (foreign, own) = ([172, 17, 0, 1].into(), [10, 0, 2, 15].into());
+    let nowhere = hypervisor.lead_ssh(of, &[foreign]).await;
+    assert!(matches!(nowhere, Err(Error::Refused { .. })), "{nowhere:?}");
+    hypervisor.lead_ssh(of, &[foreign, own]).await.unwrap();
+    assert_eq!(hypervisor.show(of).await.unwrap().ssh_port, port);
+}
+
 /// All of the contract, with one machine that boots once.
 async fn contract(hypervisor: &dyn Hypervisor, image: &ImageId) {
     let (one, job) = (name("one"), job());
@@ -103,6 +113,7 @@ async fn contract(hypervisor: &dyn Hypervisor, image: &ImageId) {
     let removed = hypervisor.forget(&one).await;
     assert!(matches!(removed, Err(Error::Running { .. })), "{removed:?}");
 
+    leads_ssh(hypervisor, &one).await;
     mark(hypervisor, "one", "/var/before").await;
     let a = hypervisor.snapshot(&one, wish("a", Kind::Live), &job).await.unwrap();
     assert_eq!(a.kind, Kind::Live);

@@ -1,5 +1,6 @@
 //! `twin server`, `twin agent`, `twin up`: the daemons, and both of them for this machine.
 
+use super::boot::Boot;
 use crate::arguments::{ServerArguments, UpArguments};
 use crate::failure::Failure;
 use crate::session::note;
@@ -80,6 +81,7 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<(), Failure> {
         let url = own_url(&addresses);
         let agent_config = up_agent(arguments, &data_dir, &url)?;
         let host = agent::host_name(&agent_config).map_err(|error| failed(&error))?;
+        let boot = Boot::new(&server, &host);
         let mut tasks = tokio::task::JoinSet::new();
         // The agent ends first, so that its last changes find the server still there.
         let server_stop = CancellationToken::new();
@@ -89,7 +91,13 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<(), Failure> {
             agent::run(agent_config, agent_stop).await.map_err(|error| failed(&error))
         };
         let mut agent_task = std::pin::pin!(agent_task);
-        let greeting = greet(&url, &host, &data_dir);
+        let greeting = async {
+            greet(&url, &host, &data_dir).await;
+            // Not before the first version is there: the twin holds nothing up.
+            if !arguments.no_twin {
+                boot.run(&server_flag(&url)).await;
+            }
+        };
         let mut greeting = std::pin::pin!(greeting);
         let mut greeted = false;
         let result = loop {
@@ -172,11 +180,7 @@ async fn greet(url: &str, host: &HostId, data_dir: &Path) {
         }
         None => note("no version yet; see why with: twin doctor"),
     }
-    let server = if url == format!("http://127.0.0.1:{}", api::DEFAULT_PORT) {
-        String::new()
-    } else {
-        format!(" --server {url}")
-    };
+    let server = server_flag(url);
     for (command, what) in [
         (format!("twin watch{server}"), "what changes, as it changes"),
         (format!("twin log{server} UNIT"), "what happened to a unit"),
@@ -186,6 +190,14 @@ async fn greet(url: &str, host: &HostId, data_dir: &Path) {
         note(&format!("  {command}  -  {what}"));
     }
     note("end with Ctrl-C");
+}
+
+/// What commands need to find this server.
+fn server_flag(url: &str) -> String {
+    if url == format!("http://127.0.0.1:{}", api::DEFAULT_PORT) {
+        return String::new();
+    }
+    format!(" --server {url}")
 }
 
 async fn bind(config: Config) -> Result<Server, Failure> {

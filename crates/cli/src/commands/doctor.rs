@@ -5,9 +5,10 @@
 
 mod machine;
 mod server;
+mod virtualisation;
 
 use crate::arguments::DataDirectory;
-use crate::failure::Failure;
+use crate::failure::{Failure, is_here};
 use crate::session::{Session, write};
 use crate::terminal;
 use crate::view::{Paint, View};
@@ -62,6 +63,9 @@ pub(crate) async fn run(data: DataDirectory, session: &mut Session) -> Result<()
         now: session.view.now,
     };
     checks.extend(machine.checks());
+    if is_here(session.remote.url()) {
+        checks.extend(virtualisation::checks(&machine.data_dir).await);
+    }
     let bad = checks.iter().any(|check| check.level == Level::Error);
     let checks = Checks { checks };
     write(&if session.json { terminal::json(&checks) } else { render(&checks, &session.view) })?;

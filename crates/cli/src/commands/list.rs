@@ -1,10 +1,13 @@
-//! `twin list`: the hosts.
+//! `twin list`: the hosts, and their twins.
 
 use crate::failure::Failure;
+use crate::remote::Query;
 use crate::session::{Session, note};
 use crate::table::{Cell, Table};
-use crate::view::{Paint, View};
+use crate::view::{Paint, View, bytes};
 use api::answer::Hosts;
+use api::twin::{Twin, Twins};
+use serde::Serialize;
 
 /// Hosts that are listed at most.
 const MAX_HOSTS: usize = 100_000;
@@ -15,7 +18,44 @@ pub(crate) async fn run(session: &mut Session) -> Result<(), Failure> {
         let url = session.remote.url();
         note(&format!("no hosts yet; start an agent on one with: twin agent --server {url}"));
     }
-    session.answer(&Hosts { hosts, next: None }, render)
+    // Where none can run, hosts are listed all the same.
+    let twins = session.remote.get::<Twins>(&Query::of(&["twins"])).await;
+    let twins = twins.map(|answer| answer.twins).unwrap_or_default();
+    session.answer(&Listed { hosts: Hosts { hosts, next: None }, twins }, |listed, view| {
+        let parts = [render(&listed.hosts, view), machines(&listed.twins, view)];
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
+    })
+}
+
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    hosts: Hosts,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    twins: Vec<Twin>,
+}
+
+fn machines(twins: &[Twin], view: &View) -> String {
+    if twins.is_empty() {
+        return String::new();
+    }
+    let heading = ["TWIN", "STATE", "CLONED FROM", "MEMORY", "DISK", "NETWORK", "RUN"];
+    let mut table = Table::new(view, &heading);
+    for twin in twins {
+        let (said, paint) = super::twin::state(twin);
+        let origin = twin.origin.as_ref();
+        let origin = origin.map(|origin| format!("{}@{}", origin.twin, origin.snapshot));
+        table.row([
+            Cell::painted(twin.name.as_str(), Paint::Bold),
+            Cell::painted(said, paint),
+            Cell::from(origin.unwrap_or_else(|| "-".into())),
+            Cell::number(bytes(twin.memory_bytes)),
+            Cell::number(bytes(twin.used_bytes)),
+            Cell::from(twin.network.as_str()),
+            Cell::from(twin.run.map_or_else(|| "-".into(), |run| run.to_string())),
+        ]);
+    }
+    table.render("")
 }
 
 fn render(answer: &Hosts, view: &View) -> String {
@@ -85,5 +125,18 @@ pub(crate) mod tests {
             db.example       @7  15 min ago  -        -          -       file:\x1b[2Jx\nweb03 @1 all well
         "#]].assert_eq(&render(&hosts, &View::of_tests()));
         assert_eq!(render(&Hosts { hosts: vec![], next: None }, &View::of_tests()), "");
+    }
+
+    #[test]
+    fn a_table_of_twins() {
+        let twin = crate::commands::twin::tests::example();
+        let origin = api::twin::Origin { twin: "web01".into(), snapshot: "before".into() };
+        let clone = Twin { name: "try".into(), origin: Some(origin), ..twin.clone() };
+        expect![[r#"
+            TWIN   STATE    CLONED FROM   MEMORY   DISK     NETWORK   RUN
+            try    running  web01@before  1.0 GiB  300 MiB  isolated  -
+            web01  running  -             1.0 GiB  300 MiB  isolated  -
+        "#]]
+        .assert_eq(&machines(&[clone, twin], &View::of_tests()));
     }
 }

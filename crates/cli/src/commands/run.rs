@@ -152,6 +152,7 @@ fn glance(run: &Run, view: &View) -> String {
         RunCause::Local => "somebody on the server's machine".to_owned(),
         RunCause::Token { id, name } if name.is_empty() => format!("token {id}"),
         RunCause::Token { id, name } => format!("token {id} ({name})"),
+        RunCause::Schedule => "the server, by its rules of what is kept".to_owned(),
     };
     let mut table = Table::new(view, &[]);
     let rows = [

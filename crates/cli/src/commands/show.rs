@@ -1,5 +1,6 @@
 //! `twin show`: a host at a glance.
 
+use super::twin;
 use crate::arguments::ShowArguments;
 use crate::describe::standing;
 use crate::entry::aligned;
@@ -9,11 +10,12 @@ use crate::target::single;
 use crate::values::some;
 use crate::view::{Paint, View, signed_bytes};
 use api::answer::{Host, State};
-use model::Kind;
+use api::twin::Twin;
 use model::entity::{
     Collector, Container, Cpu, Disk, Entity, Filesystem, Gpu, Interface, Memory, Package, Platform,
     Socket, Unit, Workload,
 };
+use model::{HostId, Kind};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,19 +31,39 @@ struct Overview {
     host: Host,
     /// At the moment asked for.
     state: State,
+    /// As it is now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    twin: Option<Twin>,
 }
 
 pub(crate) async fn run(arguments: &ShowArguments, session: &mut Session) -> Result<(), Failure> {
-    let target = single(&mut session.remote, arguments.target.as_deref()).await?;
+    let target = match single(&mut session.remote, arguments.target.as_deref()).await {
+        // A clone has no host.
+        Err(missing @ Failure::NotThere(_)) => return clone(arguments, missing, session).await,
+        target => target?,
+    };
     let gone =
         || Failure::NotThere(format!("there is no host {:?} any more", target.host.as_str()));
     let host = session.remote.host(&target.host).await?.ok_or_else(gone)?;
     let state = session.remote.state(&target.host, target.moment.as_deref(), None).await?;
-    session.answer(&Overview { host, state }, render)
+    let twin = session.remote.get::<Twin>(&twin::of(&target.host)).await.ok();
+    session.answer(&Overview { host, state, twin }, render)
+}
+
+async fn clone(
+    arguments: &ShowArguments,
+    missing: Failure,
+    session: &mut Session,
+) -> Result<(), Failure> {
+    let Some(Ok(name)) = arguments.target.as_deref().map(HostId::new) else { return Err(missing) };
+    match session.remote.get::<Twin>(&twin::of(&name)).await {
+        Ok(twin) => session.answer(&twin, twin::glance),
+        Err(_) => Err(missing),
+    }
 }
 
 fn render(overview: &Overview, view: &View) -> String {
-    let Overview { host, state } = overview;
+    let Overview { host, state, twin } = overview;
     let mut page = Page { state, view, rows: Vec::new() };
     page.system();
     page.hardware();
@@ -55,13 +77,14 @@ fn render(overview: &Overview, view: &View) -> String {
     let running = page.take();
     page.faults(host);
     let blind = page.take_painted(Paint::Red);
-    let parts = [title(overview, view), system, running, blind];
+    let twin = twin.as_ref().map(|twin| twin::glance(twin, view)).unwrap_or_default();
+    let parts = [title(overview, view), system, running, twin, blind];
     let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     parts.join("\n")
 }
 
 fn title(overview: &Overview, view: &View) -> String {
-    let Overview { host, state } = overview;
+    let Overview { host, state, .. } = overview;
     let mut line = format!(
         "{}{}  changed {} ({})",
         view.paint(Paint::Bold, state.host.as_str()),
@@ -340,7 +363,7 @@ mod tests {
     use expect_test::{Expect, expect};
 
     fn check(facts: &str, expected: &Expect) {
-        let overview = Overview { host: host("web01"), state: state(facts) };
+        let overview = Overview { host: host("web01"), state: state(facts), twin: None };
         expected.assert_eq(&render(&overview, &View::of_tests()));
     }
 

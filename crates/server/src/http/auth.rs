@@ -72,7 +72,10 @@ fn need(method: &Method, path: &str) -> Need {
     }
     let feeds =
         path == "/api/v1/update_state" || path.ends_with("/deltas") || path.ends_with("/contents");
+    // Whoever types on it changes the twin.
+    let types = path.starts_with("/api/v1/twins/") && path.ends_with("/console");
     match *method {
+        Method::GET if types => Need::Operate,
         Method::GET | Method::HEAD | Method::OPTIONS => Need::Read,
         Method::POST if feeds => Need::Feed,
         Method::DELETE if path.starts_with("/api/v1/hosts/") => Need::Administer,
@@ -211,6 +214,10 @@ mod tests {
         check(Method::POST, "/api/v1/images", "oa");
         check(Method::DELETE, "/api/v1/images/x", "oa");
         check(Method::GET, "/docsx", "voa");
+        check(Method::GET, "/api/v1/twins/web01", "voa");
+        check(Method::GET, "/api/v1/twins/web01/console", "oa");
+        check(Method::POST, "/api/v1/twins/web01/start", "oa");
+        check(Method::DELETE, "/api/v1/twins/web01", "oa");
     }
 
     #[test]

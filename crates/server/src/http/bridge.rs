@@ -1,6 +1,7 @@
 //! The bridge's routes, with its answers: any client that fed it feeds this server.
 
 use super::auth::Caller;
+use super::bridge_twin;
 use super::error::ApiError;
 use super::extract::{Asked, Body};
 use super::hosts::page_limit;
@@ -14,11 +15,12 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use model::{ContentId, Facts};
+use model::{ContentId, Facts, Time};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use store::{Append, Delta, Filter};
+use vm::image::{MachineName, SnapshotName};
 
 /// Changes named in an answer.
 const CHANGES: usize = 200;
@@ -113,49 +115,108 @@ async fn with_untold(app: &Arc<App>, state: bridge::State) -> Result<Facts, ApiE
     Ok(facts)
 }
 
-/// The names of saved states.
+/// The names of saved states: of the host's versions, and of its twin where there is one. The
+/// twin's own current one goes before the newest state.
 #[utoipa::path(get, path = "/api/v1/snapshots", tag = "bridge", responses((status = 200, body = Snapshots)))]
-pub(crate) async fn snapshots(State(app): State<Arc<App>>) -> Json<Snapshots> {
+pub(crate) async fn snapshots(State(app): State<Arc<App>>) -> Result<Json<Snapshots>, ApiError> {
+    Ok(Json(saved(&app).await?))
+}
+
+async fn saved(app: &App) -> Result<Snapshots, ApiError> {
     let list = app.snapshots.list();
-    Json(Snapshots {
-        current: list.current,
-        history: list.snapshots.into_iter().map(|s| s.name).collect(),
-    })
+    let mut named: Vec<_> = list.snapshots.into_iter().map(|s| (s.at, s.name)).collect();
+    let mut current = list.current;
+    if let Some(name) = bridge_twin::machine(app).await {
+        let twin = app.twins.snapshots(&name).await?;
+        for one in twin.snapshots {
+            if !named.iter().any(|(_, name)| *name == one.name) {
+                named.push((one.at.unwrap_or(Time(0)), one.name));
+            }
+        }
+        named.sort_by_key(|(at, _)| *at);
+        current = twin.current.or(current);
+    }
+    Ok(Snapshots { current, history: named.into_iter().map(|(_, name)| name).collect() })
 }
 
-/// Reverts the machine to a saved state. There is no machine yet: refused, after the name is
-/// looked up.
+/// Reverts the machine to a saved state, and answers when it is done. 202 where that takes longer
+/// than an answer may. Where there is no machine it is refused, after the name is looked up.
 #[utoipa::path(post, path = "/api/v1/snapshots/{name}", tag = "bridge", params(("name" = String, Path)),
-    responses((status = 404, body = api::ErrorBody), (status = 409, body = api::ErrorBody)))]
-pub(crate) async fn revert(State(app): State<Arc<App>>, Path(name): Path<String>) -> ApiError {
+    responses((status = 200, body = Object), (status = 202, body = api::run::Begun), (status = 404, body = api::ErrorBody), (status = 409, body = api::ErrorBody)))]
+pub(crate) async fn revert(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    if let Some((twin, snapshot)) = of_machine(&app, &name).await? {
+        let run = app.twins.revert(&twin, &snapshot, caller.cause()).await?;
+        return Ok(match bridge_twin::done(&app, run).await? {
+            Some(()) => Json(json!({ "status": "reverted", "snapshot": snapshot, "run": run }))
+                .into_response(),
+            None => bridge_twin::on_its_way(run, &format!("still reverting to {snapshot}")),
+        });
+    }
     let found = app.snapshots.list().snapshots.into_iter().find(|snapshot| snapshot.name == name);
-    let Some(snapshot) = found else { return no_snapshot(&name) };
+    let Some(snapshot) = found else { return Err(no_snapshot(&name)) };
     let Snapshot { name, host, version, .. } = snapshot;
-    let message = format!(
-        "{name} is {host}{version}, but this server has no virtual machine to revert to it; \
-         read it with GET /api/v1/hosts/{host}/state?at={version}"
-    );
-    ApiError::new(StatusCode::CONFLICT, "no_twin", message)
+    let message = match bridge_twin::machine(&app).await {
+        Some(twin) => format!(
+            "{name} is {host}{version}, of which the machine {twin} has no snapshot; \
+             read it with GET /api/v1/hosts/{host}/state?at={version}"
+        ),
+        None => format!(
+            "{name} is {host}{version}, but this server has no virtual machine to revert to it; \
+             read it with GET /api/v1/hosts/{host}/state?at={version}"
+        ),
+    };
+    Err(ApiError::new(StatusCode::CONFLICT, "no_twin", message))
 }
 
-/// Takes a name off the list. `base_state` and the current one stay.
+/// The bridge's machine, and its snapshot of this name.
+async fn of_machine(
+    app: &App,
+    name: &str,
+) -> Result<Option<(MachineName, SnapshotName)>, ApiError> {
+    let (Some(twin), Ok(wanted)) = (bridge_twin::machine(app).await, name.parse()) else {
+        return Ok(None);
+    };
+    let snapshots = app.twins.snapshots(&twin).await?.snapshots;
+    Ok(snapshots.iter().any(|one| one.name == name).then_some((twin, wanted)))
+}
+
+/// Takes a name off the list, and deletes the machine's snapshot of that name. `base_state` and
+/// the current one stay.
 #[utoipa::path(delete, path = "/api/v1/snapshots/{name}", tag = "bridge", params(("name" = String, Path)),
-    responses((status = 200, body = Object), (status = 404, body = api::ErrorBody), (status = 409, body = api::ErrorBody)))]
+    responses((status = 200, body = Object), (status = 202, body = api::run::Begun), (status = 404, body = api::ErrorBody), (status = 409, body = api::ErrorBody)))]
 pub(crate) async fn delete(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Response, ApiError> {
     let wanted = name.clone();
+    if let Some((twin, snapshot)) = of_machine(&app, &name).await? {
+        let run = app.twins.delete_snapshot(&twin, &snapshot, caller.cause()).await?;
+        let done = bridge_twin::done(&app, run).await?;
+        // The name of a version that may be there, too; the newest one of these stays.
+        app.read(move |app| app.snapshots.delete(&wanted)).await?;
+        return Ok(match done {
+            Some(()) => deleted(&name),
+            None => bridge_twin::on_its_way(run, &format!("still deleting {name}")),
+        });
+    }
     match app.read(move |app| app.snapshots.delete(&wanted)).await? {
-        Deleted::Done => {
-            Ok(Json(json!({ "status": "success", "message": format!("snapshot {name} deleted") })))
-        }
+        Deleted::Done => Ok(deleted(&name)),
         Deleted::Unknown => Err(no_snapshot(&name)),
         Deleted::Kept => {
             let message = format!("{name} is the base or the current state, which stay");
             Err(ApiError::new(StatusCode::CONFLICT, "kept", message))
         }
     }
+}
+
+fn deleted(name: &str) -> Response {
+    let message = format!("snapshot {name} deleted");
+    Json(json!({ "status": "success", "message": message })).into_response()
 }
 
 fn no_snapshot(name: &str) -> ApiError {
@@ -168,21 +229,29 @@ fn no_snapshot(name: &str) -> ApiError {
 /// How the bridge stands.
 #[utoipa::path(get, path = "/api/v1/status", tag = "bridge",
     responses((status = 200, description = "`not_initialized` before the first state", body = Status)))]
-pub(crate) async fn status(State(app): State<Arc<App>>) -> Response {
-    let list = app.snapshots.list();
-    if list.snapshots.is_empty() {
+pub(crate) async fn status(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let (machine, saved) = (bridge_twin::machine(&app).await, saved(&app).await?);
+    if machine.is_none() && saved.history.is_empty() {
         let message = "no state was received yet; POST one to /api/v1/update_state";
-        return Json(json!({ "status": "not_initialized", "message": message })).into_response();
+        let answer = json!({ "status": "not_initialized", "message": message });
+        return Ok(Json(answer).into_response());
     }
-    Json(Status {
+    let (mut vm_ip, mut vm_running) = (None, false);
+    if let Some(machine) = &machine {
+        vm_running = app.twins.answers(machine).await;
+        if vm_running {
+            vm_ip = app.twins.address(machine).await;
+        }
+    }
+    let status = Status {
         status: "ok".to_owned(),
         vm_name: app.vm_name.clone(),
-        vm_ip: None,
-        vm_running: false,
-        current_snapshot: list.current,
-        snapshot_count: list.snapshots.len(),
-    })
-    .into_response()
+        vm_ip,
+        vm_running,
+        current_snapshot: saved.current,
+        snapshot_count: saved.history.len(),
+    };
+    Ok(Json(status).into_response())
 }
 
 #[derive(Debug, Deserialize, utoipa::IntoParams)]

@@ -1,6 +1,6 @@
 //! The one error body, and what becomes one.
 
-use crate::{runs, tokens};
+use crate::{runs, tokens, twins};
 use api::ErrorBody;
 use axum::Json;
 use axum::http::StatusCode;
@@ -152,6 +152,57 @@ impl From<vm::image::Error> for ApiError {
             }
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "images", message),
         }
+    }
+}
+
+impl From<vm::machine::Error> for ApiError {
+    fn from(error: vm::machine::Error) -> Self {
+        use vm::machine::Error;
+        let message = with_causes(&error);
+        let (status, code) = match error {
+            Error::Unknown { .. } => (StatusCode::NOT_FOUND, "unknown_twin"),
+            Error::UnknownSnapshot { .. } => (StatusCode::NOT_FOUND, "unknown_snapshot"),
+            Error::Exists { .. } | Error::SnapshotExists { .. } => (StatusCode::CONFLICT, "exists"),
+            Error::Busy { .. } => (StatusCode::CONFLICT, "busy"),
+            Error::NotRunning { .. } => (StatusCode::CONFLICT, "not_running"),
+            Error::Running { .. } => (StatusCode::CONFLICT, "running"),
+            Error::Cloned { .. } => (StatusCode::CONFLICT, "cloned"),
+            Error::Full { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            Error::TooOld { .. } | Error::Taken { .. } | Error::Job(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "no_hypervisor")
+            }
+            Error::Damaged { .. } | Error::Definition { .. } => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "corrupt")
+            }
+            Error::Image(error) => return error.into(),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "hypervisor"),
+        };
+        Self::new(status, code, message)
+    }
+}
+
+impl From<twins::Error> for ApiError {
+    fn from(error: twins::Error) -> Self {
+        use twins::Error;
+        let message = with_causes(&error);
+        let (status, code) = match error {
+            Error::Unknown { .. } => (StatusCode::NOT_FOUND, "unknown_twin"),
+            Error::UnknownHost { .. } => (StatusCode::NOT_FOUND, "unknown_host"),
+            Error::Made { .. } | Error::Taken { .. } => (StatusCode::CONFLICT, "exists"),
+            Error::NoImage | Error::NoSuchImage { .. } => (StatusCode::CONFLICT, "no_image"),
+            Error::Value { .. } => (StatusCode::BAD_REQUEST, "bad_twin"),
+            Error::Kept { .. } => (StatusCode::CONFLICT, "kept"),
+            Error::ConsoleTaken { .. } => (StatusCode::CONFLICT, "console_taken"),
+            Error::NoKeygen | Error::Keygen { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "no_ssh_keygen")
+            }
+            Error::Machine(error) => return error.into(),
+            Error::Image(error) => return error.into(),
+            Error::Store(error) => return error.into(),
+            Error::Runs(error) => return error.into(),
+            Error::File { .. } | Error::Random(_) => (StatusCode::INTERNAL_SERVER_ERROR, "storage"),
+        };
+        Self::new(status, code, message)
     }
 }
 

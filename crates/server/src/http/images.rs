@@ -54,13 +54,14 @@ pub(crate) async fn show(
 
 /// Deletes an image.
 #[utoipa::path(delete, path = "/api/v1/images/{id}", tag = "images", operation_id = "delete_image", params(("id" = String, Path)),
-    responses((status = 204), (status = 404, body = api::ErrorBody)))]
+    responses((status = 204), (status = 404, body = api::ErrorBody),
+        (status = 409, body = api::ErrorBody, description = "a twin began from it")))]
 pub(crate) async fn delete(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    // Nothing starts machines yet, so no image is in use.
-    off_thread(&app, move |store| store.delete(&store.find(&name)?, &BTreeMap::new())).await?;
+    let used = app.twins.images_in_use().await?;
+    off_thread(&app, move |store| store.delete(&store.find(&name)?, &used)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -132,7 +133,7 @@ fn parsed<T: FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T
 }
 
 /// The agent that was installed with this program; it becomes a service of the guest.
-fn agent() -> Option<PathBuf> {
+pub(crate) fn agent() -> Option<PathBuf> {
     let beside = std::env::current_exe().ok()?.parent()?.join("twin-agent");
     beside.is_file().then_some(beside)
 }

@@ -2,6 +2,8 @@
 
 mod auth;
 mod bridge;
+mod bridge_twin;
+mod console;
 mod error;
 mod events;
 mod extract;
@@ -11,6 +13,10 @@ mod images;
 mod ingest;
 mod log;
 mod runs;
+mod twin_snapshots;
+mod twins;
+
+pub(crate) use images::agent;
 
 use crate::app::App;
 use crate::metrics::RequestLabels;
@@ -42,6 +48,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
         (name = "agents", description = "Where agents send what they see"),
         (name = "runs", description = "What takes long: its log from the first line to the exit code"),
         (name = "images", description = "Base images that machines start from"),
+        (name = "twins", description = "The machine that mirrors a host, its saved moments, its clones"),
         (name = "bridge", description = "The routes of the older bridge"),
         (name = "health", description = "For probes and monitoring"),
     )
@@ -69,11 +76,25 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(runs::cancel))
         .routes(routes!(images::list, images::build))
         .routes(routes!(images::show, images::delete))
+        .routes(routes!(twins::list))
+        .routes(routes!(twins::show, twins::create, twins::delete))
+        .routes(routes!(twins::start))
+        .routes(routes!(twins::stop))
+        .routes(routes!(twins::restart))
+        .routes(routes!(twins::clone))
+        .routes(routes!(console::console))
+        .routes(routes!(twin_snapshots::list, twin_snapshots::create))
+        .routes(routes!(twin_snapshots::show, twin_snapshots::delete))
+        .routes(routes!(twin_snapshots::revert))
         .routes(routes!(bridge::update_state))
         .routes(routes!(bridge::snapshots))
         .routes(routes!(bridge::revert, bridge::delete))
         .routes(routes!(bridge::status))
         .routes(routes!(bridge::history))
+        .routes(routes!(bridge_twin::info))
+        .routes(routes!(bridge_twin::start))
+        .routes(routes!(bridge_twin::stop))
+        .routes(routes!(bridge_twin::restart))
         .routes(routes!(health::metrics))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))

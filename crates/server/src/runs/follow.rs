@@ -12,6 +12,7 @@ use super::chunk::Records;
 use super::log;
 use super::one::{Head, One};
 use super::{Error, Followers};
+use api::run::RunRecord;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -44,6 +45,18 @@ impl Follow {
     pub fn is_over(&self) -> bool {
         let head = *self.head.borrow();
         head.over && self.next >= head.next
+    }
+
+    /// The next records, read.
+    ///
+    /// # Errors
+    /// When the log can't be read.
+    pub async fn read_next(&mut self) -> Result<Option<Vec<RunRecord>>, Error> {
+        let Some(records) = self.next().await? else { return Ok(None) };
+        let id = self.one.id;
+        let read = records.json().map(|json| serde_json::from_slice(&json));
+        let read = read.collect::<Result<_, _>>().map_err(|_form| Error::Damaged { id })?;
+        Ok(Some(read))
     }
 
     /// The next records, as soon as there are some. May be dropped while it waits.

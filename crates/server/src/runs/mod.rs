@@ -271,6 +271,12 @@ impl Runs {
         Ok(self.registry.get(id)?.show())
     }
 
+    /// The run that is on for a subject, or waits.
+    #[must_use]
+    pub fn on(&self, subject: &Subject) -> Option<RunId> {
+        self.registry.on(subject)
+    }
+
     /// Tells a run's work to stop. It has a little time to do so.
     ///
     /// # Errors

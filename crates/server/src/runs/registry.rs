@@ -102,6 +102,11 @@ impl Registry {
         Ok(())
     }
 
+    /// The run that is on for a subject.
+    pub(super) fn on(&self, subject: &Subject) -> Option<RunId> {
+        self.held().on.get(subject).map(|(id, _)| *id)
+    }
+
     pub(super) fn release(&self, subject: &Subject) {
         self.held().on.remove(subject);
     }

@@ -18,6 +18,11 @@ impl Subject {
     }
 
     #[must_use]
+    pub fn twin(name: &vm::image::MachineName) -> Self {
+        Self(format!("twin:{name}"))
+    }
+
+    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }

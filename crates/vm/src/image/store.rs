@@ -83,6 +83,12 @@ impl Store {
         Ok(store)
     }
 
+    /// The images of a directory as it is: makes and sweeps nothing.
+    #[must_use]
+    pub fn at(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), verified: Verified::default() }
+    }
+
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory

@@ -40,6 +40,7 @@ use async_trait::async_trait;
 use home::{Below, Definition, Hardware, Home};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::UnixStream;
@@ -56,6 +57,32 @@ pub struct Qemu {
     busy: Arc<Mutex<BTreeSet<MachineName>>>,
     /// Locked while any of the clones is there.
     _lock: Arc<fs::File>,
+}
+
+/// What QEMU is here and how fast it can be, without any machines: as [`Qemu::about`], but KVM
+/// is tried with this image, if it can be booted for certain.
+///
+/// # Errors
+/// When QEMU is missing or too old.
+pub async fn look(image: Option<&crate::image::Image>, job: &Job) -> Result<About, Error> {
+    let version = process::version(job).await?;
+    let found = match (acceleration::look(), image.and_then(|image| image.direct.as_ref())) {
+        (Some(found), _) => Some(found),
+        (None, Some(direct)) => Some(acceleration::boot(direct, job).await?),
+        (None, None) => None,
+    };
+    Ok(about(version, found.as_ref()))
+}
+
+fn about(version: String, known: Option<&Found>) -> About {
+    let (acceleration, reason) = match known {
+        Some(found) => (found.acceleration, found.reason.clone()),
+        None => (
+            crate::machine::Acceleration::Kvm,
+            Some("/dev/kvm is there; whether it boots a guest shows at the first start".into()),
+        ),
+    };
+    About { hypervisor: "qemu", version, acceleration, reason }
 }
 
 /// The right to work with a machine; it ends when this is dropped.
@@ -189,14 +216,7 @@ impl Hypervisor for Qemu {
     async fn about(&self) -> Result<About, Error> {
         let looked = acceleration::look();
         let known = self.acceleration.get().or(looked.as_ref());
-        let (acceleration, reason) = match known {
-            Some(found) => (found.acceleration, found.reason.clone()),
-            None => (
-                crate::machine::Acceleration::Kvm,
-                Some("/dev/kvm is there; whether it boots a guest shows at the first start".into()),
-            ),
-        };
-        Ok(About { hypervisor: "qemu", version: self.version.clone(), acceleration, reason })
+        Ok(about(self.version.clone(), known))
     }
 
     async fn define(&self, machine: Machine, job: &Job) -> Result<(), Error> {
@@ -313,6 +333,11 @@ impl Hypervisor for Qemu {
         let _turn = self.turn(name)?;
         let _clone = self.turn(&clone.name)?;
         self.branch(&self.home(name), snapshot, clone, job).await
+    }
+
+    async fn lead_ssh(&self, name: &MachineName, to: &[Ipv4Addr]) -> Result<(), Error> {
+        let _turn = self.turn(name)?;
+        self.move_way_in(&self.home(name), to).await
     }
 
     async fn connect(&self, name: &MachineName, to: Line) -> Result<Box<dyn Stream>, Error> {

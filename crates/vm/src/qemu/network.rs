@@ -16,6 +16,8 @@ use std::path::Path;
 /// Between finding a free port and taking it another program may have it.
 const TRIES: usize = 8;
 const SSH: u16 = 22;
+/// How addresses begin that QEMU gives out.
+const OWN: [u8; 3] = [10, 0, 2];
 
 /// Starts what is the network of a machine, before the machine. It ends with the machine.
 /// Returns the port that leads to SSH, if it is known by now.
@@ -65,6 +67,35 @@ pub(super) async fn after(
         }
     }
     Err(Error::Refused { name: name.clone(), doing: "open a port to its SSH", what })
+}
+
+/// Leads the port to where the guest is now. QEMU gives each network card that asks it another
+/// address, and remembers those of the machine that a clone was.
+pub(super) async fn move_to(
+    qmp: &mut Qmp,
+    name: &MachineName,
+    port: u16,
+    addresses: &[Ipv4Addr],
+) -> Result<(), Error> {
+    let refused = |what: String| Error::Refused {
+        name: name.clone(),
+        doing: "lead SSH to where its guest is",
+        what,
+    };
+    let Some(address) = addresses.iter().find(|address| address.octets().starts_with(&OWN)) else {
+        return Err(refused("the guest has no address of QEMU's network".to_owned()));
+    };
+    let old = format!("hostfwd_remove net tcp:127.0.0.1:{port}");
+    let new = format!("hostfwd_add net tcp:127.0.0.1:{port}-{address}:{SSH}");
+    for (line, good) in [(old, "host forwarding rule for"), (new, "")] {
+        let answer = qmp.call::<String>("human-monitor-command", json!({ "command-line": line }));
+        let said = answer.await.map_err(|error| refused(error.to_string()))?;
+        // Of the first it says what it did, of the second nothing.
+        if !(said.trim().is_empty() || !good.is_empty() && said.starts_with(good)) {
+            return Err(refused(said));
+        }
+    }
+    Ok(())
 }
 
 /// The one it had, then free ones.

@@ -18,6 +18,7 @@ use crate::machine::{Acceleration, Error, Network, Seen, State};
 use serde::Deserialize;
 use serde_json::json;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// A monitor that is free answers at once.
@@ -144,6 +145,20 @@ impl Qemu {
             home.change(|definition| definition.ssh_port = Some(port))?;
         }
         Ok(())
+    }
+
+    /// Leads SSH to another address of the guest. Where passt is the network there is but one.
+    pub(super) async fn move_way_in(&self, home: &Home, to: &[Ipv4Addr]) -> Result<(), Error> {
+        let (definition, doing) = (home.load()?, "lead SSH to it");
+        let Some((run, _)) = running(home, &definition)? else {
+            return Err(Error::NotRunning { name: home.name.clone(), doing });
+        };
+        let Some(port) = definition.ssh_port.filter(|_| definition.network == Network::Isolated)
+        else {
+            return Ok(());
+        };
+        let mut qmp = monitor(home, run, doing).await?;
+        network::move_to(&mut qmp, &home.name, port, to).await
     }
 
     pub(super) async fn power_down(&self, home: &Home, job: &Job) -> Result<(), Error> {

@@ -1,0 +1,240 @@
+//! The command line of twins: the machine that mirrors a host, its snapshots, its clones.
+
+use api::twin::{MAX_CLONES, NewTwin, TwinNetwork};
+use clap::{Args, Subcommand};
+use model::HostId;
+use std::ffi::OsString;
+
+const FOLLOWED: &str = "\
+The log is shown until it is done; the exit code is that of the run: 0 succeeded, 1 failed,
+6 cancelled, 7 interrupted. With --detach only the run's id is printed.";
+
+/// Which twin, and whether to wait.
+#[derive(Debug, Args)]
+pub(crate) struct TwinArguments {
+    /// A host, for its twin, or a clone [default: the server's only host].
+    #[arg(value_name = "HOST")]
+    pub(crate) name: Option<HostId>,
+    /// Print the run's id and do not wait.
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = FOLLOWED, after_long_help = format!("\
+twin start web01                       make it if need be, boot it, wait until it answers
+twin start web01 --memory 2048 --network nat
+
+What it is made of is decided when it is made; what is not said here is as the server is
+configured. One that runs is left alone.
+
+{FOLLOWED}"))]
+pub(crate) struct StartArguments {
+    #[command(flatten)]
+    pub(crate) twin: TwinArguments,
+    /// The base image, by name or digest [default: that of the configuration, else the newest].
+    #[arg(long)]
+    pub(crate) image: Option<String>,
+    /// Memory in MiB [default: 1024].
+    #[arg(long, value_name = "MIB")]
+    pub(crate) memory: Option<u64>,
+    /// Processors [default: 2].
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) processors: Option<u32>,
+    /// Disk in GiB, at least that of the image [default: 10].
+    #[arg(long, value_name = "GIB")]
+    pub(crate) disk: Option<u64>,
+    /// What it reaches: isolated (nothing), nat, open [default: isolated].
+    #[arg(long)]
+    pub(crate) network: Option<TwinNetwork>,
+}
+
+impl StartArguments {
+    pub(crate) fn wanted(&self) -> NewTwin {
+        NewTwin {
+            image: self.image.clone(),
+            memory_mb: self.memory,
+            processors: self.processors,
+            disk_gb: self.disk,
+            network: self.network,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = FOLLOWED)]
+pub(crate) struct StopArguments {
+    #[command(flatten)]
+    pub(crate) twin: TwinArguments,
+    /// Take the power away instead of asking the guest.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = FOLLOWED)]
+pub(crate) struct DeleteArguments {
+    /// A host, for its twin, or a clone.
+    #[arg(value_name = "HOST")]
+    pub(crate) name: HostId,
+    /// Print the run's id and do not wait.
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Ctrl-] leaves. One at a time: whoever has it keeps others out.")]
+pub(crate) struct ConsoleArguments {
+    /// A host, for its twin, or a clone [default: the server's only host].
+    #[arg(value_name = "HOST")]
+    pub(crate) name: Option<HostId>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+twin ssh web01                       a shell in the twin
+twin ssh web01 systemctl --failed    one command, as ssh passes it on
+
+On the server's machine, as the user the server runs as, or root. The twin's host key was
+pinned when it was made.")]
+pub(crate) struct SshArguments {
+    /// A host, for its twin, or a clone.
+    #[arg(value_name = "HOST")]
+    pub(crate) name: HostId,
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// `web01`, `web01@before_upgrade`: a twin, and a snapshot of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TwinMoment {
+    pub(crate) name: HostId,
+    pub(crate) snapshot: Option<String>,
+}
+
+impl std::str::FromStr for TwinMoment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, snapshot) = match text.split_once('@') {
+            Some((name, "")) => return Err(format!("name a snapshot behind {name}@")),
+            Some((name, snapshot)) => (name, Some(snapshot.to_owned())),
+            None => (text, None),
+        };
+        let name = HostId::new(name).map_err(|error| error.to_string())?;
+        Ok(Self { name, snapshot })
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = FOLLOWED, after_long_help = format!("\
+twin clone web01                             from how it is now, which is saved for it
+twin clone web01@before_upgrade --count 3    three that begin in a snapshot
+twin clone web01@before_upgrade --name try   one that is called try
+
+A clone has a name, a machine id, a network address and SSH keys of its own, and reaches
+nothing. Remove it with: twin delete NAME
+
+{FOLLOWED}"))]
+pub(crate) struct CloneArguments {
+    /// A host, for its twin, or a clone; and the moment to begin in [default: now].
+    #[arg(value_name = "HOST[@SNAPSHOT]")]
+    pub(crate) of: TwinMoment,
+    /// How many.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CLONES)))]
+    pub(crate) count: Option<u32>,
+    /// What it is called; several get -1, -2, … behind it [default: HOST-clone-N].
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Print the run's id and do not wait.
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// List the snapshots of a twin, the oldest first.
+    List {
+        /// A host, for its twin, or a clone [default: the server's only host].
+        #[arg(value_name = "HOST")]
+        name: Option<HostId>,
+    },
+    /// Save a twin as it is now; it goes on as if nothing had been.
+    #[command(after_help = FOLLOWED, after_long_help = format!("\
+twin snapshot create web01                    named after the time
+twin snapshot create web01 before_upgrade
+
+A twin that runs is saved with its memory, unless --disk is given. Past max_snapshots those
+that matter least go, the oldest first; never base_state nor the current one.
+
+{FOLLOWED}"))]
+    Create {
+        /// A host, for its twin, or a clone.
+        #[arg(value_name = "HOST")]
+        twin: HostId,
+        /// a-z, 0-9, '.', '_', '-' [default: state_YYYYMMDD_HHMMSS].
+        #[arg(value_name = "NAME")]
+        name: Option<String>,
+        /// The disk alone, after the guest wrote out what was pending.
+        #[arg(long)]
+        disk: bool,
+        /// Print the run's id and do not wait.
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Put a twin back to a snapshot. What it was before is lost, unless it was saved.
+    #[command(after_help = FOLLOWED)]
+    Revert {
+        /// A host, for its twin, or a clone.
+        #[arg(value_name = "HOST")]
+        twin: HostId,
+        /// Its name, as `twin snapshot list` has it.
+        #[arg(value_name = "SNAPSHOT")]
+        snapshot: String,
+        /// Print the run's id and do not wait.
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Delete a snapshot; the others stay whole.
+    #[command(after_help = FOLLOWED)]
+    Delete {
+        /// A host, for its twin, or a clone.
+        #[arg(value_name = "HOST")]
+        twin: HostId,
+        /// Its name, as `twin snapshot list` has it.
+        #[arg(value_name = "SNAPSHOT")]
+        snapshot: String,
+        /// Print the run's id and do not wait.
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Show one snapshot.
+    Show {
+        /// A host, for its twin, or a clone.
+        #[arg(value_name = "HOST")]
+        twin: HostId,
+        /// Its name, as `twin snapshot list` has it.
+        #[arg(value_name = "SNAPSHOT")]
+        snapshot: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_twin_at_a_snapshot() {
+        let check = |text: &str, expected: Option<(&str, Option<&str>)>| {
+            let read = text.parse::<TwinMoment>().ok();
+            let read = read.as_ref().map(|one| (one.name.as_str(), one.snapshot.as_deref()));
+            assert_eq!(read, expected, "{text}");
+        };
+        check("web01", Some(("web01", None)));
+        check("Web01@before", Some(("web01", Some("before"))));
+        for bad in ["web01@", "@before", "../x", ""] {
+            check(bad, None);
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Clones: further machines that begin in one moment of a twin, cut off from everything, each
+//! made itself before anybody is told of it.
+//!
+//! ```text
+//! record: half made ─► clone_at ─► answers ─► Renew, Identity ─► its SSH keys are pinned ─► record: made
+//! ```
+//!
+//! # Invariants
+//! - What is half made when the run ends, or when the server starts, is removed.
+
+use super::create::{hexadecimal, host_name, mac, random};
+use super::error::Error;
+use super::record::Record;
+use super::snapshots::Wish;
+use super::{Twins, snapshots};
+use crate::runs::{Cause, Failure, Handle, Kind, RunId, Stream as Says};
+use api::twin::{MAX_CLONES, NewClones};
+use futures_util::future::join_all;
+use model::Identity;
+use std::collections::BTreeSet;
+use vm::image::{MachineName, SnapshotName};
+use vm::machine::{Hypervisor, Kind as Holds, NewClone};
+
+/// The moment that clones begin in.
+enum Moment {
+    Saved(SnapshotName, Holds),
+    /// The present one, which is saved for it.
+    Now(Wish),
+}
+
+impl Twins {
+    /// Makes clones of a twin. They have their names at once.
+    ///
+    /// # Errors
+    /// When there is no such twin or snapshot, a name is taken, or too many are asked for.
+    pub async fn clone_twin(
+        &self,
+        name: &MachineName,
+        wanted: NewClones,
+        cause: Cause,
+    ) -> Result<(RunId, Vec<MachineName>), Error> {
+        let seen = self.known(name).await?;
+        let names = self.clone_names(name, wanted.name, wanted.count.unwrap_or(1)).await?;
+        let moment = match wanted.snapshot {
+            Some(text) => {
+                let snapshot = text.parse().map_err(|error: vm::image::NameError| {
+                    Error::Value { key: "snapshot", what: error.to_string() }
+                })?;
+                let found = self.found(name, &snapshot).await?.snapshot?;
+                Moment::Saved(snapshot, found.kind)
+            }
+            None => Moment::Now(self.wish(name, &seen, None, None).await?),
+        };
+        let (subject, clones) = (name.clone(), names.clone());
+        let work = async move |this: Self, handle: Handle| {
+            this.branch_off(&subject, moment, &clones, &handle).await
+        };
+        Ok((self.begin((Kind::Clone, name), cause, work).await?, names))
+    }
+
+    /// Names for so many clones, none of which is another machine's or a host's.
+    async fn clone_names(
+        &self,
+        of: &MachineName,
+        called: Option<String>,
+        count: u32,
+    ) -> Result<Vec<MachineName>, Error> {
+        if !(1..=MAX_CLONES).contains(&count) {
+            let what = format!("is between 1 and {MAX_CLONES}");
+            return Err(Error::Value { key: "count", what });
+        }
+        let there: BTreeSet<MachineName> = self.names().await?.into_iter().collect();
+        let parse = |text: String| {
+            text.parse::<MachineName>()
+                .map_err(|error| Error::Value { key: "name", what: error.to_string() })
+        };
+        let Some(called) = called else {
+            let free = |name: &Result<MachineName, Error>| match name {
+                Ok(name) => !there.contains(name) && self.host(name).is_none(),
+                Err(_) => true,
+            };
+            let names = (1_u64..).map(|n| parse(format!("{of}-clone-{n}")));
+            return names.filter(free).take(count as usize).collect();
+        };
+        let names = match count {
+            1 => vec![parse(called)?],
+            _ => (1..=count).map(|n| parse(format!("{called}-{n}"))).collect::<Result<_, _>>()?,
+        };
+        for name in &names {
+            if there.contains(name) {
+                return Err(Error::Taken { name: name.clone(), by: "another twin is called so" });
+            }
+            if self.host(name).is_some() {
+                return Err(Error::Taken { name: name.clone(), by: "a host is called so" });
+            }
+        }
+        Ok(names)
+    }
+
+    async fn branch_off(
+        &self,
+        of: &MachineName,
+        moment: Moment,
+        clones: &[MachineName],
+        handle: &Handle,
+    ) -> Result<(), Failure> {
+        let is_new = matches!(moment, Moment::Now(_));
+        let (snapshot, holds) = match moment {
+            Moment::Saved(snapshot, holds) => (snapshot, holds),
+            Moment::Now(wish) => {
+                let saved = self.take(of, wish, handle).await?;
+                (saved.name, saved.kind)
+            }
+        };
+        let done = self.all_of_them(of, (&snapshot, holds), clones, handle).await;
+        if done.is_err() {
+            for clone in clones {
+                self.undo(clone).await;
+            }
+        }
+        if is_new {
+            self.prune(of, handle).await?;
+        }
+        done
+    }
+
+    async fn all_of_them(
+        &self,
+        of: &MachineName,
+        (snapshot, holds): (&SnapshotName, Holds),
+        clones: &[MachineName],
+        handle: &Handle,
+    ) -> Result<(), Failure> {
+        let hypervisor = self.hypervisor().await?;
+        let mut identities = Vec::new();
+        for name in clones {
+            let (from, called) = (of.clone(), name.clone());
+            let (new, identity) =
+                self.off_thread(move |this| this.introduce_clone(&from, &called)).await?;
+            hypervisor.clone_at(of, snapshot, new, &handle.job(snapshots::DEADLINE)).await?;
+            identities.push(identity);
+        }
+        if holds == Holds::Disk {
+            for name in clones {
+                hypervisor.start(name, &handle.job(snapshots::DEADLINE)).await?;
+            }
+        }
+        let mut all = Vec::new();
+        for (name, identity) in clones.iter().zip(identities) {
+            all.push(self.settle(name, identity, holds, handle));
+        }
+        join_all(all).await.into_iter().collect()
+    }
+
+    /// Writes down that a clone is on its way, and who it will be. Blocks.
+    fn introduce_clone(
+        &self,
+        of: &MachineName,
+        name: &MachineName,
+    ) -> Result<(NewClone, Identity), Error> {
+        let record = self.record(of)?.ok_or_else(|| Error::Unknown { name: of.clone() })?;
+        let record = Record { host_keys: Vec::new(), half_made: true, ..record };
+        self.inner.access.pin(name, &record.host_keys)?;
+        self.inner.book.put(name, &record)?;
+        let id = hexadecimal(&random::<16>()?);
+        let identity = Identity {
+            hostname: host_name(name),
+            machine_id: id.parse().map_err(|error: model::IdentityError| Error::Value {
+                key: "machine id",
+                what: error.to_string(),
+            })?,
+            mac: Some(mac()?),
+        };
+        let seed = self.seed(name, &record)?.iso()?;
+        let mac = identity.mac.clone().map_or_else(mac, Ok)?;
+        Ok((NewClone { name: name.clone(), mac, seed }, identity))
+    }
+
+    async fn settle(
+        &self,
+        name: &MachineName,
+        identity: Identity,
+        holds: Holds,
+        handle: &Handle,
+    ) -> Result<(), Failure> {
+        match holds {
+            Holds::Live => self.await_guest(name, handle).await?,
+            Holds::Disk => self.await_boot(name, handle).await?,
+        }
+        let standing = self.become_itself(name, identity, handle).await?;
+        let keys = standing.host_keys.unwrap_or_default();
+        let keys: Vec<_> = keys.iter().filter_map(|key| key.trim().parse().ok()).collect();
+        let called = name.clone();
+        self.off_thread(move |this| {
+            this.inner.access.pin(&called, &keys)?;
+            let Some(record) = this.record(&called)? else { return Ok(()) };
+            let record = Record { host_keys: keys, half_made: false, ..record };
+            this.inner.book.put(&called, &record)
+        })
+        .await?;
+        handle.line(Says::Stdout, &format!("{name} is itself and answers"));
+        Ok(())
+    }
+
+    /// Removes a clone that did not become itself. One that did stays.
+    async fn undo(&self, name: &MachineName) {
+        let called = name.clone();
+        let record = self.off_thread(move |this| this.record(&called)).await;
+        if !matches!(record, Ok(Some(Record { half_made: true, .. }))) {
+            return;
+        }
+        let removed = match self.seen(name).await {
+            Ok(Some(_)) => self.remove(name).await,
+            _ => self.forget_record(name).await.map_err(Failure::from),
+        };
+        if let Err(failure) = removed {
+            tracing::warn!(clone = %name, ?failure, "a half-made clone stays until the next start");
+        }
+    }
+}
+
+/// Removes what the last server left half made: clones that are not themselves, and what is
+/// known of machines that never were. One that can't be removed holds up no other.
+pub(super) async fn sweep(twins: &Twins, hypervisor: &dyn Hypervisor) {
+    let found = async {
+        let records = twins.off_thread(|this| this.inner.book.all()).await?;
+        Ok::<_, Error>((records, hypervisor.list().await?))
+    };
+    let (records, there) = match found.await {
+        Ok(found) => found,
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "what is half made can't be looked for");
+            return;
+        }
+    };
+    for (name, record) in records {
+        let is_there = there.contains(&name);
+        if is_there && !record.half_made {
+            continue;
+        }
+        let removed = async {
+            if is_there {
+                tracing::warn!(clone = %name, "a clone that did not become itself is removed");
+                hypervisor.power_off(&name).await?;
+                hypervisor.forget(&name).await?;
+            }
+            twins.forget_record(&name).await
+        };
+        if let Err(error) = removed.await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(clone = %name, error, "a half-made clone stays until the next start");
+        }
+    }
+}

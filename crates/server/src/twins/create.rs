@@ -1,0 +1,250 @@
+//! Makes a twin: a machine over a base image, with a seed that tells it who it is and lets the
+//! server's machine in.
+
+use super::Twins;
+use super::error::Error;
+use super::record::Record;
+use super::settings::MadeOf;
+use crate::runs::{Cause, Failure, Handle, Kind, RunId};
+use api::twin::NewTwin;
+use model::HostId;
+use std::path::PathBuf;
+use std::time::Duration;
+use vm::image::seed::{GuestFile, User};
+use vm::image::{HostName, ImageId, MacAddress, MachineName, Manifest, Origin, Seed};
+use vm::machine::Machine;
+
+/// For making a machine: its image is read once to see that it is whole.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+/// Whoever has the console is let in: it is the way in when the network is not, and only the
+/// server reaches it.
+const CONSOLE: &str = "\
+[Service]
+ExecStart=
+ExecStart=-/sbin/agetty --autologin @USER@ --keep-baud 115200,57600,38400,9600 - $TERM
+";
+const CONSOLE_COMMANDS: [&str; 2] =
+    ["systemctl daemon-reload", "systemctl --no-block restart serial-getty@ttyS0.service"];
+
+/// What a twin will be made of. Checked before a run begins, so that its caller is told.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub(super) image: ImageId,
+    pub(super) called: String,
+    pub(super) made_of: MadeOf,
+    /// The program `twin-agent`, which the image does not have.
+    pub(super) agent: Option<PathBuf>,
+}
+
+impl Twins {
+    /// Makes a twin, stopped.
+    ///
+    /// # Errors
+    /// When there is one, no such host, no image, or what is asked for can't be.
+    pub async fn create(
+        &self,
+        name: &MachineName,
+        wanted: NewTwin,
+        cause: Cause,
+    ) -> Result<RunId, Error> {
+        let plan = self.plan(name, wanted).await?;
+        let subject = name.clone();
+        let work = async move |this: Self, handle: Handle| this.make(&subject, plan, &handle).await;
+        self.begin((Kind::VmCreate, name), cause, work).await
+    }
+
+    /// # Errors
+    /// As for making the twin.
+    pub async fn plan(&self, name: &MachineName, wanted: NewTwin) -> Result<Plan, Error> {
+        if self.seen(name).await?.is_some() {
+            return Err(Error::Made { name: name.clone() });
+        }
+        if self.host(name).is_none() {
+            let host = HostId::new(name.as_str());
+            let host = host.map_err(|_name| Error::Unknown { name: name.clone() })?;
+            return Err(Error::UnknownHost { host });
+        }
+        let made_of = self.inner.settings.made_of.asked(&wanted)?;
+        let plan = self.off_thread(move |this| {
+            let (image, manifest) = this.image(wanted.image.as_deref())?;
+            let called = manifest.names.first().map(ToString::to_string);
+            let called = called.unwrap_or_else(|| image.as_str().chars().take(12).collect());
+            let agent = if brings_agent(&manifest) { None } else { crate::http::agent() };
+            Ok(Plan { image, called, made_of, agent })
+        });
+        let plan = plan.await?;
+        // Whether there is anything to run it with.
+        self.hypervisor().await?;
+        Ok(plan)
+    }
+
+    /// The image asked for, else the one that is configured, else the newest that is sound.
+    fn image(&self, wanted: Option<&str>) -> Result<(ImageId, Manifest), Error> {
+        let images = &self.inner.images;
+        if let Some(name) = wanted {
+            let id = images.find(name)?;
+            let manifest = images.show(&id)?;
+            return Ok((id, manifest));
+        }
+        if let Some(name) = &self.inner.settings.image {
+            let missing = |_error| Error::NoSuchImage { name: name.clone() };
+            let id = images.find(name).map_err(missing)?;
+            let manifest = images.show(&id)?;
+            return Ok((id, manifest));
+        }
+        let newest = images.list()?.into_iter().find_map(|one| Some((one.id, one.manifest.ok()?)));
+        newest.ok_or(Error::NoImage)
+    }
+
+    pub(super) async fn make(
+        &self,
+        name: &MachineName,
+        plan: Plan,
+        handle: &Handle,
+    ) -> Result<(), Failure> {
+        handle.step(&format!("Making the twin {name} from image {}", plan.called));
+        let (subject, agent) = (name.clone(), plan.agent);
+        let seed = self.off_thread(move |this| this.introduce(&subject, agent)).await?;
+        let MadeOf { memory_bytes, processors, disk_bytes, network } = plan.made_of;
+        let machine = Machine {
+            name: name.clone(),
+            image: plan.image,
+            memory_bytes,
+            processors,
+            disk_bytes,
+            mac: mac()?,
+            network,
+            seed,
+        };
+        let defined = self.hypervisor().await?.define(machine, &handle.job(DEADLINE)).await;
+        if let Err(error) = defined {
+            if !matches!(error, vm::machine::Error::Exists { .. }) {
+                self.forget_record(name).await?;
+            }
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Writes down who a new machine is, and gives the CD-ROM that tells it so. Blocks.
+    fn introduce(&self, name: &MachineName, agent: Option<PathBuf>) -> Result<Vec<u8>, Error> {
+        let host_key = self.inner.access.host_key(name)?;
+        let record = Record {
+            user: self.inner.settings.user.clone(),
+            instance: instance()?,
+            host_keys: vec![host_key.public.clone()],
+            half_made: false,
+        };
+        let mut seed = self.seed(name, &record)?;
+        seed.host_key = Some(host_key);
+        if let Some(path) = agent {
+            seed.agent = Some(std::fs::read(&path).map_err(Error::file("read", &path))?);
+        }
+        self.inner.access.pin(name, &record.host_keys)?;
+        self.inner.book.put(name, &record)?;
+        Ok(seed.iso()?)
+    }
+
+    /// What a machine with this record is told at its first boot. Blocks.
+    pub(super) fn seed(&self, name: &MachineName, record: &Record) -> Result<Seed, Error> {
+        let mut seed = Seed::new(record.instance.clone(), host_name(name));
+        seed.users = vec![User {
+            name: record.user.clone(),
+            keys: vec![self.inner.access.login()?],
+            password: None,
+            administrator: true,
+        }];
+        let path = "/etc/systemd/system/serial-getty@ttyS0.service.d/safetytwin.conf";
+        let path = path.parse().expect("a path of ours is a guest's path");
+        let content = CONSOLE.replace("@USER@", record.user.as_str()).into_bytes();
+        seed.files.push(GuestFile { path, content, mode: 0o644 });
+        for command in CONSOLE_COMMANDS {
+            seed.commands.push(command.split(' ').map(str::to_owned).collect());
+        }
+        Ok(seed)
+    }
+
+    /// Lets go of what is known of a machine that is gone.
+    pub(super) async fn forget_record(&self, name: &MachineName) -> Result<(), Error> {
+        let name = name.clone();
+        self.off_thread(move |this| {
+            this.inner.book.delete(&name)?;
+            this.inner.access.unpin(&name)
+        })
+        .await
+    }
+}
+
+fn brings_agent(manifest: &Manifest) -> bool {
+    matches!(&manifest.origin, Origin::Built { agent: Some(_), .. })
+}
+
+/// A host's name as a host name: what no host name has becomes a hyphen.
+pub(super) fn host_name(name: &MachineName) -> HostName {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+    let text: String = name.as_str().chars().map(plain).collect();
+    let labels = text.split('.').map(|label| {
+        let short: String = label.chars().take(63).collect();
+        short.trim_matches('-').to_owned()
+    });
+    let mut whole = String::new();
+    for label in labels.filter(|label| !label.is_empty()) {
+        if !whole.is_empty() && whole.len() + 1 + label.len() > 64 {
+            break;
+        }
+        if !whole.is_empty() {
+            whole.push('.');
+        }
+        whole.push_str(&label);
+    }
+    whole.parse().expect("labels of letters, digits and inner hyphens are a host name")
+}
+
+pub(super) fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(Error::Random)?;
+    Ok(bytes)
+}
+
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn instance() -> Result<HostName, Error> {
+    let text = format!("i-{}", hexadecimal(&random::<8>()?));
+    Ok(text.parse().expect("hexadecimal digits are a label"))
+}
+
+/// One of those that QEMU's machines have.
+pub(super) fn mac() -> Result<MacAddress, Error> {
+    let [a, b, c] = random()?;
+    let text = format!("52:54:00:{a:02x}:{b:02x}:{c:02x}");
+    Ok(text.parse().expect("six bytes, the first of a station"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn hosts_have_host_names() {
+        let check = |name: &str, expected: &str| {
+            assert_eq!(host_name(&name.parse().unwrap()).as_str(), expected);
+        };
+        check("web01", "web01");
+        check("web_01.example", "web-01.example");
+        check("a-.-b", "a.b");
+        check(&format!("{}.b", "a".repeat(80)), &"a".repeat(63));
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_has_one(name in "[a-z0-9][a-z0-9._-]{0,252}") {
+            if let Ok(name) = name.parse::<MachineName>() {
+                prop_assert!(!host_name(&name).as_str().is_empty());
+            }
+        }
+    }
+}

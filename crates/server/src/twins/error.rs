@@ -1,0 +1,82 @@
+//! What can be wrong with what is asked of twins.
+
+use crate::runs;
+use model::HostId;
+use std::io;
+use std::path::PathBuf;
+use vm::image::{self, MachineName};
+use vm::machine;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is no twin of {name}; make one with: twin start {name}")]
+    Unknown { name: MachineName },
+    #[error(
+        "the server knows no host {host}, so it has no twin; start an agent there with: twin agent"
+    )]
+    UnknownHost { host: HostId },
+    #[error(
+        "{name} has a twin already; what it is made of is decided when it is made: \
+         twin delete {name}, then start it anew"
+    )]
+    Made { name: MachineName },
+    #[error("there is no image to start from; make one with: twin image build debian")]
+    NoImage,
+    #[error(
+        "twins.image names {name:?}, which is not there; make it with: twin image build {name}"
+    )]
+    NoSuchImage { name: String },
+    #[error("{key}: {what}")]
+    Value { key: &'static str, what: String },
+    #[error("{name} is taken: {by}; choose another name with --name")]
+    Taken { name: MachineName, by: &'static str },
+    #[error("{snapshot} stays: it is {why}")]
+    Kept { snapshot: String, why: &'static str },
+    #[error("somebody else has the console of {name}; there is one at a time")]
+    ConsoleTaken { name: MachineName },
+    #[error("ssh-keygen is not installed; it is in the package openssh-client")]
+    NoKeygen,
+    #[error("ssh-keygen made no key: {said}")]
+    Keygen { said: String },
+    #[error("{path}: could not {doing}")]
+    File {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Runs(#[from] runs::Error),
+    #[error("the system gives no random bytes")]
+    Random(#[source] getrandom::Error),
+}
+
+impl Error {
+    pub(super) fn file(
+        doing: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { doing, path, source }
+    }
+
+    /// Whether there is nothing here to run machines with.
+    #[must_use]
+    pub fn lacks_hypervisor(&self) -> bool {
+        matches!(
+            self,
+            Self::Machine(
+                machine::Error::TooOld { .. }
+                    | machine::Error::Job(
+                        vm::job::Error::Missing { .. } | vm::job::Error::Start { .. }
+                    )
+            )
+        )
+    }
+}

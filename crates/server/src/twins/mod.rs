@@ -1,0 +1,265 @@
+//! A twin for each host: made on demand, given power, saved, put back, cloned.
+//!
+//! ```text
+//!   create ─► power ─► guest: waits until it answers, tells it what time it is and who it is
+//!      │        │
+//!      └────────┴── snapshots ─► retention          clones          view: as outsiders see it
+//!   record: who gets in, by which keys known     access: the keys themselves
+//! ```
+//!
+//! The hypervisor knows which machines there are and how they are; machines outlive the server,
+//! which finds them again. What takes long is a run, one at a time for each twin.
+//!
+//! # Invariants
+//! - Nothing waits for the hypervisor but what is asked of twins: the server starts without it.
+//! - The keys that a machine may show are pinned before it is reached.
+//! - A clone that did not become itself is removed, at the latest at the next start.
+
+mod access;
+mod clones;
+mod create;
+mod error;
+mod guest;
+mod power;
+mod record;
+mod retention;
+mod settings;
+mod snapshots;
+mod view;
+
+pub use create::Plan;
+pub use error::Error;
+pub use settings::{Keep, MadeOf, Settings, TwinsFile};
+
+use crate::runs::{Cause, Failure, Handle, Kind, New, RunId, Runs, Subject};
+use access::Access;
+use model::HostId;
+use record::{Book, Record};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use store::History;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use vm::image::{ImageId, Job, MachineName, Store};
+use vm::machine::{About, Hypervisor, Line, Seen, State, Stream};
+use vm::qemu::Qemu;
+
+/// For putting machines in order after a crash, before the first is asked for.
+const OPENING: Duration = Duration::from_secs(600);
+
+/// All twins of a server. Clones are the same twins.
+#[derive(Debug, Clone)]
+pub struct Twins {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    directory: PathBuf,
+    access: Access,
+    book: Book,
+    images: Store,
+    history: History,
+    runs: Runs,
+    hypervisor: OnceCell<Arc<dyn Hypervisor>>,
+    consoles: Arc<Mutex<BTreeSet<MachineName>>>,
+}
+
+/// A twin's console, which is somebody's as long as this is there.
+pub(crate) struct Console {
+    pub(crate) stream: Box<dyn Stream>,
+    /// Where all it said is kept.
+    pub(crate) log: PathBuf,
+    pub(crate) turn: ConsoleTurn,
+}
+
+/// The right to a console; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct ConsoleTurn {
+    name: MachineName,
+    taken: Arc<Mutex<BTreeSet<MachineName>>>,
+}
+
+impl Drop for ConsoleTurn {
+    fn drop(&mut self) {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
+}
+
+impl Twins {
+    /// Looks at nothing yet.
+    pub(crate) fn new(
+        data_dir: &Path,
+        settings: Settings,
+        images: Store,
+        history: &History,
+        runs: Runs,
+    ) -> Self {
+        let inner = Inner {
+            settings,
+            directory: data_dir.join("twins"),
+            access: Access::new(data_dir.join("access")),
+            book: Book::new(history.records()),
+            images,
+            history: history.clone(),
+            runs,
+            hypervisor: OnceCell::new(),
+            consoles: Arc::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Finds the machines that the last server left, and puts in order what was cut off. Where
+    /// there are none, nothing is done.
+    pub(crate) async fn find_again(&self) {
+        if self.is_untouched() {
+            return;
+        }
+        match self.list().await {
+            Ok(twins) => tracing::info!(twins = twins.len(), "twins were found"),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "twins can't be looked at"
+                );
+            }
+        }
+    }
+
+    /// Whether there never was a machine here.
+    fn is_untouched(&self) -> bool {
+        let is_machine = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry.and_then(|entry| entry.file_type()).is_ok_and(|kind| kind.is_dir())
+        };
+        self.inner.hypervisor.get().is_none()
+            && match std::fs::read_dir(&self.inner.directory) {
+                Ok(mut entries) => !entries.any(is_machine),
+                Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+            }
+    }
+
+    async fn hypervisor(&self) -> Result<&dyn Hypervisor, Error> {
+        Ok(self.inner.hypervisor.get_or_try_init(|| self.open()).await?.as_ref())
+    }
+
+    async fn open(&self) -> Result<Arc<dyn Hypervisor>, Error> {
+        let (told, deadline) = (Arc::new(|_progress| {}), Instant::now() + OPENING);
+        let quiet = Job::new(told, CancellationToken::new(), deadline);
+        let (directory, images) = (&self.inner.directory, self.inner.images.clone());
+        let qemu: Arc<dyn Hypervisor> = Arc::new(Qemu::open(directory, images, &quiet).await?);
+        clones::sweep(self, qemu.as_ref()).await;
+        Ok(qemu)
+    }
+
+    /// What the twin of a host is called.
+    ///
+    /// # Errors
+    /// Never for a host whose name was checked.
+    pub fn name(&self, host: &HostId) -> Result<MachineName, Error> {
+        let wrong =
+            |error: vm::image::NameError| Error::Value { key: "host", what: error.to_string() };
+        host.as_str().parse().map_err(wrong)
+    }
+
+    /// What machines run with.
+    ///
+    /// # Errors
+    /// When there is nothing here to run them with.
+    pub async fn about(&self) -> Result<About, Error> {
+        Ok(self.hypervisor().await?.about().await?)
+    }
+
+    /// All machines, by name.
+    async fn names(&self) -> Result<Vec<MachineName>, Error> {
+        if self.is_untouched() {
+            return Ok(Vec::new());
+        }
+        Ok(self.hypervisor().await?.list().await?)
+    }
+
+    /// How a machine is, if it is there.
+    async fn seen(&self, name: &MachineName) -> Result<Option<Seen>, Error> {
+        if self.is_untouched() {
+            return Ok(None);
+        }
+        match self.hypervisor().await?.show(name).await {
+            Ok(seen) => Ok(Some(seen)),
+            Err(vm::machine::Error::Unknown { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn known(&self, name: &MachineName) -> Result<Seen, Error> {
+        self.seen(name).await?.ok_or_else(|| Error::Unknown { name: name.clone() })
+    }
+
+    /// Images that machines begin from, and those machines.
+    pub(crate) async fn images_in_use(&self) -> Result<BTreeMap<ImageId, Vec<String>>, Error> {
+        let mut used: BTreeMap<ImageId, Vec<String>> = BTreeMap::new();
+        for name in self.names().await? {
+            if let Some(seen) = self.seen(&name).await? {
+                used.entry(seen.image).or_default().push(name.to_string());
+            }
+        }
+        Ok(used)
+    }
+
+    /// The console of a machine that runs.
+    pub(crate) async fn console(&self, name: &MachineName) -> Result<Console, Error> {
+        let seen = self.known(name).await?;
+        if seen.state == State::Stopped {
+            let (name, doing) = (name.clone(), "see its console");
+            return Err(vm::machine::Error::NotRunning { name, doing }.into());
+        }
+        let taken = Arc::clone(&self.inner.consoles);
+        if !taken.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone()) {
+            return Err(Error::ConsoleTaken { name: name.clone() });
+        }
+        let turn = ConsoleTurn { name: name.clone(), taken };
+        let stream = self.hypervisor().await?.connect(name, Line::Console).await?;
+        Ok(Console { stream, log: seen.console_log, turn })
+    }
+
+    fn record(&self, name: &MachineName) -> Result<Option<Record>, Error> {
+        self.inner.book.get(name)
+    }
+
+    /// Runs what blocks off the async threads.
+    async fn off_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let this = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&this)).await;
+        done.unwrap_or(Err(Error::Runs(crate::runs::Error::Closed)))
+    }
+
+    /// Begins a run whose subject is this twin.
+    async fn begin<F, W>(
+        &self,
+        (kind, name): (Kind, &MachineName),
+        cause: Cause,
+        work: F,
+    ) -> Result<RunId, Error>
+    where
+        F: FnOnce(Self, Handle) -> W + Send + 'static,
+        W: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        let new = New { kind, subject: Subject::twin(name), cause };
+        self.off_thread(move |this| {
+            let own = this.clone();
+            Ok(this.inner.runs.start(new, move |handle| work(own, handle))?)
+        })
+        .await
+    }
+
+    /// The host of this name, if the server knows it.
+    fn host(&self, name: &MachineName) -> Option<HostId> {
+        let host = HostId::new(name.as_str()).ok()?;
+        self.inner.history.host(&host).map(|info| info.host)
+    }
+}

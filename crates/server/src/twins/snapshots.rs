@@ -1,0 +1,278 @@
+//! Saved moments of a twin: taken, gone back to, let go of.
+
+use super::Twins;
+use super::error::Error;
+use super::retention::{Saved, superfluous};
+use crate::clock;
+use crate::runs::{Cause, Failure, Handle, Kind, RunId, Stream as Says, Subject};
+use crate::snapshots::{BASE, stamp};
+use api::twin::{SnapshotKind, SnapshotWeight};
+use model::{HostId, Significance, Time};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use store::Filter;
+use vm::image::{MachineName, SnapshotName};
+use vm::machine::{self, Kind as Holds, Listed, Seen, Snapshot, State};
+
+/// For one operation with a snapshot, merging layers included.
+pub(super) const DEADLINE: Duration = Duration::from_secs(1800);
+pub(super) const VERSION: &str = "version";
+pub(super) const WEIGHT: &str = "weight";
+
+/// A snapshot to take, checked.
+#[derive(Debug, Clone)]
+pub(super) struct Wish {
+    pub(super) name: SnapshotName,
+    pub(super) kind: Holds,
+    pub(super) is_named: bool,
+}
+
+impl Twins {
+    /// The oldest first.
+    pub(super) async fn listed(&self, name: &MachineName) -> Result<Vec<Listed>, Error> {
+        self.known(name).await?;
+        Ok(self.hypervisor().await?.snapshots(name).await?)
+    }
+
+    /// The snapshot of this name.
+    pub(super) async fn found(
+        &self,
+        name: &MachineName,
+        snapshot: &SnapshotName,
+    ) -> Result<Listed, Error> {
+        let unknown = || {
+            let (name, snapshot) = (name.clone(), snapshot.clone());
+            machine::Error::UnknownSnapshot { name, snapshot }
+        };
+        let found = self.listed(name).await?.into_iter().find(|one| one.name == *snapshot);
+        Ok(found.ok_or_else(unknown)?)
+    }
+
+    /// Saves a twin as it is now.
+    ///
+    /// # Errors
+    /// When there is no such twin, the name is taken, or its memory is asked for and it has none.
+    pub async fn save(
+        &self,
+        name: &MachineName,
+        called: Option<SnapshotName>,
+        kind: Option<SnapshotKind>,
+        cause: Cause,
+    ) -> Result<(RunId, SnapshotName), Error> {
+        let seen = self.known(name).await?;
+        let wish = self.wish(name, &seen, called, kind).await?;
+        let (subject, chosen) = (name.clone(), wish.name.clone());
+        let work = async move |this: Self, handle: Handle| {
+            this.take(&subject, wish, &handle).await?;
+            this.prune(&subject, &handle).await
+        };
+        Ok((self.begin((Kind::SnapshotCreate, name), cause, work).await?, chosen))
+    }
+
+    pub(super) async fn wish(
+        &self,
+        name: &MachineName,
+        seen: &Seen,
+        called: Option<SnapshotName>,
+        kind: Option<SnapshotKind>,
+    ) -> Result<Wish, Error> {
+        let runs = seen.state == State::Running;
+        let kind = match kind {
+            Some(SnapshotKind::Live) if !runs => {
+                let doing = "save its memory, or save its disk alone: --disk";
+                return Err(machine::Error::NotRunning { name: name.clone(), doing }.into());
+            }
+            Some(SnapshotKind::Live) => Holds::Live,
+            None if runs => Holds::Live,
+            Some(SnapshotKind::Disk) | None => Holds::Disk,
+        };
+        let taken: Vec<SnapshotName> =
+            self.listed(name).await?.into_iter().map(|one| one.name).collect();
+        let is_named = called.is_some();
+        let name = match called {
+            Some(snapshot) if taken.contains(&snapshot) => {
+                let name = name.clone();
+                return Err(machine::Error::SnapshotExists { name, snapshot }.into());
+            }
+            Some(snapshot) => snapshot,
+            None => free_name(clock::now(), &taken),
+        };
+        Ok(Wish { name, kind, is_named })
+    }
+
+    pub(super) async fn take(
+        &self,
+        name: &MachineName,
+        wish: Wish,
+        handle: &Handle,
+    ) -> Result<Snapshot, Failure> {
+        handle.step(&format!("Saving {name} as {}", wish.name));
+        let hypervisor = self.hypervisor().await?;
+        let newest = hypervisor.snapshots(name).await?.into_iter();
+        let newest = newest.filter_map(|one| one.snapshot.ok()).next_back();
+        let (host, is_named) = (self.host(name), wish.is_named);
+        let labels = self
+            .off_thread(move |this| this.labels(host.as_ref(), newest.as_ref(), is_named))
+            .await?;
+        let new =
+            machine::NewSnapshot { name: wish.name, kind: wish.kind, at: clock::now(), labels };
+        let saved = hypervisor.snapshot(name, new, &handle.job(DEADLINE)).await?;
+        let text = format!(
+            "the guest stood still for {} ms; {} MiB",
+            saved.pause.as_millis(),
+            saved.used_bytes >> 20
+        );
+        handle.line(Says::Stdout, &text);
+        Ok(saved)
+    }
+
+    /// What a snapshot belongs to, and how much it matters. Blocks.
+    fn labels(
+        &self,
+        host: Option<&HostId>,
+        newest: Option<&Snapshot>,
+        is_named: bool,
+    ) -> Result<BTreeMap<String, String>, Error> {
+        let mut labels = BTreeMap::new();
+        let mut weight = if is_named { SnapshotWeight::Named } else { SnapshotWeight::Minor };
+        if let Some(info) = host.and_then(|host| self.inner.history.host(host)) {
+            labels.insert(VERSION.to_owned(), info.head.0.to_string());
+            if !is_named {
+                let significance = Some(Significance::Major);
+                let since = newest.map(|newest| newest.at);
+                let filter = Filter { since, significance, ..Filter::default() };
+                if !self.inner.history.log(&info.host, &filter, None, 1)?.is_empty() {
+                    weight = SnapshotWeight::Major;
+                }
+            }
+        }
+        labels.insert(WEIGHT.to_owned(), weight.to_string());
+        Ok(labels)
+    }
+
+    /// Puts a twin back to a snapshot.
+    ///
+    /// # Errors
+    /// When there is no such twin or snapshot.
+    pub async fn revert(
+        &self,
+        name: &MachineName,
+        snapshot: &SnapshotName,
+        cause: Cause,
+    ) -> Result<RunId, Error> {
+        self.found(name, snapshot).await?;
+        let (subject, to) = (name.clone(), snapshot.clone());
+        let work = async move |this: Self, handle: Handle| {
+            let hypervisor = this.hypervisor().await?;
+            hypervisor.revert(&subject, &to, &handle.job(DEADLINE)).await?;
+            if hypervisor.show(&subject).await?.state != State::Stopped {
+                this.await_guest(&subject, &handle).await?;
+                this.refresh(&subject, &handle).await?;
+            }
+            handle.step(&format!("{subject} is as it was at {to}"));
+            Ok(())
+        };
+        self.begin((Kind::SnapshotRevert, name), cause, work).await
+    }
+
+    /// # Errors
+    /// When there is no such twin or snapshot, or it is the base or the current one.
+    pub async fn delete_snapshot(
+        &self,
+        name: &MachineName,
+        snapshot: &SnapshotName,
+        cause: Cause,
+    ) -> Result<RunId, Error> {
+        self.found(name, snapshot).await?;
+        let kept = |why| Error::Kept { snapshot: snapshot.to_string(), why };
+        if snapshot.as_str() == BASE {
+            return Err(kept("what the twin began as"));
+        }
+        if self.known(name).await?.current.as_ref() == Some(snapshot) {
+            return Err(kept("the current one; take or go back to another one first"));
+        }
+        let (subject, gone) = (name.clone(), snapshot.clone());
+        let work =
+            async move |this: Self, handle: Handle| this.let_go(&subject, &gone, &handle).await;
+        self.begin((Kind::SnapshotDelete, name), cause, work).await
+    }
+
+    async fn let_go(
+        &self,
+        name: &MachineName,
+        snapshot: &SnapshotName,
+        handle: &Handle,
+    ) -> Result<(), Failure> {
+        handle.step(&format!("Deleting {snapshot} of {name}"));
+        let job = handle.job(DEADLINE);
+        Ok(self.hypervisor().await?.delete_snapshot(name, snapshot, &job).await?)
+    }
+
+    /// Lets go of the snapshots that are too many or too old.
+    pub(super) async fn prune(&self, name: &MachineName, handle: &Handle) -> Result<(), Failure> {
+        for snapshot in self.too_many(name).await? {
+            self.let_go(name, &snapshot, handle).await?;
+        }
+        Ok(())
+    }
+
+    async fn too_many(&self, name: &MachineName) -> Result<Vec<SnapshotName>, Error> {
+        let current = self.known(name).await?.current;
+        let listed = self.listed(name).await?;
+        let saved: Vec<Saved> =
+            listed.into_iter().filter_map(|one| Some(saved(&one.snapshot.ok()?))).collect();
+        Ok(superfluous(&saved, current.as_ref(), self.inner.settings.keep, clock::now()))
+    }
+
+    /// Begins to let go of what is too old, of each twin on which nothing else is done.
+    pub(crate) async fn expire(&self) {
+        if self.inner.settings.keep.age.is_none() || self.is_untouched() {
+            return;
+        }
+        let names = self.names().await.unwrap_or_default();
+        for name in names {
+            let is_on = self.inner.runs.on(&Subject::twin(&name)).is_some();
+            let superfluous = self.too_many(&name).await.unwrap_or_default();
+            if is_on || superfluous.is_empty() {
+                continue;
+            }
+            let subject = name.clone();
+            let work = async move |this: Self, handle: Handle| this.prune(&subject, &handle).await;
+            let begun = self.begin((Kind::SnapshotDelete, &name), Cause::Schedule, work).await;
+            if let Err(error) = begun {
+                tracing::warn!(twin = %name, error = &error as &dyn std::error::Error, "old snapshots stay for now");
+            }
+        }
+    }
+}
+
+fn saved(snapshot: &Snapshot) -> Saved {
+    let weight = snapshot.labels.get(WEIGHT).and_then(|text| text.parse().ok());
+    Saved {
+        name: snapshot.name.clone(),
+        at: snapshot.at,
+        weight: weight.unwrap_or(SnapshotWeight::Named),
+    }
+}
+
+/// `state_YYYYMMDD_HHMMSS`; several within a second are told apart by a number.
+fn free_name(now: Time, taken: &[SnapshotName]) -> SnapshotName {
+    let name = stamp(now);
+    let others = (2..).map(|n: u32| format!("{name}_{n}"));
+    let mut names = std::iter::once(name.clone()).chain(others).flat_map(|name| name.parse());
+    names.find(|name| !taken.contains(name)).expect("numbers do not end")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_within_a_second_have_two_names() {
+        let now = Time(1_795_165_200_999_999);
+        let first = free_name(now, &[]);
+        assert_eq!(first.as_str(), "state_20261120_090000");
+        let second = free_name(now, std::slice::from_ref(&first));
+        assert_eq!(second.as_str(), "state_20261120_090000_2");
+    }
+}

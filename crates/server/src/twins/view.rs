@@ -1,0 +1,158 @@
+//! Twins as outsiders see them.
+
+use super::error::Error;
+use super::record::Record;
+use super::snapshots::{VERSION, WEIGHT};
+use super::{Twins, settings};
+use crate::runs::Subject;
+use api::twin::{self, Origin, SnapshotKind, Ssh, TwinNetwork, TwinSnapshots, TwinState};
+use std::net::Ipv4Addr;
+use vm::image::{MachineName, SnapshotName};
+use vm::machine::{Acceleration, Kind, Listed, Network, Seen, State};
+
+impl Twins {
+    /// All twins, and clones of them.
+    ///
+    /// # Errors
+    /// When they can't be looked at.
+    pub async fn list(&self) -> Result<Vec<twin::Twin>, Error> {
+        let mut twins = Vec::new();
+        for name in self.names().await? {
+            // One that went meanwhile is not there.
+            if let Some(seen) = self.seen(&name).await? {
+                twins.push(self.describe(&name, seen).await?);
+            }
+        }
+        Ok(twins)
+    }
+
+    /// One of them, and whether it answers.
+    ///
+    /// # Errors
+    /// When there is none, or it can't be looked at.
+    pub async fn show(&self, name: &MachineName) -> Result<twin::Twin, Error> {
+        let seen = self.known(name).await?;
+        let mut twin = self.describe(name, seen).await?;
+        twin.answers = Some(self.answers(name).await);
+        Ok(twin)
+    }
+
+    /// Whether there is one, as far as can be told.
+    pub(crate) async fn is_there(&self, name: &MachineName) -> bool {
+        matches!(self.seen(name).await, Ok(Some(_)))
+    }
+
+    pub(crate) async fn state(&self, name: &MachineName) -> Result<TwinState, Error> {
+        Ok(match self.known(name).await?.state {
+            State::Running => TwinState::Running,
+            State::Stopped => TwinState::Stopped,
+            State::Stuck(_) => TwinState::Stuck,
+        })
+    }
+
+    async fn describe(&self, name: &MachineName, seen: Seen) -> Result<twin::Twin, Error> {
+        let called = name.clone();
+        let record = self.off_thread(move |this| this.record(&called)).await?;
+        let about = self.about().await?;
+        let (state, reason) = match seen.state {
+            State::Running => (TwinState::Running, None),
+            State::Stopped => (TwinState::Stopped, None),
+            State::Stuck(reason) => (TwinState::Stuck, Some(reason)),
+        };
+        let ssh = seen.ssh_port.zip(record).map(|(port, record)| self.way_in(name, port, &record));
+        let origin = |(machine, snapshot): (MachineName, SnapshotName)| Origin {
+            twin: machine.to_string(),
+            snapshot: snapshot.to_string(),
+        };
+        Ok(twin::Twin {
+            name: name.to_string(),
+            state,
+            reason,
+            answers: None,
+            image: seen.image.to_string(),
+            memory_bytes: seen.memory_bytes,
+            processors: seen.processors,
+            mac: seen.mac.to_string(),
+            network: network(seen.network),
+            hypervisor: about.hypervisor.to_owned(),
+            acceleration: seen.acceleration.map(Acceleration::as_str).map(str::to_owned),
+            origin: seen.origin.map(origin),
+            current_snapshot: seen.current.map(String::from),
+            used_bytes: seen.used_bytes,
+            ssh,
+            run: self.inner.runs.on(&Subject::twin(name)),
+        })
+    }
+
+    fn way_in(&self, name: &MachineName, port: u16, record: &Record) -> Ssh {
+        let access = &self.inner.access;
+        Ssh {
+            address: Ipv4Addr::LOCALHOST.to_string(),
+            port,
+            user: record.user.to_string(),
+            host_keys: record.host_keys.iter().map(ToString::to_string).collect(),
+            key: access.login_file().to_string_lossy().into_owned(),
+            known_hosts: access.known_hosts_file(name).to_string_lossy().into_owned(),
+        }
+    }
+
+    /// The snapshots of a twin, the oldest first.
+    ///
+    /// # Errors
+    /// When there is no such twin, or it can't be looked at.
+    pub async fn snapshots(&self, name: &MachineName) -> Result<TwinSnapshots, Error> {
+        let current = self.known(name).await?.current;
+        let listed = self.listed(name).await?.into_iter();
+        let snapshots = listed.map(|one| snapshot(one, current.as_ref())).collect();
+        let current = current.map(String::from);
+        Ok(TwinSnapshots { twin: name.to_string(), current, snapshots })
+    }
+
+    /// # Errors
+    /// When there is no such twin or snapshot.
+    pub async fn snapshot(
+        &self,
+        name: &MachineName,
+        wanted: &SnapshotName,
+    ) -> Result<twin::Snapshot, Error> {
+        let current = self.known(name).await?.current;
+        Ok(snapshot(self.found(name, wanted).await?, current.as_ref()))
+    }
+}
+
+fn network(network: Network) -> TwinNetwork {
+    let all = [TwinNetwork::Isolated, TwinNetwork::Nat, TwinNetwork::Open];
+    let same = |one: &TwinNetwork| settings::network(*one) == network;
+    all.into_iter().find(same).unwrap_or(TwinNetwork::Isolated)
+}
+
+fn snapshot(listed: Listed, current: Option<&SnapshotName>) -> twin::Snapshot {
+    let is_current = current == Some(&listed.name);
+    let name = listed.name.to_string();
+    let empty = twin::Snapshot {
+        name,
+        kind: None,
+        at: None,
+        version: None,
+        weight: None,
+        pause_us: None,
+        used_bytes: None,
+        is_current,
+        damage: None,
+    };
+    match listed.snapshot {
+        Err(error) => twin::Snapshot { damage: Some(model::with_causes(&error)), ..empty },
+        Ok(found) => twin::Snapshot {
+            kind: Some(match found.kind {
+                Kind::Live => SnapshotKind::Live,
+                Kind::Disk => SnapshotKind::Disk,
+            }),
+            at: Some(found.at),
+            version: found.labels.get(VERSION).and_then(|text| text.parse().ok()),
+            weight: found.labels.get(WEIGHT).and_then(|text| text.parse().ok()),
+            pause_us: u64::try_from(found.pause.as_micros()).ok(),
+            used_bytes: Some(found.used_bytes),
+            ..empty
+        },
+    }
+}

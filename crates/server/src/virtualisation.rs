@@ -1,0 +1,42 @@
+//! What a machine gives twins to run with, looked at without a server: for `twin doctor`.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use vm::image::{Image, Job, Store};
+pub use vm::machine::{About, Acceleration};
+
+/// A program that hangs is told as a fault.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// What was found.
+#[derive(Debug)]
+pub struct Found {
+    pub hypervisor: Result<About, crate::twins::Error>,
+    /// The names of the images that could be read, the newest first.
+    pub images: Vec<String>,
+}
+
+/// Looks at this machine, and at the images below a server's data directory. A guest's kernel is
+/// booted to see whether KVM works; nothing is changed.
+pub async fn look(data_dir: &Path) -> Found {
+    let store = Store::at(&data_dir.join("images"));
+    let read = tokio::task::spawn_blocking(move || {
+        let mut images = Vec::new();
+        let mut bootable: Option<Image> = None;
+        for listed in store.list().unwrap_or_default() {
+            let Ok(manifest) = listed.manifest else { continue };
+            let digits = || listed.id.as_str().chars().take(12).collect();
+            images.push(manifest.names.first().map_or_else(digits, ToString::to_string));
+            bootable = bootable.or_else(|| store.acquire(&listed.id).ok());
+        }
+        (images, bootable)
+    });
+    let (images, bootable) = read.await.unwrap_or_default();
+    let deadline = Instant::now() + LIMIT;
+    let job = Job::new(Arc::new(|_progress| {}), CancellationToken::new(), deadline);
+    let hypervisor = vm::qemu::look(bootable.as_ref(), &job).await;
+    Found { hypervisor: hypervisor.map_err(Into::into), images }
+}
