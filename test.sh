@@ -56,7 +56,7 @@ step_lint() { cargo clippy --locked --workspace --all-targets --quiet -- -D warn
 step_unit() {
     # Images are made and looked at with the real tools, SSH keys are made, and a small disk is
     # mounted, to be full.
-    ensure_packages qemu-utils e2fsprogs mount openssh-client
+    ensure_packages qemu-utils e2fsprogs mount openssh-client mmdebstrap
     local skipped=()
     if [ "$(id -u)" -ne 0 ]; then
         missing 'the store on a full disk needs root, to mount a small one' || return 1

@@ -51,7 +51,7 @@ ensure_virtualisation() {
         libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients libvirt-dev)
     # shellcheck disable=SC1091
     release=$(. /etc/os-release && printf '%s' "${ID:-} ${VERSION_CODENAME:-}")
-    have=$(qemu_version)
+    have=$(qemu_version) || have=
     if [ "$release" = 'debian bookworm' ] &&
         [ "$(printf '%s\n' "$qemu_wanted" "${have:-0}" | sort -V | head -n1)" != "$qemu_wanted" ]; then
         ensure_backports

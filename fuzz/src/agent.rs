@@ -156,7 +156,7 @@ fn open_spool(dir: &Path, pieces: &[Piece], acked: &[u8], acknowledge: u64, resy
     let written = fs::write(dir.join("journal"), journal);
     written.and_then(|()| fs::write(dir.join("acked"), acked)).expect("scratch can be written");
 
-    let open = || Spool::open(dir, 1 << 20, Time(1), || "fresh".to_owned()).expect("a spool always opens");
+    let open = || Spool::open(dir, 1 << 20, || "fresh".to_owned()).expect("a spool always opens");
     let first = open();
     let (facts, stream, waiting) = found(&first);
     drop(first);

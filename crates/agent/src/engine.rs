@@ -23,7 +23,7 @@ use model::load::Load;
 use model::{Facts, Item, Kind, Patch, Subject, Time};
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -78,6 +78,8 @@ pub(crate) enum Seen {
         put: Vec<(Subject, Item)>,
         gone: Vec<Subject>,
     },
+    /// Some of what the first look is about to find, ahead of the rest.
+    Part(Vec<(Subject, Item)>),
     /// It could not look.
     Fault(String),
     /// Contents of files that are about to be named.
@@ -100,6 +102,8 @@ pub(crate) struct Engine {
     changed: BTreeSet<Subject>,
     /// Collectors whose first report the first delta waits for.
     awaited: BTreeSet<&'static str>,
+    /// Whether all of them have reported, and what they saw was passed on.
+    looked: watch::Sender<bool>,
     last_look: HashMap<&'static str, Instant>,
     pending: Option<Pending>,
     last_flush: Option<Instant>,
@@ -115,13 +119,18 @@ struct Pending {
 
 impl Engine {
     /// `facts` is the state the spool ended with; empty if there was none.
-    pub(crate) fn new(facts: Facts, awaited: impl IntoIterator<Item = &'static str>) -> Self {
+    pub(crate) fn new(
+        facts: Facts,
+        awaited: impl IntoIterator<Item = &'static str>,
+        looked: watch::Sender<bool>,
+    ) -> Self {
         Self {
             begun: !facts.is_empty(),
             recorded: facts.clone(),
             facts,
             changed: BTreeSet::new(),
             awaited: awaited.into_iter().collect(),
+            looked,
             last_look: HashMap::new(),
             pending: None,
             last_flush: None,
@@ -190,6 +199,13 @@ impl Engine {
                 let before: Option<Collector> = self.facts.entity(collector);
                 self.looked(collector, before.map(|before| before.limits).unwrap_or_default());
             }
+            Seen::Part(put) => {
+                for (subject, item) in put {
+                    self.put(subject, item);
+                }
+                self.schedule();
+                return;
+            }
             Seen::Fault(message) => self.fault(collector, message),
             Seen::Contents(contents) => {
                 for content in contents {
@@ -215,6 +231,15 @@ impl Engine {
         }
         if !self.changed.is_empty() || self.pending.is_some() {
             self.schedule();
+        } else {
+            self.passed_on();
+        }
+    }
+
+    /// Nothing that was seen waits here.
+    fn passed_on(&self) {
+        if self.awaited.is_empty() {
+            self.looked.send_if_modified(|looked| !std::mem::replace(looked, true));
         }
     }
 
@@ -295,6 +320,7 @@ impl Engine {
         let patch = Patch::of(&self.recorded, &self.facts, &self.changed);
         if patch.is_empty() && self.begun {
             self.changed.clear();
+            self.passed_on();
             return;
         }
         let body = if self.begun {
@@ -307,6 +333,7 @@ impl Engine {
             Ok(()) => {
                 self.record();
                 self.last_flush = Some(now);
+                self.passed_on();
             }
             Err(_) => {
                 self.pending = Some(Pending { due: now + QUIET, leading: false, ..pending });
@@ -353,7 +380,7 @@ mod tests {
         fn start(room: usize) -> Self {
             let (reports, receiver) = mpsc::channel(64);
             let (sender, outgoing) = mpsc::channel(room);
-            let engine = Engine::new(Facts::default(), ["units"]);
+            let engine = Engine::new(Facts::default(), ["units"], watch::Sender::default());
             #[expect(clippy::disallowed_methods, reason = "ends with the test's channels")]
             tokio::spawn(engine.run(receiver, sender, CancellationToken::new()));
             Self { reports, outgoing, state: Facts::default() }

@@ -23,8 +23,9 @@ impl Identity {
         match fs::File::open(&path) {
             Ok(mut file) => match file.read_exact(&mut key) {
                 Ok(()) => return Ok(Self { key }),
-                // Cut short by a power loss: nothing was said with it that could be compared.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(Error::Key { path });
+                }
                 Err(error) => return Err(failed(error)),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

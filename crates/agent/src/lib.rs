@@ -55,6 +55,12 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// With another key every secret would seem to have changed.
+    #[error(
+        "{path} is cut short. Restore it from a backup; or remove it, and all secrets will seem \
+         to have changed once"
+    )]
+    Key { path: PathBuf },
     #[error("could not use the spool")]
     Spool(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the system gives no random bytes")]
@@ -80,7 +86,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         tracing::warn!("the token in {path} can be read by others; run: chmod 600 {path}");
     }
     let spool_dir = config.state_dir.join("spool");
-    let opened = Spool::open(&spool_dir, config.spool_limit, clock::now(), identity::new_stream);
+    let opened = Spool::open(&spool_dir, config.spool_limit, identity::new_stream);
     let Opened { spool, facts } = opened.map_err(|error| Error::Spool(Box::new(error)))?;
     let contents_dir = config.state_dir.join("contents");
     let contents = Contents::open(&contents_dir, config.spool_limit)
@@ -90,6 +96,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let (outgoing, incoming) = mpsc::channel(QUEUE);
     let (standing, standings) = watch::channel(Standing::default());
     let (missing, wanted) = watch::channel(Vec::new());
+    let (looked, has_looked) = watch::channel(false);
     let outbox = Outbox {
         host,
         spool,
@@ -98,6 +105,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         standing,
         new_stream: identity::new_stream,
         refusals: 0,
+        looked: has_looked,
+        patient: true,
+        begun: false,
+        is_known: None,
     };
     let (reports, received) = mpsc::channel(QUEUE);
     let mut context = Context::new(config, identity.key, reports, wanted);
@@ -112,7 +123,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         "network" | "sockets" => context.config.network,
         _ => true,
     });
-    let engine = Engine::new(facts, awaited);
+    let engine = Engine::new(facts, awaited, looked);
 
     // The outbox outlives the engine, and the engine the collectors: each is told to stop by
     // the end of what feeds it, so that the last changes still go out.
@@ -151,7 +162,7 @@ pub async fn once(config: Config) -> Result<Facts, Error> {
     context.once = true;
     let mut collectors = collect::start(&context);
     drop(context);
-    let engine = Engine::new(Facts::default(), []);
+    let engine = Engine::new(Facts::default(), [], watch::Sender::default());
     let facts = engine.once(received);
     let ended = async { while collectors.join_next().await.is_some() {} };
     let (facts, ()) = tokio::join!(facts, ended);

@@ -14,9 +14,9 @@
 
 use crate::clock;
 use crate::contents::Contents;
-use crate::spool::Spool;
+use crate::spool::{self, Spool};
 use api::client::{Client, Error, segment};
-use api::wire::{self, Acknowledged, Batch, Body, Gap};
+use api::wire::{self, Acknowledged, Batch, Body, Delta, Gap};
 use bytes::Bytes;
 use hyper::Method;
 use model::load::Load;
@@ -29,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
 /// Refusals after which what waits is sent in another form.
 const REFUSALS: u32 = 5;
+/// A first look at everything is over by then, or something hangs.
+const LOOKS: Duration = Duration::from_secs(30);
 /// Load samples kept while the server is away.
 const MAX_LOAD: usize = 360;
 
@@ -68,6 +70,14 @@ pub(crate) struct Outbox {
     pub(crate) new_stream: fn() -> String,
     /// How often in a row the server refused for good.
     pub(crate) refusals: u32,
+    /// Whether all of this host was looked at, and what was seen came here.
+    pub(crate) looked: watch::Receiver<bool>,
+    /// Whether it is worth waiting for that.
+    pub(crate) patient: bool,
+    /// Whether changes were sent.
+    pub(crate) begun: bool,
+    /// Whether the server knows this host; `None` before it was asked.
+    pub(crate) is_known: Option<bool>,
 }
 
 /// A finished request: the client to use for the next, the contents that were delivered, the
@@ -91,8 +101,12 @@ impl Outbox {
         let wait = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(wait);
         let mut resting = false;
+        let patience = tokio::time::sleep(LOOKS);
+        tokio::pin!(patience);
         loop {
-            let work = !self.spool.is_empty() || !self.contents.is_empty() || !load.is_empty();
+            let asks = self.holds_back() && self.is_known.is_none();
+            let deltas = asks || !self.spool.is_empty() && !self.holds_back();
+            let work = deltas || !self.contents.is_empty() || !load.is_empty();
             if flight.is_none()
                 && !resting
                 && work
@@ -119,10 +133,24 @@ impl Outbox {
                     }
                 }
                 () = &mut wait, if resting => resting = false,
+                looked = self.looked.changed(), if !*self.looked.borrow() && self.patient => {
+                    // Without an engine nothing more will be seen.
+                    self.patient = looked.is_ok();
+                }
+                () = &mut patience, if self.patient => self.patient = false,
                 () = shutdown.cancelled() => break,
             }
         }
         self.last_try(idle, flight).await;
+    }
+
+    /// A whole state replaces all that the server knows of a host: what was not looked at yet
+    /// would be taken for removed. A host that the server does not know has nothing to lose.
+    fn holds_back(&self) -> bool {
+        self.spool.begins_whole()
+            && self.is_known != Some(false)
+            && self.patient
+            && !*self.looked.borrow()
     }
 
     /// On the way out: two seconds for what is under way and for one more request.
@@ -136,7 +164,7 @@ impl Outbox {
                 (None, Some(client)) => client,
                 (None, None) => return,
             };
-            if !self.spool.is_empty() {
+            if !self.spool.is_empty() && !self.holds_back() {
                 let sent = self.request(client, &mut VecDeque::new()).await;
                 self.settle(sent, &mut VecDeque::new());
             }
@@ -209,7 +237,7 @@ impl Outbox {
         // Contents go first, and deltas wait while some are left: a version is not to name
         // what the server can't show.
         let whole = contents.len() == self.contents.len();
-        let deltas = if whole { self.spool.batch() } else { Ok(Vec::new()) };
+        let deltas = if whole && !self.holds_back() { self.next() } else { Ok(Vec::new()) };
         let deltas = deltas.unwrap_or_else(|error| {
             tracing::error!(error = with_causes(&error), "the spool can't be read back");
             Vec::new()
@@ -248,6 +276,33 @@ impl Outbox {
         }
     }
 
+    /// A journal that was put back, with the machine or from a copy, counts anew what the server
+    /// has under these numbers, and what it begins with is long over.
+    fn was_put_back(&mut self, server: u64) {
+        let here = self.spool.newest();
+        tracing::warn!(
+            server,
+            here,
+            "the server knows later changes than this spool; sending the whole state, once it was seen"
+        );
+        self.is_known = Some(true);
+        if let Err(error) = self.spool.mark_stale() {
+            tracing::warn!(%error, "could not note that the spool was put back");
+        }
+        self.tell(Some("the spool was put back; resynchronising".to_owned()));
+    }
+
+    fn next(&mut self) -> Result<Vec<Delta>, spool::Error> {
+        // Once: what comes behind the first look is history.
+        if !std::mem::replace(&mut self.begun, true) && self.is_known != Some(false) {
+            self.spool.condense()?;
+        }
+        if self.spool.is_stale() {
+            self.spool.collapse((self.new_stream)(), clock::now())?;
+        }
+        self.spool.batch()
+    }
+
     /// Takes note of an answer; whether the next request may follow at once.
     fn settle(&mut self, sent: Sent, load: &mut VecDeque<Load>) -> (Client, bool) {
         let Sent { client, contents, load: samples, result } = sent;
@@ -260,23 +315,13 @@ impl Outbox {
             }
         }
         match result {
-            // A journal that was put back, with the machine or from a copy, counts anew what the
-            // server has under these numbers.
             Ok(acknowledged) if acknowledged.sequence > self.spool.newest() => {
-                let (server, here) = (acknowledged.sequence, self.spool.newest());
-                tracing::warn!(
-                    server,
-                    here,
-                    "the server knows later changes than this spool; sending the whole state"
-                );
-                if let Err(error) = self.spool.collapse((self.new_stream)(), clock::now()) {
-                    tracing::error!(error = with_causes(&error), "could not start a new stream");
-                }
-                self.tell(Some("the spool was put back; resynchronising".to_owned()));
+                self.was_put_back(acknowledged.sequence);
                 (client, false)
             }
             Ok(acknowledged) => {
                 self.refusals = 0;
+                self.is_known = Some(acknowledged.version.0 > 0);
                 if let Err(error) = self.spool.acknowledged(acknowledged.sequence) {
                     tracing::warn!(error = with_causes(&error), "the spool could not be written");
                 }
@@ -286,6 +331,13 @@ impl Outbox {
                 });
                 self.tell(None);
                 (client, true)
+            }
+            Err(error)
+                if error.code() == Some("base_mismatch")
+                    && server_has(&error).is_some_and(|has| has > self.spool.acked()) =>
+            {
+                self.was_put_back(server_has(&error).unwrap_or_default());
+                (client, false)
             }
             Err(error) if error.code() == Some("base_mismatch") => {
                 tracing::warn!(
@@ -307,4 +359,9 @@ impl Outbox {
             }
         }
     }
+}
+
+/// The last number that the server has of the stream, by its refusal.
+fn server_has(error: &Error) -> Option<u64> {
+    error.detail("sequence")?.parse().ok()
 }

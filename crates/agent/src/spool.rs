@@ -1,7 +1,7 @@
 //! What the server has not acknowledged yet, on disk.
 //!
 //! ```text
-//! journal:  MAGIC  record(Base)  record(Delta) record(Delta) …      acked: sequence
+//! journal:  MAGIC  record(Base)  record(Delta) record(Delta) …      acked: sequence    stale: a mark
 //!           record = length u32 | crc32 u32 | MessagePack
 //! ```
 //!
@@ -32,6 +32,8 @@ const ROTATE_AT: u64 = 4 << 20;
 const MAX_RECORD: usize = 64 << 20;
 /// Beyond it a sequence is damage: no agent counts so far, and what follows it can't be counted.
 const LAST_SEQUENCE: u64 = u64::MAX / 2;
+/// There while the spool is known to be stale.
+const STALE: &str = "stale";
 /// Deltas and bytes in one request.
 const BATCH: (usize, usize) = (64, 1 << 20);
 
@@ -76,6 +78,8 @@ enum Place {
 struct Waiting {
     sequence: u64,
     at: Time,
+    /// A whole state, not a step from the one before.
+    is_whole: bool,
     place: Place,
 }
 
@@ -95,6 +99,9 @@ pub(crate) struct Spool {
     /// The state at the last acknowledged delta.
     acknowledged: Facts,
     acked: u64,
+    /// What it held is not all there, or was put back: its numbers can't be gone on with, and
+    /// what it has is not how the host is.
+    is_stale: bool,
 }
 
 /// A spool as found on disk, and the state it ends with.
@@ -109,7 +116,6 @@ impl Spool {
     pub(crate) fn open(
         dir: &Path,
         limit: u64,
-        now: Time,
         fresh_stream: impl Fn() -> String,
     ) -> Result<Opened, Error> {
         let failed = |source| Error::Open { path: dir.to_owned(), source };
@@ -122,8 +128,8 @@ impl Spool {
         let found = read_journal(&mut journal, acked).map_err(failed)?;
         // What it held that is not there any more, the server may have: the numbers that come
         // next were given out before, and what goes by them would be taken for a repetition.
-        let is_behind =
-            found.as_ref().is_some_and(|found| found.cut > 0 || acked >= found.next_sequence);
+        let is_behind = dir.join(STALE).exists()
+            || found.as_ref().is_some_and(|found| found.cut > 0 || acked >= found.next_sequence);
         let empty = Found { stream: fresh_stream(), ..Found::default() };
         let found = found.unwrap_or(empty);
         if is_behind {
@@ -131,7 +137,7 @@ impl Spool {
             tracing::warn!(
                 cut,
                 acked,
-                "the spool lacks what it held before; sending the whole state"
+                "the spool lacks what it held before; sending the whole state, once it was seen"
             );
         }
         let mut spool = Self {
@@ -146,10 +152,12 @@ impl Spool {
             waiting: found.waiting,
             acknowledged: found.acknowledged,
             acked: acked.max(found.base_sequence),
+            is_stale: false,
         };
         if is_behind {
-            spool.collapse(fresh_stream(), now)?;
-        } else if !spool.whole {
+            spool.mark_stale().map_err(failed)?;
+        }
+        if !spool.whole {
             spool.rewrite()?;
         }
         Ok(Opened { spool, facts: found.facts })
@@ -157,6 +165,11 @@ impl Spool {
 
     pub(crate) fn stream(&self) -> &str {
         &self.stream
+    }
+
+    /// The number of the last delta that is known to be acknowledged.
+    pub(crate) fn acked(&self) -> u64 {
+        self.acked
     }
 
     /// The number of the newest delta, acknowledged or not.
@@ -170,6 +183,37 @@ impl Spool {
 
     pub(crate) fn len(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Whether what comes next is a whole state, which replaces all that the server knows.
+    pub(crate) fn begins_whole(&self) -> bool {
+        self.is_stale || self.waiting.front().is_some_and(|waiting| waiting.is_whole)
+    }
+
+    /// It was found out that the spool lost something, or was put back. Known until it begins
+    /// anew, whatever happens in between.
+    pub(crate) fn mark_stale(&mut self) -> io::Result<()> {
+        self.is_stale = true;
+        private(&self.dir.join(STALE))?.sync_all()?;
+        File::open(&self.dir)?.sync_all()
+    }
+
+    pub(crate) fn is_stale(&self) -> bool {
+        self.is_stale
+    }
+
+    /// Makes one whole state of the one that comes next and all behind it, which was seen in the
+    /// same look.
+    pub(crate) fn condense(&mut self) -> Result<(), Error> {
+        if !self.begins_whole() || self.is_stale || self.waiting.len() < 2 {
+            return Ok(());
+        }
+        let deltas: Vec<Delta> =
+            self.waiting.iter().map(|waiting| self.read(waiting)).collect::<Result<_, _>>()?;
+        let gap = deltas.iter().find_map(|delta| delta.gap);
+        let one = deltas.into_iter().reduce(merged).map(|one| Delta { gap, ..one });
+        self.hold(one.into_iter().collect());
+        self.rewrite()
     }
 
     /// Adds a delta. Gives a description of the trouble when it could only be held in memory.
@@ -193,7 +237,8 @@ impl Spool {
         } else {
             Place::Held(payload)
         };
-        self.waiting.push_back(Waiting { sequence: delta.sequence, at, place });
+        let is_whole = matches!(delta.body, Body::Keyframe(_));
+        self.waiting.push_back(Waiting { sequence: delta.sequence, at, is_whole, place });
         if self.size() > self.limit {
             trouble = self.merge().err().or(trouble);
         }
@@ -268,7 +313,14 @@ impl Spool {
             one.gap.get_or_insert(Gap { since: one.at, merged: 1 });
         }
         self.hold(one.into_iter().collect());
-        self.rewrite()
+        self.rewrite()?;
+        self.is_stale = false;
+        match fs::remove_file(self.dir.join(STALE)) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Write { path: self.dir.clone(), source })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Bytes that wait.
@@ -308,6 +360,7 @@ impl Spool {
             .map(|delta| Waiting {
                 sequence: delta.sequence,
                 at: delta.at,
+                is_whole: matches!(delta.body, Body::Keyframe(_)),
                 place: Place::Held(encode(&Record::Delta(delta))),
             })
             .collect();
@@ -489,6 +542,7 @@ fn read_journal(journal: &mut File, acked: u64) -> io::Result<Option<Found>> {
                     found.waiting.push_back(Waiting {
                         sequence: delta.sequence,
                         at: delta.at,
+                        is_whole: matches!(delta.body, Body::Keyframe(_)),
                         place: Place::Journal {
                             offset: u64::try_from(position + 8).unwrap_or(u64::MAX),
                             length: payload.len(),
@@ -567,7 +621,7 @@ mod tests {
     }
 
     fn open(dir: &Path, limit: u64) -> Opened {
-        Spool::open(dir, limit, Time(9), || "stream".into()).unwrap()
+        Spool::open(dir, limit, || "stream".into()).unwrap()
     }
 
     fn begin(dir: &Path, limit: u64, last: i64) -> Spool {
@@ -635,14 +689,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let reopened = || {
-            let mut count = 0;
-            let opened = Spool::open(dir.path(), 1 << 20, Time(9), || "fresh".into()).unwrap();
-            let mut spool = opened.spool;
+            // Killed before it began anew, it is known all the same.
+            drop(open(dir.path(), 1 << 20));
+            let Opened { mut spool, facts } = open(dir.path(), 1 << 20);
+            assert!(spool.is_stale() && spool.begins_whole());
+            spool.collapse("fresh".into(), Time(9)).unwrap();
             let batch = spool.batch().unwrap();
-            count += batch.len();
-            let is_whole =
-                matches!(&batch[0].body, Body::Keyframe(facts) if *facts == opened.facts);
-            (spool.stream() == "fresh", count, is_whole && batch[0].gap.is_some())
+            let is_whole = matches!(&batch[0].body, Body::Keyframe(whole) if *whole == facts);
+            let told = (spool.stream() == "fresh", batch.len(), is_whole && batch[0].gap.is_some());
+            drop(spool);
+            assert!(!open(dir.path(), 1 << 20).spool.is_stale());
+            told
         };
         drop(begin(dir.path(), 1 << 20, 5));
         let whole = fs::read(&path).unwrap();
@@ -654,13 +711,31 @@ mod tests {
         assert_eq!(reopened(), (true, 1, true), "damage in the middle");
         // Put back from a copy, and what was acknowledged is known still.
         fs::write(&path, &whole).unwrap();
-        let mut spool = Spool::open(dir.path(), 1 << 20, Time(9), || "fresh".into()).unwrap().spool;
+        let mut spool = Spool::open(dir.path(), 1 << 20, || "fresh".into()).unwrap().spool;
         assert_eq!((spool.stream(), spool.newest()), ("stream", 6));
         push(&mut spool, 5, 6);
         spool.acknowledged(7).unwrap();
         drop(spool);
         fs::write(&path, &whole).unwrap();
         assert_eq!(reopened(), (true, 1, true), "acknowledged beyond its end");
+    }
+
+    #[test]
+    fn what_the_first_look_finds_is_one_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = open(dir.path(), 1 << 20).spool;
+        assert!(spool.push(Time(1), Body::Keyframe(facts(1)), None).is_none());
+        push(&mut spool, 1, 2);
+        push(&mut spool, 2, 3);
+        spool.condense().unwrap();
+        let batch = spool.batch().unwrap();
+        assert_eq!((batch.len(), batch[0].gap), (1, None));
+        assert_eq!(batch[0].body, Body::Keyframe(facts(3)));
+        spool.acknowledged(batch[0].sequence).unwrap();
+        push(&mut spool, 3, 4);
+        push(&mut spool, 4, 5);
+        spool.condense().unwrap();
+        assert_eq!(spool.len(), 2, "steps stay steps");
     }
 
     #[test]
@@ -704,7 +779,7 @@ mod tests {
     fn two_agents_can_not_share_a_spool() {
         let dir = tempfile::tempdir().unwrap();
         let _first = begin(dir.path(), 1 << 20, 1);
-        let second = Spool::open(dir.path(), 1 << 20, Time(9), String::new);
+        let second = Spool::open(dir.path(), 1 << 20, String::new);
         assert!(matches!(second, Err(Error::InUse { .. })));
     }
 }

@@ -62,6 +62,16 @@ impl Error {
     pub fn code(&self) -> Option<&str> {
         if let Self::Refused(body, _) = self { Some(&body.code) } else { None }
     }
+
+    /// A detail of the refusal.
+    #[must_use]
+    pub fn detail(&self, name: &str) -> Option<&str> {
+        if let Self::Refused(body, _) = self {
+            body.details.get(name).map(String::as_str)
+        } else {
+            None
+        }
+    }
 }
 
 /// An open stream of body bytes, such as server-sent events.

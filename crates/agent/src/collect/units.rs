@@ -174,7 +174,7 @@ impl Follower {
         let mut units = systemd.loaded().await?;
         if self.known.is_empty() {
             // How the rest is enabled takes systemd longer than all else; this goes ahead.
-            self.sink.some(items(&units), Vec::new()).await;
+            self.sink.say(Seen::Part(items(&units))).await;
         }
         let files = systemd.unit_files(&units).await?;
         units.extend(files);

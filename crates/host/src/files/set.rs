@@ -115,8 +115,8 @@ pub struct TrackedSet {
 }
 
 impl TrackedSet {
-    /// The files of these units, the configuration of the packages whose services run, and
-    /// what was chosen. Lists directories, and asks `packages` for owners.
+    /// The files of these units, the configuration of the packages whose services run or are to,
+    /// and what was chosen. Lists directories, and asks `packages` for owners.
     #[must_use]
     pub fn build<'u>(
         root: &Root,
@@ -128,7 +128,11 @@ impl TrackedSet {
         let mut running = Vec::new();
         for unit in units {
             set.add_unit(root, unit);
-            if unit.active_state == "active" && unit.id.ends_with(".service") {
+            // One that failed is wanted, and its configuration may be why. One that is stopped
+            // and enabled will run again.
+            let is_wanted = !matches!(unit.active_state.as_str(), "inactive" | "")
+                || unit.enablement.as_deref() == Some("enabled");
+            if is_wanted && unit.id.ends_with(".service") {
                 running.push(unit);
             }
         }
