@@ -21,7 +21,7 @@ const WHOLE_PAGE: usize = 50;
 const MAX_ENTRIES: usize = 1_000_000;
 
 pub(crate) async fn run(arguments: &LogArguments, session: &mut Session) -> Result<(), Failure> {
-    let (target, words) = leading(&mut session.remote, &arguments.words).await?;
+    let (target, words) = leading(&mut session.remote, "twin log", &arguments.words).await?;
     let part = part(arguments, session.json, &target, words)?;
     let log = fetch(&mut session.remote, &target.host, part, arguments).await;
     let log = log.map_err(|failure| mention_host(failure, words))?;

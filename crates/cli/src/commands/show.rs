@@ -37,7 +37,7 @@ struct Overview {
 }
 
 pub(crate) async fn run(arguments: &ShowArguments, session: &mut Session) -> Result<(), Failure> {
-    let target = match single(&mut session.remote, arguments.target.as_deref()).await {
+    let target = match single(&mut session.remote, "twin show", arguments.target.as_ref()).await {
         // A clone has no host.
         Err(missing @ Failure::NotThere(_)) => return clone(arguments, missing, session).await,
         target => target?,

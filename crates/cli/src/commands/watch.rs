@@ -16,7 +16,7 @@ pub(crate) async fn run(arguments: &WatchArguments, session: &mut Session) -> Re
     let scope = match arguments.words.as_slice() {
         [] => Scope::All,
         words => {
-            let (target, subjects) = leading(&mut session.remote, words).await?;
+            let (target, subjects) = leading(&mut session.remote, "twin watch", words).await?;
             if target.moment.is_some() {
                 let advice = "watching begins now; begin after a version with --from VERSION";
                 return Err(Failure::Usage(advice.to_owned()));
