@@ -45,7 +45,7 @@ async fn print(mut follow: Follow, count: Option<u64>, session: &Session) -> Res
         let entry = follow.next().await?;
         left = left.map(|left| left - 1);
         if session.json {
-            write(&terminal::json_line(&entry))?;
+            write(&terminal::json_line(&follow.whole(entry).await))?;
             continue;
         }
         // An entry a few milliseconds ahead of this machine's clock is not from the future.
