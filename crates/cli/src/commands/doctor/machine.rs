@@ -93,7 +93,9 @@ impl Machine {
         let root = rustix::process::geteuid().is_root();
         let effective = status.as_deref().ok().and_then(effective_capabilities).unwrap_or(0);
         match (root, effective >> CAP_NET_ADMIN & 1 == 1) {
-            (true, true) => Check::ok(NAME, "root: everything can be seen"),
+            (true, true) => {
+                Check::ok(NAME, "root, with CAP_NET_ADMIN: nothing is hidden for lack of rights")
+            }
             (true, false) => Check::warning(
                 NAME,
                 "root, but without CAP_NET_ADMIN: processes that end within seconds go unseen",
