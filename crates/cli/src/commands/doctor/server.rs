@@ -182,7 +182,7 @@ const REMEDIES: [(&str, &str); 6] = [
     (
         "CAP_SYS_PTRACE",
         "the agent needs root and CAP_SYS_PTRACE, as its packaged unit has (a container: \
-         --cap-add SYS_PTRACE)",
+         --cap-add SYS_PTRACE; processes of another user namespace stay hidden)",
     ),
     ("run as root", "run the agent as root, as its packaged unit does"),
 ];
@@ -304,7 +304,7 @@ mod tests {
             &expect![[r#"
                 Warning agents: web01 can't see docker at present: connection refused | on web01: sudo twin doctor
                 Warning agents: db was not heard of for long | on db: systemctl status safetytwin-agent; journalctl -u safetytwin-agent
-                Warning agents: low sees only a part of its processes: processes of other users are hidden by hidepid; run as root or with the gid of /proc; executables and open files of other users' processes; run as root or with CAP_SYS_PTRACE; spawn and exit only every 10s: process events need root or CAP_NET_ADMIN on this kernel | on low: run the agent as root, as its packaged unit does; the agent needs root and CAP_SYS_PTRACE, as its packaged unit has (a container: --cap-add SYS_PTRACE); the agent needs CAP_NET_ADMIN, as its packaged unit has (a container: --cap-add NET_ADMIN)
+                Warning agents: low sees only a part of its processes: processes of other users are hidden by hidepid; run as root or with the gid of /proc; executables and open files of other users' processes; run as root or with CAP_SYS_PTRACE; spawn and exit only every 10s: process events need root or CAP_NET_ADMIN on this kernel | on low: run the agent as root, as its packaged unit does; the agent needs root and CAP_SYS_PTRACE, as its packaged unit has (a container: --cap-add SYS_PTRACE; processes of another user namespace stay hidden); the agent needs CAP_NET_ADMIN, as its packaged unit has (a container: --cap-add NET_ADMIN)
                 Warning agents: low sees only a part of its sockets: sockets beyond the first 20000 | 
                 Warning agents: low sees only a part of its units: systemd does not run here | on low: if it is a container, run the agent on the machine itself instead
                 Warning agents: box sees only a part of its processes: spawn and exit only every 10s: the kernel has no process connector here (CONFIG_PROC_EVENTS, and the first network namespace) | on box: if it is a container, run the agent on the machine itself, or it with --network=host
