@@ -128,6 +128,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = MOMENTS)]
 pub(crate) struct ShowArguments {
+    /// A host, or a clone [default: the server's only host].
     #[arg(value_name = "HOST[@MOMENT]")]
     pub(crate) target: Option<String>,
 }
@@ -135,6 +136,7 @@ pub(crate) struct ShowArguments {
 #[derive(Debug, Args)]
 #[command(after_help = MOMENTS)]
 pub(crate) struct StateArguments {
+    /// A host [default: the server's only one], and subjects of it [default: all].
     #[arg(value_name = "HOST[@MOMENT] | SUBJECT")]
     pub(crate) words: Vec<String>,
     /// Only items of this kind: unit, container, process, package, file, socket, …
@@ -145,6 +147,7 @@ pub(crate) struct StateArguments {
 #[derive(Debug, Args)]
 #[command(after_help = MOMENTS)]
 pub(crate) struct LogArguments {
+    /// A host [default: the server's only one], and subjects of it [default: all].
     #[arg(value_name = "HOST[@MOMENT] | SUBJECT")]
     pub(crate) words: Vec<String>,
     /// How many entries.
@@ -180,6 +183,7 @@ twin diff web01@407 @412        two versions
 twin diff web01 web02           two hosts
 twin diff web01@-1h web02@-1h   two hosts at a moment")]
 pub(crate) struct DiffArguments {
+    /// One moment, to compare with now; two moments, or two hosts.
     #[arg(value_name = "HOST[@MOMENT]", num_args = 1..=2, required = true)]
     pub(crate) ends: Vec<String>,
     /// Only items of this kind.
@@ -221,6 +225,7 @@ pub(crate) enum Sort {
 
 #[derive(Debug, Args)]
 pub(crate) struct LoadArguments {
+    /// A host [default: the server's only one].
     #[arg(value_name = "HOST")]
     pub(crate) target: Option<String>,
     /// What the busiest are judged by.
@@ -266,6 +271,7 @@ pub(crate) enum RunCommand {
     },
     /// Show one run.
     Show {
+        /// Its id, as `twin run list` has it.
         #[arg(value_name = "RUN")]
         id: RunId,
     },
@@ -274,6 +280,7 @@ pub(crate) enum RunCommand {
 With --follow it ends with the run, and with its exit code: 0 succeeded, 1 failed,
 6 cancelled, 7 interrupted. It connects again by itself.")]
     Logs {
+        /// Its id, as `twin run list` has it.
         #[arg(value_name = "RUN")]
         id: RunId,
         /// Print what comes until the run is over.
@@ -285,6 +292,7 @@ With --follow it ends with the run, and with its exit code: 0 succeeded, 1 faile
     },
     /// Tell a run to stop.
     Cancel {
+        /// Its id, as `twin run list` has it.
         #[arg(value_name = "RUN")]
         id: RunId,
     },
@@ -362,6 +370,7 @@ agent     sends what a host's agent sees, and reads nothing")]
     },
     /// Take a token back.
     Revoke {
+        /// Its id, as `twin token list` has it.
         id: String,
         #[command(flatten)]
         data: DataDirectory,

@@ -8,7 +8,7 @@ mod standing;
 pub(crate) use standing::standing;
 
 use crate::terminal::{plain, shorten};
-use crate::values::{edit, int, text};
+use crate::values::{NONE, edit, int, text};
 use crate::view::{View, signed_bytes};
 use model::{Fields, Kind, Op, Subject, Value};
 use std::collections::BTreeSet;
@@ -205,7 +205,8 @@ impl Teller<'_> {
 
     fn unit(&mut self) {
         if self.changed("active_state") || self.changed("sub_state") {
-            let phrase = format!("{} → {}", unit_state(self.was), unit_state(self.now));
+            let state = |fields| unit_state(fields).unwrap_or_else(|| NONE.to_owned());
+            let phrase = format!("{} → {}", state(self.was), state(self.now));
             self.say(phrase, &["active_state", "sub_state", "since"]);
         } else if self.changed("main_pid") && self.was.contains_key("main_pid") {
             let phrase = format!("restarted, pid {}", self.edit("main_pid"));
@@ -281,12 +282,12 @@ impl Teller<'_> {
     }
 }
 
-/// `active (running)`, or the half of it that is known.
-fn unit_state(fields: &Fields) -> String {
+/// `active (running)`, or the half of it that is known, if any is.
+fn unit_state(fields: &Fields) -> Option<String> {
     match (text(fields, "active_state"), text(fields, "sub_state")) {
-        (Some(active), Some(sub)) if active != sub => format!("{active} ({sub})"),
-        (Some(one), _) | (None, Some(one)) => one.to_owned(),
-        (None, None) => crate::values::NONE.to_owned(),
+        (Some(active), Some(sub)) if active != sub => Some(format!("{active} ({sub})")),
+        (Some(one), _) | (None, Some(one)) => Some(one.to_owned()),
+        (None, None) => None,
     }
 }
 

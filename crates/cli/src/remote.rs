@@ -16,6 +16,9 @@ use std::time::Duration;
 /// Hosts in one page of the list.
 const HOSTS_PAGE: usize = 500;
 
+/// All changes of a version: more than any has.
+pub(crate) const ALL_CHANGES: usize = 1_000_000;
+
 /// Time until the first byte of a stream.
 const OPENING: Duration = Duration::from_secs(30);
 
@@ -82,6 +85,8 @@ pub(crate) struct LogQuery {
     pub(crate) until: Option<String>,
     pub(crate) before: Option<Version>,
     pub(crate) limit: usize,
+    /// Changes told of one version, where that is not left to the server.
+    pub(crate) changes: Option<usize>,
     pub(crate) major: bool,
     /// Seconds to either side in which other changes are told, too.
     pub(crate) around: Option<u64>,
@@ -252,6 +257,7 @@ impl Remote {
             .with_some("until", part.until.as_deref())
             .with_some("before", part.before.map(|version| version.0))
             .with("limit", part.limit)
+            .with_some("changes", part.changes)
             .with_some("significance", part.major.then_some("major"))
             .with_some("around", part.around)
             .with_some("related", part.related.then_some("true"));

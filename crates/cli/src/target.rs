@@ -19,6 +19,14 @@ pub(crate) struct Target {
     pub(crate) moment: Option<String>,
 }
 
+/// What was typed, to say how it is typed with a host: `twin log`, `@-5m nginx`.
+#[derive(Debug, Clone, Copy)]
+struct Typed<'w> {
+    command: &'w str,
+    /// Begins with the moment, if there is one.
+    words: &'w [String],
+}
+
 /// What a word would mean if it were a target.
 #[derive(Debug, PartialEq, Eq)]
 struct Written {
@@ -54,13 +62,16 @@ fn read(word: &str) -> Option<Written> {
     }
 }
 
-/// The target the words begin with, or the server's only host, and the words that follow.
+/// The target the words of `command` begin with, or the server's only host, and the words that
+/// follow.
 pub(crate) async fn leading<'w>(
     remote: &mut Remote,
+    command: &str,
     words: &'w [String],
 ) -> Result<(Target, &'w [String]), Failure> {
+    let typed = Typed { command, words };
     let Some((first, rest)) = words.split_first() else {
-        return Ok((Target { host: only_host(remote).await?, moment: None }, words));
+        return Ok((Target { host: only(remote, typed).await?, moment: None }, words));
     };
     match read(first) {
         Some(Written { host: Some(host), moment }) => {
@@ -70,9 +81,14 @@ pub(crate) async fn leading<'w>(
             if moment.is_some() {
                 return Err(no_host(remote, host.as_str()).await?);
             }
+            // It may be a subject of the only host; among several it was to be a host.
+            let hosts = remote.hosts(MAX_NAMED + 1).await?;
+            if hosts.len() > 1 {
+                return Err(neither(&hosts, first, typed));
+            }
         }
         Some(Written { host: None, moment }) => {
-            return Ok((Target { host: only_host(remote).await?, moment }, rest));
+            return Ok((Target { host: only(remote, typed).await?, moment }, rest));
         }
         // No name of a unit, container, package or file begins so.
         None if first.starts_with('@') => return Err(no_moment(first)),
@@ -86,13 +102,17 @@ pub(crate) async fn leading<'w>(
             }
         }
     }
-    Ok((Target { host: only_host(remote).await?, moment: None }, words))
+    Ok((Target { host: only(remote, typed).await?, moment: None }, words))
 }
 
-/// The target a single word is, or the server's only host.
-pub(crate) async fn single(remote: &mut Remote, word: Option<&str>) -> Result<Target, Failure> {
+/// The target a single word of `command` is, or the server's only host.
+pub(crate) async fn single(
+    remote: &mut Remote,
+    command: &str,
+    word: Option<&String>,
+) -> Result<Target, Failure> {
     let Some(word) = word else {
-        return Ok(Target { host: only_host(remote).await?, moment: None });
+        return Ok(Target { host: only_host(remote, command).await?, moment: None });
     };
     match read(word) {
         Some(Written { host: Some(host), moment }) => match remote.host(&host).await? {
@@ -100,7 +120,8 @@ pub(crate) async fn single(remote: &mut Remote, word: Option<&str>) -> Result<Ta
             None => Err(no_host(remote, host.as_str()).await?),
         },
         Some(Written { host: None, moment }) => {
-            Ok(Target { host: only_host(remote).await?, moment })
+            let typed = Typed { command, words: std::slice::from_ref(word) };
+            Ok(Target { host: only(remote, typed).await?, moment })
         }
         None => {
             let (host, moment) = word.split_once('@').unwrap_or((word, ""));
@@ -118,7 +139,12 @@ fn no_moment(word: &str) -> Failure {
     Failure::Usage(message.unwrap_or_else(|| format!("{word:?} is not HOST[@MOMENT]")))
 }
 
-pub(crate) async fn only_host(remote: &mut Remote) -> Result<HostId, Failure> {
+/// The server's only host, where `command` names none.
+pub(crate) async fn only_host(remote: &mut Remote, command: &str) -> Result<HostId, Failure> {
+    only(remote, Typed { command, words: &[] }).await
+}
+
+async fn only(remote: &mut Remote, typed: Typed<'_>) -> Result<HostId, Failure> {
     let hosts = remote.hosts(MAX_NAMED + 1).await?;
     match hosts.as_slice() {
         [one] => Ok(one.host.clone()),
@@ -128,11 +154,36 @@ pub(crate) async fn only_host(remote: &mut Remote) -> Result<HostId, Failure> {
             remote.url()
         ))),
         many => Err(Failure::Usage(format!(
-            "which host? name one of {} first, as in: twin show {}",
+            "which host? name one of {} first, as in: {}",
             names(many),
-            many.first().map(|host| host.host.as_str()).unwrap_or_default()
+            typed.with_one_of(many)
         ))),
     }
+}
+
+impl Typed<'_> {
+    /// The same with a host, as far as a shell takes the words as they are.
+    fn with_one_of(self, hosts: &[Host]) -> String {
+        let host = hosts.first().map(|host| host.host.as_str()).unwrap_or_default();
+        let mut line = format!("{} {host}", self.command);
+        for (index, word) in self.words.iter().enumerate() {
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || "@:/._-+,=".contains(c);
+            if index > 0 || !word.starts_with('@') {
+                line.push(' ');
+            }
+            line.push_str(if word.chars().all(is_plain) { word } else { "…" });
+        }
+        line
+    }
+}
+
+/// A first word that is no host, on a server with several.
+fn neither(hosts: &[Host], word: &str, typed: Typed<'_>) -> Failure {
+    Failure::NotThere(format!(
+        "there is no host {word:?}; there is {}. For a subject name its host first, as in: {}",
+        names(hosts),
+        typed.with_one_of(hosts)
+    ))
 }
 
 async fn no_host(remote: &mut Remote, name: &str) -> Result<Failure, Failure> {
@@ -203,7 +254,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let answer = runtime.block_on(async {
             let mut remote = Remote::new(&server.url(), None).unwrap();
-            leading(&mut remote, &words).await.map(|(target, rest)| (target, rest.to_vec()))
+            leading(&mut remote, "twin log", &words)
+                .await
+                .map(|(target, rest)| (target, rest.to_vec()))
         });
         let text = match answer {
             Ok((Target { host, moment }, rest)) => format!("{host} {moment:?} {rest:?}"),
@@ -224,8 +277,35 @@ mod tests {
         check(one, &[], &expect!["web01 None []"]);
         check(
             &["a", "b"],
-            &["nginx"],
-            &expect!["2 which host? name one of a, b first, as in: twin show a"],
+            &["nginx", "-x"],
+            &expect![[
+                r#"4 there is no host "nginx"; there is a, b. For a subject name its host first, as in: twin log a nginx -x"#
+            ]],
+        );
+        check(
+            &["a", "b"],
+            &["nohost@-5m"],
+            &expect![[r#"4 there is no host "nohost"; there is a, b"#]],
+        );
+        check(
+            &["a", "b"],
+            &[],
+            &expect!["2 which host? name one of a, b first, as in: twin log a"],
+        );
+        check(
+            &["a", "b"],
+            &["@-5m", "nginx"],
+            &expect!["2 which host? name one of a, b first, as in: twin log a@-5m nginx"],
+        );
+        check(
+            &["a", "b"],
+            &["unit:a b", "/etc/hosts"],
+            &expect!["2 which host? name one of a, b first, as in: twin log a … /etc/hosts"],
+        );
+        check(
+            &["a", "b"],
+            &["getty@tty1.service"],
+            &expect!["2 which host? name one of a, b first, as in: twin log a getty@tty1.service"],
         );
         check(&["a", "b"], &["b", "nginx"], &expect![[r#"b None ["nginx"]"#]]);
         check(

@@ -49,6 +49,13 @@ pub(crate) fn show(name: &str, value: &Value, view: &View) -> String {
             text.parse::<Time>().map_or_else(|_form| text.clone(), |time| view.time(time))
         }
         Value::Text(text) if text.is_empty() => "\"\"".to_owned(),
+        // systemd's mark for a directory that the unit can do without.
+        Value::Text(text) if name == "working_directory" && text.len() > 1 => {
+            match text.strip_prefix('!') {
+                Some(directory) => format!("{directory} (if it is there)"),
+                None => text.clone(),
+            }
+        }
         Value::List(words) if COMMAND_LINES.contains(&name) => command_line(words),
         Value::List(entries) => {
             let entries: Vec<String> = entries.iter().map(entry).collect();
@@ -185,6 +192,12 @@ mod tests {
         );
         check("arguments", r#"["a","-x"]"#, r#"["a",""]"#, "a -x → a ''");
         check("environment", r#"{"A":"1","B":"2"}"#, r#"{"B":"3","C":"4"}"#, "+C=4 −A B: 2 → 3");
+        check(
+            "working_directory",
+            "\"!/home/alice\"",
+            "\"/srv\"",
+            "/home/alice (if it is there) → /srv",
+        );
         let many: Vec<String> = (0..20).map(|i| format!("\"u{i}\"")).collect();
         check(
             "after",

@@ -7,7 +7,8 @@ use std::ffi::OsString;
 
 const FOLLOWED: &str = "\
 The log is shown until it is done; the exit code is that of the run: 0 succeeded, 1 failed,
-6 cancelled, 7 interrupted. With --detach only the run's id is printed.";
+6 cancelled, 7 interrupted; others as in twin --help. With --detach only the run's id is
+printed.";
 
 /// Which twin, and whether to wait.
 #[derive(Debug, Args)]
@@ -22,8 +23,8 @@ pub(crate) struct TwinArguments {
 
 #[derive(Debug, Args)]
 #[command(after_help = FOLLOWED, after_long_help = format!("\
-twin start web01                       make it if need be, boot it, wait until it answers
-twin start web01 --memory 2048 --network nat
+twin start web01                                 make it if need be, boot it, wait until it answers
+twin start web01 --memory 2048 --network nat     with more memory, and a way out
 
 What it is made of is decided when it is made; what is not said here is as the server is
 configured. One that runs is left alone.
@@ -72,7 +73,13 @@ pub(crate) struct StopArguments {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = FOLLOWED)]
+#[command(after_help = FOLLOWED, after_long_help = format!("\
+twin delete web01    the twin of a host, with all its snapshots
+twin delete try      a clone
+
+One that clones were made of is deleted only after them.
+
+{FOLLOWED}"))]
 pub(crate) struct DeleteArguments {
     /// A host, for its twin, or a clone.
     #[arg(value_name = "HOST")]
@@ -84,7 +91,8 @@ pub(crate) struct DeleteArguments {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Ctrl-] leaves. One at a time: whoever has it keeps others out.")]
+Ctrl-] leaves. One at a time: whoever has it keeps others out. With tokens, one of the role
+operator is needed. It works while the network of the guest does not.")]
 pub(crate) struct ConsoleArguments {
     /// A host, for its twin, or a clone [default: the server's only host].
     #[arg(value_name = "HOST")]
@@ -97,11 +105,13 @@ twin ssh web01                       a shell in the twin
 twin ssh web01 systemctl --failed    one command, as ssh passes it on
 
 On the server's machine, as the user the server runs as, or root. The twin's host key was
-pinned when it was made.")]
+pinned when it was made. The exit code is that of the command, or 255 where ssh itself failed;
+where it came to no ssh, as in twin --help.")]
 pub(crate) struct SshArguments {
     /// A host, for its twin, or a clone.
     #[arg(value_name = "HOST")]
     pub(crate) name: HostId,
+    /// What to run there [default: a shell].
     #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) command: Vec<OsString>,
 }
@@ -141,7 +151,7 @@ pub(crate) struct CloneArguments {
     /// A host, for its twin, or a clone; and the moment to begin in [default: now].
     #[arg(value_name = "HOST[@SNAPSHOT]")]
     pub(crate) of: TwinMoment,
-    /// How many.
+    /// How many [default: 1].
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CLONES)))]
     pub(crate) count: Option<u32>,
     /// What it is called; several get -1, -2, … behind it [default: HOST-clone-N].
@@ -163,7 +173,8 @@ pub(crate) enum SnapshotCommand {
     /// Save a twin as it is now; it goes on as if nothing had been.
     #[command(after_help = FOLLOWED, after_long_help = format!("\
 twin snapshot create web01                    named after the time
-twin snapshot create web01 before_upgrade
+twin snapshot create web01 before_upgrade     named
+twin snapshot create web01 --disk             without its memory
 
 A twin that runs is saved with its memory, unless --disk is given. Past max_snapshots those
 that matter least go, the oldest first; never base_state nor the current one.
@@ -184,7 +195,13 @@ that matter least go, the oldest first; never base_state nor the current one.
         detach: bool,
     },
     /// Put a twin back to a snapshot. What it was before is lost, unless it was saved.
-    #[command(after_help = FOLLOWED)]
+    #[command(after_help = FOLLOWED, after_long_help = format!("\
+twin snapshot create web01 after_upgrade    saves what would be lost
+twin snapshot revert web01 before_upgrade    back: processes, connections inside, files
+
+With a snapshot of the disk alone, a twin that runs boots anew, and one that is stopped stays so.
+
+{FOLLOWED}"))]
     Revert {
         /// A host, for its twin, or a clone.
         #[arg(value_name = "HOST")]

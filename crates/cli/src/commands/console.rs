@@ -22,7 +22,7 @@ pub(crate) async fn run(
     arguments: &ConsoleArguments,
     session: &mut Session,
 ) -> Result<(), Failure> {
-    let name = named(&mut session.remote, arguments.name.as_ref()).await?;
+    let name = named(&mut session.remote, "twin console", arguments.name.as_ref()).await?;
     let socket = connect(of(&name).and("console").as_str(), session).await?;
     note(&format!("the console of {name}; leave it with Ctrl-]"));
     let raw = Raw::begin();

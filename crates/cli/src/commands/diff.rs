@@ -47,12 +47,13 @@ async fn ends(
     arguments: &DiffArguments,
     session: &mut Session,
 ) -> Result<(Target, Target), Failure> {
+    const COMMAND: &str = "twin diff";
     let mut words = arguments.ends.iter();
-    let from = single(&mut session.remote, words.next().map(String::as_str)).await?;
+    let from = single(&mut session.remote, COMMAND, words.next()).await?;
     let to = match words.next() {
         Some(word) => match second(word, &from.host) {
             Some(same_host) => same_host,
-            None => single(&mut session.remote, Some(word)).await?,
+            None => single(&mut session.remote, COMMAND, Some(word)).await?,
         },
         None => Target { host: from.host.clone(), moment: None },
     };

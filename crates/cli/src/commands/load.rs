@@ -14,7 +14,7 @@ use std::time::Duration;
 const CURRENT: &str = "-2m";
 
 pub(crate) async fn run(arguments: &LoadArguments, session: &mut Session) -> Result<(), Failure> {
-    let target = single(&mut session.remote, arguments.target.as_deref()).await?;
+    let target = single(&mut session.remote, "twin load", arguments.target.as_ref()).await?;
     let mut from = arguments.from.as_ref().map(|moment| moment.0.clone());
     let to = arguments.to.as_ref().map(|moment| moment.0.clone());
     if target.moment.is_some() {

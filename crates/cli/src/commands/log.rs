@@ -5,7 +5,7 @@ use crate::contents::Contents;
 use crate::entry::{self, Lens, kinds};
 use crate::failure::Failure;
 use crate::naming::stands_for;
-use crate::remote::LogQuery;
+use crate::remote::{ALL_CHANGES, LogQuery, Remote};
 use crate::session::{Session, note, write};
 use crate::target::{Target, leading};
 use crate::terminal;
@@ -13,16 +13,17 @@ use crate::view::View;
 use api::answer::Log;
 use model::{HostId, Kind, Subject};
 
-/// Entries asked for at once.
+/// Entries asked for at once; fewer where each comes with all its changes.
 const PAGE: usize = 200;
+const WHOLE_PAGE: usize = 50;
 
 /// Entries of `--all`.
 const MAX_ENTRIES: usize = 1_000_000;
 
 pub(crate) async fn run(arguments: &LogArguments, session: &mut Session) -> Result<(), Failure> {
-    let (target, words) = leading(&mut session.remote, &arguments.words).await?;
-    let part = part(arguments, &target, words)?;
-    let log = fetch(session, &target.host, part, arguments).await;
+    let (target, words) = leading(&mut session.remote, "twin log", &arguments.words).await?;
+    let part = part(arguments, session.json, &target, words)?;
+    let log = fetch(&mut session.remote, &target.host, part, arguments).await;
     let log = log.map_err(|failure| mention_host(failure, words))?;
     if session.json {
         return write(&terminal::json(&log));
@@ -45,7 +46,12 @@ pub(crate) async fn run(arguments: &LogArguments, session: &mut Session) -> Resu
     Ok(())
 }
 
-fn part(arguments: &LogArguments, target: &Target, words: &[String]) -> Result<LogQuery, Failure> {
+fn part(
+    arguments: &LogArguments,
+    json: bool,
+    target: &Target,
+    words: &[String],
+) -> Result<LogQuery, Failure> {
     let until = match (&target.moment, &arguments.until) {
         (Some(_), Some(_)) => {
             return Err(Failure::Usage("HOST@MOMENT and --until both name the end".to_owned()));
@@ -60,6 +66,7 @@ fn part(arguments: &LogArguments, target: &Target, words: &[String]) -> Result<L
         until,
         before: None,
         limit: 0,
+        changes: (json || arguments.all).then_some(ALL_CHANGES),
         major: arguments.major,
         around: (named && arguments.around > 0).then_some(arguments.around),
         related: named && !arguments.only,
@@ -68,24 +75,25 @@ fn part(arguments: &LogArguments, target: &Target, words: &[String]) -> Result<L
 
 /// As many pages as it takes, as one.
 async fn fetch(
-    session: &mut Session,
+    remote: &mut Remote,
     host: &HostId,
     mut part: LogQuery,
     arguments: &LogArguments,
 ) -> Result<Log, Failure> {
     let limit = if arguments.all { MAX_ENTRIES } else { arguments.limit as usize };
-    part.limit = limit.min(PAGE);
-    let mut log = session.remote.log(host, &part).await?;
+    let page = if part.changes.is_some() { WHOLE_PAGE } else { PAGE };
+    part.limit = limit.min(page);
+    let mut log = remote.log(host, &part).await?;
     while let Some(next) = log.next
         && log.entries.len() < limit
     {
         part.before = Some(next);
-        part.limit = (limit - log.entries.len()).min(PAGE);
-        let page = session.remote.log(host, &part).await?;
+        part.limit = (limit - log.entries.len()).min(page);
+        let older = remote.log(host, &part).await?;
         // A page that leads nowhere would make this loop endless.
-        log.next = page.next.filter(|further| *further < next);
+        log.next = older.next.filter(|further| *further < next);
         let oldest = log.entries.last().map(|entry| entry.version);
-        let older = page.entries.into_iter();
+        let older = older.entries.into_iter();
         log.entries
             .extend(older.filter(|entry| oldest.is_none_or(|oldest| entry.version < oldest)));
     }
@@ -149,8 +157,12 @@ fn heading(log: &Log, focus: &[Subject], view: &View) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arguments::{Arguments, Command};
     use crate::entry::tests::entry;
+    use crate::fake_server::{FakeServer, Reply};
+    use clap::Parser;
     use expect_test::expect;
+    use model::Version;
 
     fn log(subjects: &[&str]) -> Log {
         Log {
@@ -193,6 +205,45 @@ mod tests {
 
             2026-11-20T09:00:00Z  15 min ago  @400  package:nginx  1.22.1-9 → 1.24.0-1
         "#]].assert_eq(&render(&log(&[]), &[], &Contents::default(), &View::of_tests()));
+    }
+
+    /// What is asked of a server whose log has two pages.
+    fn asked(words: &[&str]) -> Vec<String> {
+        let paths = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let told = std::sync::Arc::clone(&paths);
+        let server = FakeServer::start(move |path, _| {
+            told.lock().unwrap().push(path.replace("/api/v1/hosts/web01", ""));
+            match path {
+                path if path.contains("before=400") => {
+                    Reply::json(&Log { entries: vec![entry(7, &[])], ..log(&[]) })
+                }
+                _ => Reply::json(&Log { next: Some(Version(400)), ..log(&[]) }),
+            }
+        });
+        let words = ["twin", "log", "web01"].iter().chain(words);
+        let Arguments { global, command } = Arguments::parse_from(words);
+        let Command::Log(arguments) = command else { panic!("it is a log") };
+        let target = Target { host: HostId::new("web01").unwrap(), moment: None };
+        let part = part(&arguments, global.json, &target, &[]).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut remote = Remote::new(&server.url(), None).unwrap();
+            fetch(&mut remote, &target.host, part, &arguments).await.unwrap()
+        });
+        paths.lock().unwrap().clone()
+    }
+
+    #[test]
+    fn all_is_all_changes_of_all_versions() {
+        assert_eq!(
+            asked(&["--json", "--limit=1"]),
+            ["/log?limit=1&changes=1000000"],
+            "JSON is complete"
+        );
+        let all = ["/log?limit=50&changes=1000000", "/log?before=400&limit=50&changes=1000000"];
+        assert_eq!(asked(&["--json", "--all"]), all);
+        assert_eq!(asked(&["--all"]), all);
+        assert_eq!(asked(&["--limit=2"]), ["/log?limit=2"]);
     }
 
     #[test]

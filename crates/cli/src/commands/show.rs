@@ -37,7 +37,7 @@ struct Overview {
 }
 
 pub(crate) async fn run(arguments: &ShowArguments, session: &mut Session) -> Result<(), Failure> {
-    let target = match single(&mut session.remote, arguments.target.as_deref()).await {
+    let target = match single(&mut session.remote, "twin show", arguments.target.as_ref()).await {
         // A clone has no host.
         Err(missing @ Failure::NotThere(_)) => return clone(arguments, missing, session).await,
         target => target?,
@@ -290,7 +290,8 @@ impl Page<'_> {
                     .iter()
                     .all(|one| one.starts_with("127.") || one == "::1" || one == "[::1]");
                 let local = if local { " (local)" } else { "" };
-                format!("{port}/{protocol} {holder}{local}").replace("  ", " ")
+                let holder = if holder.is_empty() { holder } else { format!(" {holder}") };
+                format!("{port}/{protocol}{holder}{local}")
             })
             .collect();
         let text = (!shown.is_empty()).then(|| some(&shown, 2 * MAX_ROWS));
@@ -386,6 +387,8 @@ mod tests {
             "file:/etc/hosts": {"role":"chosen"},
             "socket:tcp 0.0.0.0:22": {"protocol":"tcp","address":"0.0.0.0","port":22,"process":"sshd"},
             "socket:tcp [::]:22": {"protocol":"tcp","address":"::","port":22,"process":"sshd"},
+            "socket:tcp 0.0.0.0:2024": {"protocol":"tcp","address":"0.0.0.0","port":2024},
+            "socket:tcp 127.0.0.1:2025": {"protocol":"tcp","address":"127.0.0.1","port":2025},
             "socket:tcp 127.0.0.1:11434": {"protocol":"tcp","address":"127.0.0.1","port":11434,"process":"ollama"},
             "workload:ollama#1": {"name":"ollama","runtime":"ollama","unit":"ollama.service","model_files":["/models/llama3.gguf"],"listens":["tcp 127.0.0.1:11434"]},
             "collector:docker": {"fault":"connection refused","fault_since":"2026-11-20T09:10:00Z"},
@@ -410,7 +413,7 @@ mod tests {
                             old: exited (137), x:1
                 packages    2 (dpkg)
                 files       1 tracked
-                listening   22/tcp sshd, 11434/tcp ollama (local)
+                listening   22/tcp sshd, 2024/tcp, 2025/tcp (local), 11434/tcp ollama (local)
                 model       ollama, of ollama.service, /models/llama3.gguf, listens on tcp 127.0.0.1:11434
 
                 stale     docker: connection refused, as of 5 min ago

@@ -13,7 +13,7 @@ use hyper::Method;
 pub(crate) async fn run(command: &SnapshotCommand, session: &mut Session) -> Result<(), Failure> {
     match command {
         SnapshotCommand::List { name } => {
-            let name = named(&mut session.remote, name.as_ref()).await?;
+            let name = named(&mut session.remote, "twin snapshot list", name.as_ref()).await?;
             let answer: TwinSnapshots = session.remote.get(&of(&name).and("snapshots")).await?;
             if answer.snapshots.is_empty() {
                 note(&format!("no snapshots yet; take one with: twin snapshot create {name}"));

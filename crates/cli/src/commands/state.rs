@@ -18,7 +18,7 @@ use model::{Facts, Fields, Kind, Subject, Value};
 const MAX_INLINE: usize = 3;
 
 pub(crate) async fn run(arguments: &StateArguments, session: &mut Session) -> Result<(), Failure> {
-    let (target, words) = leading(&mut session.remote, &arguments.words).await?;
+    let (target, words) = leading(&mut session.remote, "twin state", &arguments.words).await?;
     let kind = arguments.kind.map(|kind| kind.to_string());
     let moment = target.moment.as_deref();
     let mut state = session.remote.state(&target.host, moment, kind.as_deref()).await?;

@@ -20,10 +20,14 @@ pub(crate) fn of(name: &HostId) -> Query {
 }
 
 /// The twin that is named, or that of the server's only host.
-pub(crate) async fn named(remote: &mut Remote, name: Option<&HostId>) -> Result<HostId, Failure> {
+pub(crate) async fn named(
+    remote: &mut Remote,
+    command: &str,
+    name: Option<&HostId>,
+) -> Result<HostId, Failure> {
     match name {
         Some(name) => Ok(name.clone()),
-        None => only_host(remote).await,
+        None => only_host(remote, command).await,
     }
 }
 
@@ -31,7 +35,7 @@ pub(crate) async fn start(
     arguments: &StartArguments,
     session: &mut Session,
 ) -> Result<(), Failure> {
-    let name = named(&mut session.remote, arguments.twin.name.as_ref()).await?;
+    let name = named(&mut session.remote, "twin start", arguments.twin.name.as_ref()).await?;
     let query = of(&name).and("start");
     let begun: Begun = session.remote.post(&query, &arguments.wanted()).await?;
     followed(&begun, begun.run, arguments.twin.detach, session).await?;
@@ -46,7 +50,8 @@ pub(crate) async fn stop(
     what: &str,
     session: &mut Session,
 ) -> Result<(), Failure> {
-    let name = named(&mut session.remote, arguments.twin.name.as_ref()).await?;
+    let name =
+        named(&mut session.remote, &format!("twin {what}"), arguments.twin.name.as_ref()).await?;
     let asked = Stop { force: arguments.force };
     let begun: Begun = session.remote.post(&of(&name).and(what), &asked).await?;
     followed(&begun, begun.run, arguments.twin.detach, session).await

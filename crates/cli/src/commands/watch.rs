@@ -16,7 +16,7 @@ pub(crate) async fn run(arguments: &WatchArguments, session: &mut Session) -> Re
     let scope = match arguments.words.as_slice() {
         [] => Scope::All,
         words => {
-            let (target, subjects) = leading(&mut session.remote, words).await?;
+            let (target, subjects) = leading(&mut session.remote, "twin watch", words).await?;
             if target.moment.is_some() {
                 let advice = "watching begins now; begin after a version with --from VERSION";
                 return Err(Failure::Usage(advice.to_owned()));
@@ -45,7 +45,7 @@ async fn print(mut follow: Follow, count: Option<u64>, session: &Session) -> Res
         let entry = follow.next().await?;
         left = left.map(|left| left - 1);
         if session.json {
-            write(&terminal::json_line(&entry))?;
+            write(&terminal::json_line(&follow.whole(entry).await))?;
             continue;
         }
         // An entry a few milliseconds ahead of this machine's clock is not from the future.

@@ -74,14 +74,17 @@ impl Phrases<'_> {
 }
 
 fn unit(phrases: &mut Phrases<'_>) {
-    let mut state = unit_state(phrases.fields);
-    if let Some(load) = text(phrases.fields, "load_state").filter(|&load| load != "loaded") {
-        state = format!("{state}, {load}");
-    }
-    if let Some(since) = phrases.fields.get("since") {
+    // One that was only named, or of which only a part was asked for, has no state to tell.
+    let state = unit_state(phrases.fields);
+    let load = text(phrases.fields, "load_state").filter(|&load| load != "loaded");
+    let state: Vec<&str> = state.as_deref().into_iter().chain(load).collect();
+    let mut state = state.join(", ");
+    if let Some(since) = phrases.fields.get("since").filter(|_| !state.is_empty()) {
         state = format!("{state} since {}", show("since", since, phrases.view));
     }
-    phrases.say(state);
+    if !state.is_empty() {
+        phrases.say(state);
+    }
     if let Some(result) = text(phrases.fields, "result").filter(|&result| result != "success") {
         phrases.say(result);
     }

@@ -70,6 +70,19 @@ fn units() {
         "",
         &expect!["gone: inactive (dead), masked | Neutral | "],
     );
+    check("unit:a.service", r#"{"load_state":"loaded"}"#, "", &expect!["gone | Neutral | "]);
+    check(
+        "unit:a.service",
+        r#"{"load_state":"masked"}"#,
+        "",
+        &expect!["gone: masked | Neutral | "],
+    );
+    check(
+        "unit:a.service",
+        "",
+        r#"{"main_pid":7,"since":"2026-11-18T07:12:40Z"}"#,
+        &expect!["appeared: pid 7 | Neutral | "],
+    );
 }
 
 #[test]

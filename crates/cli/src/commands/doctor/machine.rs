@@ -28,8 +28,9 @@ const SPACE: (u64, u64) = (256 << 20, 2 << 30);
 /// No machine's clock is right that says it is before this program was written: 2026-01-01.
 const EARLIEST: Time = Time(1_767_225_600_000_000);
 
-/// Number of the capability to follow process events.
+/// Numbers of the capabilities to follow process events, and to see into others' processes.
 const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_PTRACE: u32 = 19;
 
 /// One machine as its files show it.
 pub(super) struct Machine {
@@ -92,8 +93,14 @@ impl Machine {
         let status = std::fs::read_to_string(self.root.join("proc/self/status"));
         let root = rustix::process::geteuid().is_root();
         let effective = status.as_deref().ok().and_then(effective_capabilities).unwrap_or(0);
-        match (root, effective >> CAP_NET_ADMIN & 1 == 1) {
-            (true, true) => Check::ok(NAME, "root: everything can be seen"),
+        let has = |capability: u32| effective >> capability & 1 == 1;
+        match (root, has(CAP_NET_ADMIN)) {
+            (true, true) if !has(CAP_SYS_PTRACE) => Check::warning(
+                NAME,
+                "root, but without CAP_SYS_PTRACE: files and sockets of other users' processes go unseen",
+                "give the container or service the capability CAP_SYS_PTRACE",
+            ),
+            (true, true) => Check::ok(NAME, "root, with CAP_NET_ADMIN and CAP_SYS_PTRACE"),
             (true, false) => Check::warning(
                 NAME,
                 "root, but without CAP_NET_ADMIN: processes that end within seconds go unseen",

@@ -144,10 +144,8 @@ fn agents(url: &str, hosts: &[Host], view: &View) -> Vec<Check> {
         }
         for (part, limits) in &host.limits {
             let says = format!("{name} sees only a part of its {part}: {}", limits.join("; "));
-            let mend = format!(
-                "on {name}, where rights are lacking: run the agent as root, as its packaged unit does"
-            );
-            findings.push(Check::warning(NAME, says, mend));
+            let mend = remedy(limits).map(|remedy| format!("on {name}: {remedy}"));
+            findings.push(Check { mend, ..Check::warning(NAME, says, "") });
         }
     }
     if findings.is_empty() {
@@ -166,6 +164,38 @@ fn agents(url: &str, hosts: &[Host], view: &View) -> Vec<Check> {
         findings.push(Check::warning(NAME, says, "twin list"));
     }
     findings
+}
+
+/// Words of a limit, as agents put them, and what lifts it. The first that fits counts. Whether an
+/// agent is root already nobody tells, so what root may lack has its own name here.
+const REMEDIES: [(&str, &str); 6] = [
+    ("systemd does not run", "if it is a container, run the agent on the machine itself instead"),
+    ("--pid=host", "run the agent on the machine itself, or its container with --pid=host"),
+    (
+        "no process connector",
+        "if it is a container, run the agent on the machine itself, or it with --network=host",
+    ),
+    (
+        "CAP_NET_ADMIN",
+        "the agent needs CAP_NET_ADMIN, as its packaged unit has (a container: --cap-add NET_ADMIN)",
+    ),
+    (
+        "CAP_SYS_PTRACE",
+        "the agent needs root and CAP_SYS_PTRACE, as its packaged unit has (a container: \
+         --cap-add SYS_PTRACE; processes of another user namespace stay hidden)",
+    ),
+    ("run as root", "run the agent as root, as its packaged unit does"),
+];
+
+/// What would let a host see what it can't, where something is known to.
+fn remedy(limits: &[String]) -> Option<String> {
+    let of = |limit: &String| {
+        let fits = REMEDIES.iter().find(|(wanted, _)| limit.contains(wanted));
+        fits.map(|&(_, remedy)| remedy)
+    };
+    let mut remedies: Vec<&str> = limits.iter().filter_map(of).collect();
+    remedies.dedup();
+    (!remedies.is_empty()).then(|| remedies.join("; "))
 }
 
 #[cfg(test)]
@@ -235,20 +265,51 @@ mod tests {
     fn hosts() {
         let view = View::of_tests();
         let silent = Host { faults: [].into(), seen_at: None, ..host("db") };
-        let limits = vec!["12 processes of other users".to_owned()];
+        let limits = |limits: &[&str]| limits.iter().map(|&limit| limit.to_owned()).collect();
         let partial = Host {
-            limits: [("processes".to_owned(), limits)].into(),
+            limits: [
+                (
+                    "processes".to_owned(),
+                    limits(&[
+                        "processes of other users are hidden by hidepid; run as root or with the gid of /proc",
+                        "executables and open files of other users' processes; run as root or with CAP_SYS_PTRACE",
+                        "spawn and exit only every 10s: process events need root or CAP_NET_ADMIN on this kernel",
+                    ]),
+                ),
+                ("sockets".to_owned(), limits(&["sockets beyond the first 20000"])),
+                ("units".to_owned(), limits(&["systemd does not run here"])),
+            ]
+            .into(),
             faults: [].into(),
             ..host("low")
         };
+        let contained = |connector: &str| Host {
+            limits: [("processes".to_owned(), limits(&[connector]))].into(),
+            faults: [].into(),
+            ..host("box")
+        };
+        let kernel = contained(
+            "spawn and exit only every 10s: the kernel has no process connector here (CONFIG_PROC_EVENTS, and the first network namespace)",
+        );
+        let namespace = contained(
+            "spawn and exit only every 10s: process events reach only the machine's first pid and user namespaces, and this is another; run outside of containers, or with --pid=host",
+        );
         let well = Host { faults: [].into(), ..host("ok") };
         check(
-            &agents("http://x", &[host("web01"), silent, partial, well.clone()], &view),
+            &agents(
+                "http://x",
+                &[host("web01"), silent, partial, kernel, namespace, well.clone()],
+                &view,
+            ),
             &expect![[r#"
-            Warning agents: web01 can't see docker at present: connection refused | on web01: sudo twin doctor
-            Warning agents: db was not heard of for long | on db: systemctl status safetytwin-agent; journalctl -u safetytwin-agent
-            Warning agents: low sees only a part of its processes: 12 processes of other users | on low, where rights are lacking: run the agent as root, as its packaged unit does
-        "#]],
+                Warning agents: web01 can't see docker at present: connection refused | on web01: sudo twin doctor
+                Warning agents: db was not heard of for long | on db: systemctl status safetytwin-agent; journalctl -u safetytwin-agent
+                Warning agents: low sees only a part of its processes: processes of other users are hidden by hidepid; run as root or with the gid of /proc; executables and open files of other users' processes; run as root or with CAP_SYS_PTRACE; spawn and exit only every 10s: process events need root or CAP_NET_ADMIN on this kernel | on low: run the agent as root, as its packaged unit does; the agent needs root and CAP_SYS_PTRACE, as its packaged unit has (a container: --cap-add SYS_PTRACE; processes of another user namespace stay hidden); the agent needs CAP_NET_ADMIN, as its packaged unit has (a container: --cap-add NET_ADMIN)
+                Warning agents: low sees only a part of its sockets: sockets beyond the first 20000 | 
+                Warning agents: low sees only a part of its units: systemd does not run here | on low: if it is a container, run the agent on the machine itself instead
+                Warning agents: box sees only a part of its processes: spawn and exit only every 10s: the kernel has no process connector here (CONFIG_PROC_EVENTS, and the first network namespace) | on box: if it is a container, run the agent on the machine itself, or it with --network=host
+                Warning agents: box sees only a part of its processes: spawn and exit only every 10s: process events reach only the machine's first pid and user namespaces, and this is another; run outside of containers, or with --pid=host | on box: run the agent on the machine itself, or its container with --pid=host
+            "#]],
         );
         check(
             &agents("http://x", &[well], &view),
