@@ -142,6 +142,96 @@ async fn the_bridges_calls_get_the_bridges_answers() {
     bench.end().await;
 }
 
+/// Posts to `update_state` with headers that the client does not send.
+async fn post_with(url: &str, headers: &str, body: &[u8]) -> (u16, Json) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = url.strip_prefix("http://").unwrap();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /api/v1/update_state HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+         Content-Length: {}\r\n{headers}\r\n",
+        body.len()
+    );
+    stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str(body).unwrap())
+}
+
+/// A body of `update_state`.
+fn nginx(host: &str, status: &str) -> String {
+    json!({"services":[{"name":"nginx","status":status}],"processes":[],
+        "hardware":{"hostname":host,"cpu":{},"memory":{},"disks":[],"network":{}}})
+    .to_string()
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_leaves_no_version_without_its_name() {
+    use tokio::io::AsyncWriteExt;
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::with(
+        File {
+            data_dir: Some(dir.path().to_owned()),
+            listen: Some(vec!["127.0.0.1:0".into()]),
+            max_snapshots: Some(1000),
+            ..File::default()
+        },
+        None,
+    )
+    .await;
+    for n in 0..60_u64 {
+        let body = nginx("web01", &format!("state {n}"));
+        let address = bench.url.strip_prefix("http://").unwrap();
+        let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!(
+            "POST /api/v1/update_state HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        client.write_all(request.as_bytes()).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_micros(n * 50)).await;
+        drop(client);
+    }
+    assert_eq!(bench.update(&nginx("web01", "the end")).await.0, 200);
+    let versions = bench.get("/api/v1/hosts/web01").await.1["version"].clone();
+    let (_, names) = bench.get("/api/v1/snapshots").await;
+    assert!(versions.as_u64().unwrap() > 1, "{versions}");
+    assert_eq!(json!(names["history"].as_array().unwrap().len()), versions, "{names}");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn one_key_has_one_answer_for_its_caller_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = server::tokens::Tokens::open(dir.path()).unwrap();
+    let make = |host: &str| {
+        let host = Some(model::HostId::new(host).unwrap());
+        tokens.create(server::tokens::Role::Agent, "test", host, Time(1)).unwrap().text
+    };
+    let (one, other) = (make("web01"), make("web02"));
+    let file = File {
+        data_dir: Some(dir.path().to_owned()),
+        listen: Some(vec!["127.0.0.1:0".into()]),
+        require_tokens: Some(true),
+        ..File::default()
+    };
+    let bench = Bench::with(file, None).await;
+    let post = async |token: &str, body: String| {
+        let headers = format!("Authorization: Bearer {token}\r\nIdempotency-Key: the key\r\n");
+        post_with(&bench.url, &headers, body.as_bytes()).await
+    };
+    let first = nginx("web01", "active");
+    let all = futures_util::future::join_all((0..8).map(|_| post(&one, first.clone()))).await;
+    assert_eq!(all[0].1["status"], "updated");
+    assert!(all.iter().all(|answer| *answer == all[0]), "{all:?}");
+    assert_eq!(post(&one, nginx("web01", "failed")).await.1["code"], "key_reused");
+    // Another caller learns nothing of it, and has the key for its own.
+    assert_eq!(post(&other, first).await.1["code"], "forbidden");
+    assert_eq!(post(&other, nginx("web02", "active")).await.1["status"], "updated");
+    bench.end().await;
+}
+
 #[tokio::test]
 async fn bad_input_gets_a_clear_error() {
     let dir = tempfile::tempdir().unwrap();
@@ -169,6 +259,10 @@ async fn bad_input_gets_a_clear_error() {
             String::from_utf8_lossy(body)
         );
     }
+    let (status, answer) =
+        post_with(&bench.url, "Content-Encoding: gzip\r\n", b"\x1f\x8b\x08\0\0").await;
+    assert_eq!((status, &answer["code"]), (415, &json!("compressed")));
+    assert!(answer["message"].as_str().unwrap().contains("Content-Encoding"), "{answer}");
     let deep = format!("{{\"a\":{}", "[".repeat(200_000));
     assert_eq!(bench.update(&deep).await.1["code"], "bad_json");
     let huge = vec![b' '; api::MAX_BODY + 1];

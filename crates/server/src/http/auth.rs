@@ -25,6 +25,14 @@ pub(crate) enum Caller {
 }
 
 impl Caller {
+    /// The token the caller came with.
+    pub(crate) fn token(&self) -> Option<&Token> {
+        match self {
+            Self::Local => None,
+            Self::Known(token) => Some(token),
+        }
+    }
+
     /// Whether the caller may write the history of this host.
     pub(crate) fn may_feed(&self, host: &HostId) -> Result<(), ApiError> {
         match self {
