@@ -51,6 +51,37 @@ pub struct State {
 }
 
 impl State {
+    /// Notes what the client says nothing of.
+    fn leave_out(&mut self, has_services: bool, has_processes: bool, hardware: &Value) {
+        if !has_services {
+            self.untold.extend([Kind::UNIT, Kind::CONTAINER]);
+            self.untold_fields.push("services[]");
+        }
+        if !has_processes {
+            self.untold.push(Kind::PROCESS);
+            self.untold_fields.push("processes[]");
+        }
+        if !has_services || !has_processes {
+            // Either list can name some of them.
+            self.untold.extend([Kind::WORKLOAD, Kind::COLLECTOR]);
+        }
+        if hardware.is_null() {
+            self.untold.push(Kind::PLATFORM);
+            self.untold_fields.push("hardware.");
+        }
+        for (part, kind, fields) in [
+            ("cpu", Kind::CPU, "hardware.cpu"),
+            ("memory", Kind::MEMORY, "hardware.memory"),
+            ("disks", Kind::FILESYSTEM, "hardware.disks"),
+            ("network", Kind::INTERFACE, "hardware.network"),
+        ] {
+            if told(hardware, part).is_none() {
+                self.untold.push(kind);
+                self.untold_fields.push(fields);
+            }
+        }
+    }
+
     /// The facts, with what the client says nothing of as it was before.
     #[must_use]
     pub fn upon(self, before: &Facts) -> Facts {
@@ -166,33 +197,7 @@ pub fn parse(body: &[u8], redactor: &Redactor) -> Result<State, Error> {
         shape::misfits(services.unwrap_or_default(), processes.unwrap_or_default(), hardware);
     put_limits(&mut facts, misfits);
     let mut state = State { host, facts, untold: Vec::new(), untold_fields: Vec::new() };
-    if services.is_none() {
-        state.untold.extend([Kind::UNIT, Kind::CONTAINER]);
-        state.untold_fields.push("services[]");
-    }
-    if processes.is_none() {
-        state.untold.push(Kind::PROCESS);
-        state.untold_fields.push("processes[]");
-    }
-    if services.is_none() || processes.is_none() {
-        // Either list can name some of them.
-        state.untold.extend([Kind::WORKLOAD, Kind::COLLECTOR]);
-    }
-    if hardware.is_null() {
-        state.untold.push(Kind::PLATFORM);
-        state.untold_fields.push("hardware.");
-    }
-    for (part, kind, fields) in [
-        ("cpu", Kind::CPU, "hardware.cpu"),
-        ("memory", Kind::MEMORY, "hardware.memory"),
-        ("disks", Kind::FILESYSTEM, "hardware.disks"),
-        ("network", Kind::INTERFACE, "hardware.network"),
-    ] {
-        if told(hardware, part).is_none() {
-            state.untold.push(kind);
-            state.untold_fields.push(fields);
-        }
-    }
+    state.leave_out(services.is_some(), processes.is_some(), hardware);
     Ok(state)
 }
 
