@@ -202,6 +202,35 @@ async fn a_client_that_hangs_up_leaves_no_version_without_its_name() {
 }
 
 #[tokio::test]
+async fn a_damaged_head_does_not_refuse_what_leaves_something_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::start(dir.path()).await;
+    for n in 0..40 {
+        bench.update(&nginx("web01", &format!("state {n}"))).await;
+    }
+    bench.end().await;
+    // Those of versions; before them are the ones that every start needs.
+    for keyspace in std::fs::read_dir(dir.path().join("history/keyspaces")).unwrap() {
+        let path = keyspace.unwrap().path();
+        let number: u32 = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let table = path.join("tables/0");
+        if number > 5 && table.exists() {
+            let mut bytes = std::fs::read(&table).unwrap();
+            bytes[60] ^= 0x55;
+            std::fs::write(&table, bytes).unwrap();
+        }
+    }
+    let mut bench = Bench::start(dir.path()).await;
+    assert_eq!(bench.get("/api/v1/hosts/web01/state").await.1["code"], "corrupt");
+    let part = r#"{"services":[{"name":"later"}],"hardware":{"hostname":"web01"}}"#;
+    let (status, answer) = bench.update(part).await;
+    assert_eq!((status.as_u16(), &answer["state_id"]), (200, &json!(41)), "{answer}");
+    let (_, state) = bench.get("/api/v1/hosts/web01/state").await;
+    assert!(state["facts"]["unit:later.service"].is_object(), "{state}");
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn one_key_has_one_answer_for_its_caller_alone() {
     let dir = tempfile::tempdir().unwrap();
     let tokens = server::tokens::Tokens::open(dir.path()).unwrap();
