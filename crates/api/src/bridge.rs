@@ -3,7 +3,8 @@
 //!
 //! Fields are taken leniently: unknown ones are ignored, missing ones absent, numbers may be
 //! texts. One of another type is absent, too, and said to be in the facts themselves, as what
-//! this client can't see (`collector:update_state`); only what names a thing must be right.
+//! this client can't see (`collector:update_state`), and so is a thing whose name is none. What
+//! is not told at all stays as it was ([`State::upon`]).
 //! Volatile ones (usage, times that move by themselves) never become facts. Secrets are
 //! redacted on arrival, since these clients do not do it.
 
@@ -18,7 +19,7 @@ use model::redact::Redactor;
 use model::{Facts, HostId, HostIdError, Item, Kind};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What these clients are called among the parts of an agent's sight.
 const CLIENT: &str = "update_state";
@@ -45,6 +46,74 @@ pub struct State {
     pub facts: Facts,
     /// Kinds of which the client says nothing, which is not the same as that there are none.
     pub untold: Vec<Kind>,
+    /// Beginnings of the names of fields, of the same.
+    untold_fields: Vec<&'static str>,
+}
+
+impl State {
+    /// Notes what the client says nothing of.
+    fn leave_out(&mut self, has_services: bool, has_processes: bool, hardware: &Value) {
+        if !has_services {
+            self.untold.extend([Kind::UNIT, Kind::CONTAINER]);
+            self.untold_fields.push("services[]");
+        }
+        if !has_processes {
+            self.untold.push(Kind::PROCESS);
+            self.untold_fields.push("processes[]");
+        }
+        if !has_services || !has_processes {
+            // Either list can name some of them.
+            self.untold.extend([Kind::WORKLOAD, Kind::COLLECTOR]);
+        }
+        if hardware.is_null() {
+            self.untold.push(Kind::PLATFORM);
+            self.untold_fields.push("hardware.");
+        }
+        for (part, kind, fields) in [
+            ("cpu", Kind::CPU, "hardware.cpu"),
+            ("memory", Kind::MEMORY, "hardware.memory"),
+            ("disks", Kind::FILESYSTEM, "hardware.disks"),
+            ("network", Kind::INTERFACE, "hardware.network"),
+        ] {
+            if told(hardware, part).is_none() {
+                self.untold.push(kind);
+                self.untold_fields.push(fields);
+            }
+        }
+    }
+
+    /// The facts, with what the client says nothing of as it was before.
+    #[must_use]
+    pub fn upon(self, before: &Facts) -> Facts {
+        let Self { mut facts, untold, untold_fields, .. } = self;
+        let limits_of = |facts: &Facts| {
+            facts.entity::<Collector>(CLIENT).map(|client| client.limits).unwrap_or_default()
+        };
+        let mut limits: BTreeSet<String> = limits_of(&facts).into_iter().collect();
+        limits.extend(
+            limits_of(before)
+                .into_iter()
+                .filter(|limit| untold_fields.iter().any(|field| limit.starts_with(field))),
+        );
+        for (subject, item) in untold.into_iter().flat_map(|kind| before.of_kind(kind)) {
+            if facts.get(subject).is_none() {
+                facts.put(subject.clone(), item.clone());
+            }
+        }
+        put_limits(&mut facts, limits);
+        facts
+    }
+}
+
+/// What this client can't see; nothing where it sees all.
+fn put_limits(facts: &mut Facts, limits: BTreeSet<String>) {
+    let limits: Vec<String> = limits.into_iter().collect();
+    let client = Collector { name: CLIENT.to_owned(), limits, ..Collector::default() };
+    if client.limits.is_empty() {
+        facts.remove(&client.to_item().0);
+    } else {
+        put(facts, &client);
+    }
 }
 
 /// Answer to `update_state`.
@@ -99,23 +168,21 @@ pub fn parse(body: &[u8], redactor: &Redactor) -> Result<State, Error> {
     };
     let host = match hardware.get("hostname") {
         None | Some(Value::Null) => UNNAMED.to_owned(),
-        Some(_) => name_of(hardware, "hostname", || "hardware.".to_owned())?,
+        Some(_) => text(hardware, "hostname").ok_or_else(|| Error::Type {
+            field: "hardware.hostname".to_owned(),
+            expected: "a text that names it",
+        })?,
     };
     let host = HostId::new(&host)?;
     let mut facts = Facts::default();
     let services = list(top.get("services"), "services")?;
-    for (index, one) in services.unwrap_or_default().iter().enumerate() {
-        let name = name_of(one, "name", || format!("services[{index}]."))?;
-        service(one, name, redactor, &mut facts).map_err(|expected| Error::Type {
-            field: format!("services[{index}].name"),
-            expected,
-        })?;
+    for one in services.unwrap_or_default() {
+        service(one, redactor, &mut facts);
     }
     let mut grouped: BTreeMap<String, Process> = BTreeMap::new();
     let processes = list(top.get("processes"), "processes")?;
-    for (index, one) in processes.unwrap_or_default().iter().enumerate() {
-        let name = name_of(one, "name", || format!("processes[{index}]."))?;
-        process(one, name, redactor, &mut grouped);
+    for one in processes.unwrap_or_default() {
+        process(one, redactor, &mut grouped);
     }
     for process in grouped.values() {
         put(&mut facts, process);
@@ -126,22 +193,17 @@ pub fn parse(body: &[u8], redactor: &Redactor) -> Result<State, Error> {
     if !hardware.is_null() {
         machine(hardware, &host, &mut facts);
     }
-    let limits =
+    let misfits =
         shape::misfits(services.unwrap_or_default(), processes.unwrap_or_default(), hardware);
-    if !limits.is_empty() {
-        put(&mut facts, &Collector { name: CLIENT.to_owned(), limits, ..Collector::default() });
-    }
-    let mut untold = Vec::new();
-    if services.is_none() {
-        untold.extend([Kind::UNIT, Kind::CONTAINER]);
-    }
-    if processes.is_none() {
-        untold.push(Kind::PROCESS);
-    }
-    if services.is_none() && processes.is_none() {
-        untold.push(Kind::WORKLOAD);
-    }
-    Ok(State { host, facts, untold })
+    put_limits(&mut facts, misfits);
+    let mut state = State { host, facts, untold: Vec::new(), untold_fields: Vec::new() };
+    state.leave_out(services.is_some(), processes.is_some(), hardware);
+    Ok(state)
+}
+
+/// A part of an object, unless it is null.
+fn told<'v>(object: &'v Value, name: &str) -> Option<&'v Value> {
+    object.get(name).filter(|value| !value.is_null())
 }
 
 /// `None` when the client says nothing of it.
@@ -151,12 +213,6 @@ fn list<'v>(value: Option<&'v Value>, field: &str) -> Result<Option<&'v [Value]>
         Some(Value::Array(list)) if list.iter().all(Value::is_object) => Ok(Some(list)),
         Some(_) => Err(Error::Type { field: field.to_owned(), expected: "a list of objects" }),
     }
-}
-
-/// What a thing is called, without which it is none.
-fn name_of(object: &Value, field: &str, within: impl Fn() -> String) -> Result<String, Error> {
-    let wrong = || Error::Type { field: within() + field, expected: "a text that names it" };
-    text(object, field).ok_or_else(wrong)
 }
 
 fn put<T: Entity>(facts: &mut Facts, entity: &T) {
@@ -223,20 +279,29 @@ fn environment(object: &Value, redactor: &Redactor) -> BTreeMap<String, String> 
     pairs.into_iter().map(|(k, v)| (k.clone(), redactor.environment(&k, &v))).collect()
 }
 
-fn service(
-    one: &Value,
-    name: String,
-    redactor: &Redactor,
-    facts: &mut Facts,
-) -> Result<(), &'static str> {
+/// What a service is.
+enum Service {
+    Container(String),
+    /// A unit of systemd.
+    Unit(String),
+}
+
+/// `None` when its name is none, or not one that such a thing can have.
+fn service_of(one: &Value) -> Option<Service> {
+    let name = text(one, "name")?;
     if text(one, "type").as_deref() == Some("docker") {
-        put(facts, &container(one, name, redactor));
-        return Ok(());
+        return Some(Service::Container(name));
     }
     let id = if model::unit_name_is_valid(&name) { name } else { format!("{name}.service") };
-    if !model::unit_name_is_valid(&id) {
-        return Err("a name that a unit of systemd can have");
-    }
+    model::unit_name_is_valid(&id).then_some(Service::Unit(id))
+}
+
+fn service(one: &Value, redactor: &Redactor, facts: &mut Facts) {
+    let id = match service_of(one) {
+        Some(Service::Unit(id)) => id,
+        Some(Service::Container(name)) => return put(facts, &container(one, name, redactor)),
+        None => return,
+    };
     let status = text(one, "status").unwrap_or_default();
     put(
         facts,
@@ -254,7 +319,6 @@ fn service(
             ..Unit::default()
         },
     );
-    Ok(())
 }
 
 fn container(one: &Value, name: String, redactor: &Redactor) -> Container {
@@ -345,12 +409,8 @@ fn volumes(one: &Value) -> Vec<String> {
     list.iter().filter_map(volume).collect()
 }
 
-fn process(
-    one: &Value,
-    name: String,
-    redactor: &Redactor,
-    processes: &mut BTreeMap<String, Process>,
-) {
+fn process(one: &Value, redactor: &Redactor, processes: &mut BTreeMap<String, Process>) {
+    let Some(name) = text(one, "name") else { return };
     let arguments = redactor.arguments(&words(one, "cmdline"));
     let user = text(one, "username");
     let pid = int(one, "pid").filter(|&pid| pid > 0);
@@ -382,7 +442,7 @@ fn machine(hardware: &Value, host: &HostId, facts: &mut Facts) {
             ..Platform::default()
         },
     );
-    if let Some(cpu) = hardware.get("cpu") {
+    if let Some(cpu) = told(hardware, "cpu") {
         put(
             facts,
             &Cpu {
@@ -396,7 +456,7 @@ fn machine(hardware: &Value, host: &HostId, facts: &mut Facts) {
             },
         );
     }
-    if let Some(memory) = hardware.get("memory") {
+    if let Some(memory) = told(hardware, "memory") {
         put(
             facts,
             &Memory {
@@ -440,14 +500,21 @@ fn machine(hardware: &Value, host: &HostId, facts: &mut Facts) {
 }
 
 fn gigabytes(object: &Value, name: &str) -> Option<i64> {
-    let gigabytes = match object.get(name)? {
+    size_of(object.get(name)?)
+}
+
+/// Bytes of so many gigabytes, unless that is beyond what a number can be here.
+fn size_of(value: &Value) -> Option<i64> {
+    /// 2^63.
+    const BEYOND: f64 = 9_223_372_036_854_775_808.0;
+    let gigabytes: f64 = match value {
         Value::Number(n) => n.as_f64()?,
         Value::String(s) => s.trim().parse().ok()?,
         _ => return None,
     };
-    #[expect(clippy::cast_possible_truncation, reason = "the saturating cast is what is wanted")]
-    (gigabytes.is_finite() && gigabytes >= 0.0)
-        .then(|| (gigabytes * f64::from(1_u32 << 30)).round() as i64)
+    let bytes = (gigabytes * f64::from(1_u32 << 30)).round();
+    #[expect(clippy::cast_possible_truncation, reason = "looked at before")]
+    (0.0..BEYOND).contains(&bytes).then_some(bytes as i64)
 }
 
 #[cfg(test)]
@@ -516,29 +583,118 @@ mod tests {
         assert_eq!(
             told[0].limits,
             [
-                "services[0].environment is not a map or list",
-                "services[0].pid is not a whole number",
-                "services[1].ports is not a list",
-                "services[1].restart_policy is not a text",
-                "processes[0].cwd is not a text",
                 "hardware.cpu is not an object",
-                "hardware.memory.total_gb is not a number",
+                "hardware.memory.total_gb is not a size that can be",
+                "processes[].cwd is not a text",
+                "services[].environment is not a map or list",
+                "services[].pid is not a whole number",
+                "services[].ports is not a list",
+                "services[].restart_policy is not a text",
             ]
         );
-        let many =
-            format!(r#"{{"services":[{}]}}"#, vec![r#"{"name":"a","pid":[]}"#; 99].join(","));
-        let state = parse(many.as_bytes(), &redactor()).unwrap();
-        let told: Vec<Collector> = state.facts.entities().collect();
-        assert_eq!((told[0].limits.len(), told[0].limits[20].as_str()), (21, "and 79 more"));
+    }
+
+    fn limits(facts: &Facts) -> Vec<String> {
+        facts.entity::<Collector>(CLIENT).map(|client| client.limits).unwrap_or_default()
+    }
+
+    #[test]
+    fn what_is_said_to_be_does_not_depend_on_the_order() {
+        let of = |services: &str| {
+            let body = format!(r#"{{"services":[{services}],"processes":[{{"pid":1}}]}}"#);
+            parse(body.as_bytes(), &redactor()).unwrap().facts
+        };
+        let (a, b) = (r#"{"name":"a","pid":[]}"#, r#"{"name":"b"}"#);
+        let (bad, none) = (r#"{"name":"x/y","pid":[]}"#, r#"{"name":""}"#);
+        let one = of(&[a, b, bad, none].join(","));
+        assert_eq!(one, of(&[bad, a, none, bad, b].join(",")));
+        assert_eq!(
+            limits(&one),
+            [
+                "processes[].name is missing",
+                "services[].name is missing",
+                "services[].name is not one a unit can have",
+                "services[].pid is not a whole number",
+            ]
+        );
+        let units: Vec<String> = one.entities::<Unit>().map(|unit| unit.id).collect();
+        assert_eq!(units, ["a.service", "b.service"]);
+        let docker = of(r#"{"name":"x/y","type":"docker"}"#);
+        assert_eq!(docker.of_kind(Kind::CONTAINER).count(), 1);
+    }
+
+    #[test]
+    fn sizes_beyond_what_fits_are_absent() {
+        for (size, expected, named) in [
+            ("1e308", None, true),
+            ("1e999", None, true),
+            ("-1", None, true),
+            ("8589934592", None, true),
+            ("\"NaN\"", None, true),
+            ("\"\"", None, false),
+            ("7.5", Some(15 << 29), false),
+            ("\"2\"", Some(2 << 30), false),
+        ] {
+            let body = format!(r#"{{"hardware":{{"memory":{{"total_gb":{size}}}}}}}"#);
+            let Ok(state) = parse(body.as_bytes(), &redactor()) else {
+                // Too large for JSON itself.
+                assert_eq!(size, "1e999");
+                continue;
+            };
+            let memory: Memory = state.facts.entity("ram").unwrap();
+            assert_eq!(memory.total_bytes, expected, "{size}");
+            assert_eq!(!limits(&state.facts).is_empty(), named, "{size}");
+        }
     }
 
     #[test]
     fn what_is_not_told_is_not_gone() {
         let untold = |body: &str| parse(body.as_bytes(), &redactor()).unwrap().untold;
-        assert_eq!(untold(r#"{"services":[],"processes":[]}"#), []);
-        assert_eq!(untold(r#"{"services":[]}"#), [Kind::PROCESS]);
-        assert_eq!(untold(r#"{"processes":[]}"#), [Kind::UNIT, Kind::CONTAINER]);
-        assert_eq!(untold(r#"{"hardware":{"hostname":"a"}}"#).len(), 4);
+        let parts = [Kind::CPU, Kind::MEMORY, Kind::FILESYSTEM, Kind::INTERFACE];
+        let whole = r#""hardware":{"hostname":"a","cpu":{},"memory":{},"disks":[],"network":{}}"#;
+        let check = |lists: &str, expected: &[Kind]| {
+            assert_eq!(untold(&format!("{{{lists}{whole}}}")), expected, "{lists}");
+        };
+        let both = [Kind::WORKLOAD, Kind::COLLECTOR];
+        check(r#""services":[],"processes":[],"#, &[]);
+        check(r#""services":[],"#, &[&[Kind::PROCESS], &both[..]].concat());
+        check(r#""processes":[],"#, &[&[Kind::UNIT, Kind::CONTAINER], &both[..]].concat());
+        assert_eq!(
+            untold(r#"{"services":[],"processes":[],"hardware":{"hostname":"a","cpu":null}}"#),
+            parts
+        );
+        assert_eq!(
+            untold(r#"{"services":[],"processes":[]}"#),
+            [&[Kind::PLATFORM], &parts[..]].concat()
+        );
+        assert_eq!(untold(r#"{"hardware":{"hostname":"a"}}"#).len(), 9);
+    }
+
+    #[test]
+    fn what_is_not_told_stays_with_what_was_said_of_it() {
+        let upon =
+            |before: &Facts, body: &str| parse(body.as_bytes(), &redactor()).unwrap().upon(before);
+        let first = upon(
+            &Facts::default(),
+            r#"{"services":[{"name":"a","pid":[]}],"processes":[{"name":"ollama","is_llm_related":true,"cwd":[]}],
+                "hardware":{"kernel_version":"6","os":[],"cpu":{"model":"m"},"memory":{"total_gb":"x"},"disks":[{"mountpoint":"/"}],"network":{"lo":{}}}}"#,
+        );
+        assert_eq!(limits(&first).len(), 4);
+        assert_eq!(upon(&first, r#"{"novel":1}"#), first);
+        // What is told takes the place of what was, and of what was said of it.
+        let next = upon(&first, r#"{"services":[{"name":"b"}],"hardware":{"cpu":[],"disks":[]}}"#);
+        assert_eq!(
+            limits(&next),
+            [
+                "hardware.cpu is not an object",
+                "hardware.memory.total_gb is not a size that can be",
+                "processes[].cwd is not a text"
+            ]
+        );
+        let kinds: BTreeSet<Kind> = next.iter().map(|(subject, _)| subject.kind()).collect();
+        assert!(!kinds.contains(&Kind::FILESYSTEM) && kinds.contains(&Kind::INTERFACE));
+        assert!(kinds.contains(&Kind::WORKLOAD) && kinds.contains(&Kind::MEMORY));
+        assert_eq!(next.of_kind(Kind::UNIT).count(), 1);
     }
 
     #[test]
@@ -573,9 +729,6 @@ mod tests {
         check(b"{\"services\":[1]}", "services is not a list of objects");
         check(b"{\"hardware\":[]}", "hardware is not an object");
         check(b"{\"hardware\":{\"hostname\":[1]}}", "hardware.hostname is not a text");
-        check(b"{\"services\":[{\"pid\":1}]}", "services[0].name is not a text");
-        check(b"{\"services\":[{\"name\":\"x/y\"}]}", "services[0].name is not a name that");
-        check(b"{\"processes\":[{\"name\":{}}]}", "processes[0].name is not a text");
         check(b"{\"services\":[],\"services\":[]}", "there twice");
         check(b"{\"services\":[", "EOF");
         check(b"{\"a\":\"\xff\"}", "unicode");

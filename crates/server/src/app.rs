@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use store::{Append, Appended, Committed, Entry, History};
 use tokio::sync::{broadcast, oneshot};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Events a live stream may fall behind before it reads the history instead.
 const EVENTS: usize = 4096;
@@ -58,6 +59,8 @@ pub(crate) struct App {
     pub(crate) redactor: Redactor,
     pub(crate) metrics: Metrics,
     pub(crate) replays: Replays,
+    /// What goes on being recorded when its client has gone; waited for at the end.
+    pub(crate) recordings: TaskTracker,
     pub(crate) rendered: Rendered,
     /// When hosts were last heard of; losing it at a restart costs nothing.
     pub(crate) seen: Mutex<HashMap<HostId, Time>>,

@@ -25,6 +25,7 @@ use store::{History, Options};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// How long what is under way may take to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -124,6 +125,7 @@ impl Server {
             redactor: Redactor::new(key, Vec::new()),
             metrics: Metrics::default(),
             replays: Replays::default(),
+            recordings: TaskTracker::new(),
             rendered: Rendered::default(),
             seen: Mutex::new(HashMap::new()),
             shutdown: CancellationToken::new(),
@@ -182,6 +184,10 @@ impl Server {
         if ended.is_err() {
             tracing::warn!(left = tasks.len(), "requests were still under way and are cut off");
             tasks.shutdown().await;
+        }
+        app.recordings.close();
+        if tokio::time::timeout(GRACE, app.recordings.wait()).await.is_err() {
+            tracing::warn!("a state was still being recorded");
         }
         // The last handle closes the history, which waits for its writer.
         if tokio::task::spawn_blocking(move || drop(app)).await.is_err() {

@@ -3,12 +3,15 @@
 //! The first state a host sends is `base_state`; later ones are `state_YYYYMMDD_HHMMSS`. They
 //! are labels in the history; no machine is behind them yet. Past the limit the oldest name
 //! goes, never `base_state` nor the current one. The version itself stays in the history.
+//!
+//! A version is recorded before its name is on the list. Its label says the name, so that it is
+//! found again when the server was killed in between.
 
 use model::{HostId, Time, Version};
 use serde::{Deserialize, Serialize};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use store::{Error, History, Records};
-use tokio::sync::MutexGuard;
+use tokio::sync::OwnedMutexGuard;
 
 pub(crate) const BASE: &str = "base_state";
 const COLLECTION: &str = "bridge";
@@ -46,19 +49,55 @@ pub(crate) struct Snapshots {
     records: Records,
     limit: usize,
     list: Mutex<List>,
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Snapshots {
     pub(crate) fn open(history: &History, limit: usize) -> Result<Self, Error> {
         let records = history.records();
         let list = records.get(COLLECTION, KEY)?.unwrap_or_default();
-        Ok(Self { records, limit, list: Mutex::new(list), turn: tokio::sync::Mutex::default() })
+        let list = Mutex::new(list);
+        let snapshots = Self { records, limit, list, turn: Arc::default() };
+        for lost in snapshots.left_behind(history)? {
+            tracing::info!(name = lost.name, host = %lost.host, "a state gets its name after all");
+            snapshots.add(lost)?;
+        }
+        Ok(snapshots)
+    }
+
+    /// The newest versions of hosts whose names never came onto the list. One that came onto it
+    /// may be off it again.
+    fn left_behind(&self, history: &History) -> Result<Vec<Snapshot>, Error> {
+        let list = self.list();
+        let listed = list.snapshots.iter().map(|snapshot| snapshot.name.as_str());
+        let last = list.last.as_deref().or(listed.clone().next_back()).and_then(order);
+        let has_base = listed.clone().any(|name| name == BASE);
+        let mut found = Vec::new();
+        for info in history.hosts() {
+            let entry = match history.entry(&info.host, info.head) {
+                Err(error) if error.is_damage() => continue,
+                entry => entry?,
+            };
+            let Some((name, at)) = entry.and_then(|entry| Some((entry.label?, entry.at))) else {
+                continue;
+            };
+            let is_lost = match order(&name) {
+                None => name == BASE && !has_base,
+                // Names are given out in order.
+                Some(order) => last.is_none_or(|last| order > last),
+            };
+            if is_lost {
+                found.push(Snapshot { name, host: info.host, version: info.head, at });
+            }
+        }
+        // The base, which has no such order, goes first.
+        found.sort_by(|one, other| order(&one.name).cmp(&order(&other.name)));
+        Ok(found)
     }
 
     /// Held from asking for a name until it is on the list: no two states get one name.
-    pub(crate) async fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().await
+    pub(crate) async fn turn(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
     }
 
     pub(crate) fn list(&self) -> List {
@@ -141,9 +180,64 @@ pub(crate) fn stamp(time: Time) -> String {
     format!("state_{}", text.replace('T', "_"))
 }
 
+/// Where a name of this form is among all of them: its time, and its number within that second.
+fn order(name: &str) -> Option<(&str, u32)> {
+    const STAMP: usize = "state_20261120_090000".len();
+    let (stamp, number) = name.split_at_checked(STAMP)?;
+    let number = match number {
+        "" => 1,
+        number => number.strip_prefix('_')?.parse().ok()?,
+    };
+    stamp.starts_with("state_").then_some((stamp, number))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use model::{Facts, Fields, Item, Kind, Subject, Value};
+    use store::{Append, Body, Delta};
+
+    /// A state whose name does not come onto the list, as when the server is killed.
+    fn record(history: &History, host: &str, at: Time, name: &str) {
+        let fields: Fields = [("active_state".to_owned(), Value::from(name))].into();
+        let facts: Facts =
+            [(Subject::escaped(Kind::UNIT, "a.service"), Item::new(&fields))].into_iter().collect();
+        let body = Body::State(facts);
+        let delta = Delta { sequence: None, at, body, gap: None, label: Some(name.to_owned()) };
+        let host = HostId::new(host).unwrap();
+        let append = Append { host, stream: None, received: at, deltas: vec![delta] };
+        history.append_and_wait(append).unwrap();
+    }
+
+    #[test]
+    fn a_version_whose_name_was_lost_gets_it_at_the_next_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let history = History::open(directory.path(), store::Options::default()).unwrap();
+        let open = || {
+            let snapshots = Snapshots::open(&history, 2).unwrap();
+            let list = snapshots.list();
+            let names: Vec<String> = list.snapshots.into_iter().map(|s| s.name).collect();
+            assert_eq!(list.current.as_ref(), names.last());
+            (snapshots, names)
+        };
+        assert!(open().1.is_empty());
+        let now = Time(1_795_165_200_000_000);
+        record(&history, "web01", now, BASE);
+        assert_eq!(open().1, [BASE]);
+        let (second, third) = (stamp(now), format!("{}_2", stamp(now)));
+        record(&history, "web02", now, &second);
+        assert_eq!(open().1, [BASE, &second]);
+        record(&history, "web03", now, &third);
+        let (snapshots, names) = open();
+        assert_eq!(names, [BASE, &third]);
+        // What went off the list stays off it.
+        assert_eq!(open().1, names);
+        snapshots.forget(&HostId::new("web03").unwrap()).unwrap();
+        assert_eq!(open().1, [BASE]);
+        // Nor is it of interest what else is a label.
+        record(&history, "web04", now, "named by hand");
+        assert_eq!(open().1, [BASE]);
+    }
 
     #[test]
     fn names_are_given_out_once_and_the_base_comes_back() {

@@ -19,7 +19,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// What every token's text begins with, so that a leaked one is recognised as such.
@@ -230,13 +230,7 @@ impl Tokens {
             return Ok(None);
         }
         let hash = blake3::hash(text.as_bytes());
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamp = self.stamp()?;
-        if cache.of != stamp {
-            // The stamp is from before the reading: a file replaced meanwhile is read again.
-            cache.records = self.read()?;
-            cache.of = stamp;
-        }
+        let cache = self.fresh()?;
         // Every record is looked at, and `blake3::Hash` compares in constant time.
         let mut found = None;
         for record in &cache.records {
@@ -245,6 +239,26 @@ impl Tokens {
             }
         }
         Ok(found.cloned())
+    }
+
+    /// Whether there is a token of this id: it was not revoked.
+    ///
+    /// # Errors
+    /// When the file can't be read: nobody is let in then.
+    pub fn has(&self, id: &str) -> Result<bool, Error> {
+        Ok(self.fresh()?.records.iter().any(|record| record.token.id == id))
+    }
+
+    /// What the file has, read again if it was replaced.
+    fn fresh(&self) -> Result<MutexGuard<'_, Cache>, Error> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = self.stamp()?;
+        if cache.of != stamp {
+            // The stamp is from before the reading: a file replaced meanwhile is read again.
+            cache.records = self.read()?;
+            cache.of = stamp;
+        }
+        Ok(cache)
     }
 
     /// Records that a token was used, at most once an hour.

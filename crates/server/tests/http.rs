@@ -142,6 +142,125 @@ async fn the_bridges_calls_get_the_bridges_answers() {
     bench.end().await;
 }
 
+/// Posts to `update_state` with headers that the client does not send.
+async fn post_with(url: &str, headers: &str, body: &[u8]) -> (u16, Json) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = url.strip_prefix("http://").unwrap();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /api/v1/update_state HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+         Content-Length: {}\r\n{headers}\r\n",
+        body.len()
+    );
+    stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str(body).unwrap())
+}
+
+/// A body of `update_state`.
+fn nginx(host: &str, status: &str) -> String {
+    json!({"services":[{"name":"nginx","status":status}],"processes":[],
+        "hardware":{"hostname":host,"cpu":{},"memory":{},"disks":[],"network":{}}})
+    .to_string()
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_leaves_no_version_without_its_name() {
+    use tokio::io::AsyncWriteExt;
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::with(
+        File {
+            data_dir: Some(dir.path().to_owned()),
+            listen: Some(vec!["127.0.0.1:0".into()]),
+            max_snapshots: Some(1000),
+            ..File::default()
+        },
+        None,
+    )
+    .await;
+    for n in 0..60_u64 {
+        let body = nginx("web01", &format!("state {n}"));
+        let address = bench.url.strip_prefix("http://").unwrap();
+        let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!(
+            "POST /api/v1/update_state HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        client.write_all(request.as_bytes()).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_micros(n * 50)).await;
+        drop(client);
+    }
+    assert_eq!(bench.update(&nginx("web01", "the end")).await.0, 200);
+    let versions = bench.get("/api/v1/hosts/web01").await.1["version"].clone();
+    let (_, names) = bench.get("/api/v1/snapshots").await;
+    assert!(versions.as_u64().unwrap() > 1, "{versions}");
+    assert_eq!(json!(names["history"].as_array().unwrap().len()), versions, "{names}");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_damaged_head_does_not_refuse_what_leaves_something_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::start(dir.path()).await;
+    for n in 0..40 {
+        bench.update(&nginx("web01", &format!("state {n}"))).await;
+    }
+    bench.end().await;
+    // Those of versions; before them are the ones that every start needs.
+    for keyspace in std::fs::read_dir(dir.path().join("history/keyspaces")).unwrap() {
+        let path = keyspace.unwrap().path();
+        let number: u32 = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let table = path.join("tables/0");
+        if number > 5 && table.exists() {
+            let mut bytes = std::fs::read(&table).unwrap();
+            bytes[60] ^= 0x55;
+            std::fs::write(&table, bytes).unwrap();
+        }
+    }
+    let mut bench = Bench::start(dir.path()).await;
+    assert_eq!(bench.get("/api/v1/hosts/web01/state").await.1["code"], "corrupt");
+    let part = r#"{"services":[{"name":"later"}],"hardware":{"hostname":"web01"}}"#;
+    let (status, answer) = bench.update(part).await;
+    assert_eq!((status.as_u16(), &answer["state_id"]), (200, &json!(41)), "{answer}");
+    let (_, state) = bench.get("/api/v1/hosts/web01/state").await;
+    assert!(state["facts"]["unit:later.service"].is_object(), "{state}");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn one_key_has_one_answer_for_its_caller_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = server::tokens::Tokens::open(dir.path()).unwrap();
+    let make = |host: &str| {
+        let host = Some(model::HostId::new(host).unwrap());
+        tokens.create(server::tokens::Role::Agent, "test", host, Time(1)).unwrap().text
+    };
+    let (one, other) = (make("web01"), make("web02"));
+    let file = File {
+        data_dir: Some(dir.path().to_owned()),
+        listen: Some(vec!["127.0.0.1:0".into()]),
+        require_tokens: Some(true),
+        ..File::default()
+    };
+    let bench = Bench::with(file, None).await;
+    let post = async |token: &str, body: String| {
+        let headers = format!("Authorization: Bearer {token}\r\nIdempotency-Key: the key\r\n");
+        post_with(&bench.url, &headers, body.as_bytes()).await
+    };
+    let first = nginx("web01", "active");
+    let all = futures_util::future::join_all((0..8).map(|_| post(&one, first.clone()))).await;
+    assert_eq!(all[0].1["status"], "updated");
+    assert!(all.iter().all(|answer| *answer == all[0]), "{all:?}");
+    assert_eq!(post(&one, nginx("web01", "failed")).await.1["code"], "key_reused");
+    // Another caller learns nothing of it, and has the key for its own.
+    assert_eq!(post(&other, first).await.1["code"], "forbidden");
+    assert_eq!(post(&other, nginx("web02", "active")).await.1["status"], "updated");
+    bench.end().await;
+}
+
 #[tokio::test]
 async fn bad_input_gets_a_clear_error() {
     let dir = tempfile::tempdir().unwrap();
@@ -169,6 +288,10 @@ async fn bad_input_gets_a_clear_error() {
             String::from_utf8_lossy(body)
         );
     }
+    let (status, answer) =
+        post_with(&bench.url, "Content-Encoding: gzip\r\n", b"\x1f\x8b\x08\0\0").await;
+    assert_eq!((status, &answer["code"]), (415, &json!("compressed")));
+    assert!(answer["message"].as_str().unwrap().contains("Content-Encoding"), "{answer}");
     let deep = format!("{{\"a\":{}", "[".repeat(200_000));
     assert_eq!(bench.update(&deep).await.1["code"], "bad_json");
     let huge = vec![b' '; api::MAX_BODY + 1];
@@ -285,13 +408,53 @@ async fn a_live_stream_resumes_without_loss() {
             while let Some(end) = text.find("\n\n") {
                 let event: String = text.drain(..end + 2).collect();
                 let id = event.lines().find_map(|line| line.strip_prefix("id: "));
-                seen.extend(id.and_then(|id| id.parse::<u64>().ok()).filter(|id| *id <= stop));
+                let id = id.and_then(|id| id.split_once('-')?.0.parse::<u64>().ok());
+                seen.extend(id.filter(|id| *id <= stop));
             }
         }
         reader = Client::new(&bench.url, None).unwrap();
     }
     let last = *seen.last().unwrap();
     assert_eq!(seen, (1..=last).collect::<Vec<_>>());
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_resumed_stream_begins_a_new_life_at_its_first_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::start(dir.path()).await;
+    bench.send("web01", vec![keyframe(1, 1, "s0"), patch(2, 2, "s0", "s1")]).await;
+    let url = bench.url.clone();
+    let resumed = async |id: &str, wanted: &str| {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let address = url.strip_prefix("http://").unwrap();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!(
+            "GET /api/v1/hosts/web01/events HTTP/1.1\r\nHost: {address}\r\nLast-Event-ID: {id}\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let (mut text, mut buffer) = (String::new(), [0; 4096]);
+        while !text.contains(wanted) {
+            let length = stream.read(&mut buffer).await.unwrap();
+            assert!(length > 0, "{text}");
+            text.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+        }
+        text.lines().filter_map(|line| line.strip_prefix("id: ")).map(str::to_owned).collect()
+    };
+    let ids: Vec<String> = resumed("1", "\n\n").await;
+    let life = ids[0].strip_prefix("2-").unwrap().to_owned();
+    let ids: Vec<String> = resumed(&format!("1-{life}"), "\n\n").await;
+    assert_eq!(ids, [format!("2-{life}")]);
+    let _: Vec<String> = resumed(&format!("3-{life}"), "ahead_of_history").await;
+    let _: Vec<String> = resumed("1-x", "bad_query").await;
+    assert_eq!(bench.ask(Method::DELETE, "/api/v1/hosts/web01", "", "").await.0, 204);
+    let again = vec![keyframe(1, 5, "t0"), patch(2, 6, "t0", "t1"), patch(3, 7, "t1", "t2")];
+    bench.send("web01", again).await;
+    let ids: Vec<String> = resumed(&format!("2-{life}"), "id: 3-").await;
+    assert_eq!(ids.len(), 3, "{ids:?}");
+    assert!(ids[0].starts_with("1-") && !ids[0].ends_with(&life), "{ids:?} {life}");
+    let ids: Vec<String> = resumed("2", "id: 3-").await;
+    assert_eq!(ids.len(), 1, "{ids:?}");
     bench.end().await;
 }
 
@@ -420,6 +583,75 @@ async fn roles_decide_beyond_loopback() {
     assert_eq!(bench.send("web01", vec![]).await.0, 403);
     tokens.revoke(&viewer.token.id).unwrap();
     assert_eq!(bench.get("/api/v1/hosts").await.0, 401, "revoked at once");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn an_open_stream_ends_when_its_token_is_revoked() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = server::tokens::Tokens::open(dir.path()).unwrap();
+    let make = |role| tokens.create(role, "test", None, Time(1)).unwrap();
+    let (admin, viewer) = (make(server::tokens::Role::Admin), make(server::tokens::Role::Viewer));
+    let file = File {
+        data_dir: Some(dir.path().to_owned()),
+        listen: Some(vec!["127.0.0.1:0".into()]),
+        require_tokens: Some(true),
+        ..File::default()
+    };
+    let mut bench = Bench::with(file, Some(admin.text.clone())).await;
+    bench.send("web01", vec![keyframe(1, 1, "s0")]).await;
+    let url = bench.url.clone();
+    let open = async |token: &str, path: &str, headers: &str| {
+        use tokio::io::AsyncWriteExt;
+        let address = url.strip_prefix("http://").unwrap();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{headers}");
+        let request = format!("{head}Authorization: Bearer {token}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream
+    };
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let host = "/api/v1/hosts/web01/events?from=0";
+    let mut kept = open(&admin.text, host, "").await;
+    let mut ended = vec![
+        open(&viewer.text, host, "").await,
+        open(&viewer.text, "/api/v1/events", "").await,
+        open(&viewer.text, "/api/v1/hosts/web01/ws?from=0", upgrade).await,
+    ];
+    // Until something came: the streams are open.
+    for stream in &mut ended {
+        stream.readable().await.unwrap();
+    }
+    tokens.revoke(&viewer.token.id).unwrap();
+    let within = std::time::Duration::from_secs(5);
+    for stream in &mut ended {
+        use tokio::io::AsyncReadExt;
+        let mut told = Vec::new();
+        // The events' connections are kept open for other requests; their answers end.
+        let end = async {
+            let mut buffer = [0; 4096];
+            while !told.ends_with(b"0\r\n\r\n") {
+                match stream.read(&mut buffer).await.unwrap_or(0) {
+                    0 => break,
+                    length => told.extend_from_slice(&buffer[..length]),
+                }
+            }
+        };
+        let ended = tokio::time::timeout(within, end).await;
+        ended.unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&told)));
+        assert!(told.starts_with(b"HTTP/1.1 200") || told.starts_with(b"HTTP/1.1 101"));
+    }
+    // Another's goes on.
+    bench.send("web01", vec![patch(2, 2, "s0", "later")]).await;
+    use tokio::io::AsyncReadExt;
+    let (mut told, mut buffer) = (String::new(), [0; 4096]);
+    while !told.contains("later") {
+        let length = kept.read(&mut buffer).await.unwrap();
+        assert!(length > 0, "{told}");
+        told.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+    }
+    drop(kept);
     bench.end().await;
 }
 

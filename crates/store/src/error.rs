@@ -115,11 +115,15 @@ impl Error {
             fjall::Error::Unrecoverable | fjall::Error::InvalidVersion(_) => true,
             other => is_damage(other),
         };
-        let source = Arc::new(source);
         if is_lost {
-            return Self::Unreadable { directory: path.to_owned(), source };
+            return Self::unreadable(path, source);
         }
-        Self::Open { path: path.to_owned(), source }
+        Self::Open { path: path.to_owned(), source: Arc::new(source) }
+    }
+
+    /// The engine could not read what every start needs.
+    pub(crate) fn unreadable(path: &Path, source: fjall::Error) -> Self {
+        Self::Unreadable { directory: path.to_owned(), source: Arc::new(source) }
     }
 
     /// Whether what is stored is damaged, which trying again does not mend.

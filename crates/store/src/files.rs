@@ -51,11 +51,16 @@ const PERMANENT: std::ops::RangeInclusive<u32> = 0..=5;
 
 /// Each keyspace has a file that names its catalogue of tables.
 fn lost_catalogue(keyspaces: &Path) -> io::Result<Option<PathBuf>> {
+    // All were there before the first of them had a table.
+    let all_are_made = is_filled(&keyspaces.join("1/tables"))?;
     for keyspace in PERMANENT {
         let keyspace = keyspaces.join(keyspace.to_string());
         // One without a table was made just now, and has nothing to lose.
-        if !is_filled(&keyspace.join("tables"))? {
+        if !all_are_made && !is_filled(&keyspace.join("tables"))? {
             continue;
+        }
+        if !keyspace.try_exists()? {
+            return Ok(Some(keyspace));
         }
         let current = keyspace.join("current");
         match std::fs::read(&current) {

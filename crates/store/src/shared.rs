@@ -78,7 +78,7 @@ impl Shared {
         let mut slot = self.db.write().unwrap_or_else(PoisonError::into_inner);
         *slot = None;
         let db = Db::open(&self.path, self.block_cache_bytes)?;
-        let hosts = read_hosts(&db)?;
+        let hosts = read_hosts(&db, &self.path)?;
         *self.hosts.write().unwrap_or_else(PoisonError::into_inner) = hosts;
         self.heads().clear();
         self.bases.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -151,8 +151,9 @@ fn lock(path: &Path) -> Result<File, Error> {
     }
 }
 
-fn read_hosts(db: &Db) -> Result<BTreeMap<HostId, Arc<Meta>>, Error> {
-    let failed = |source| Error::storage("read the hosts")(source);
+fn read_hosts(db: &Db, path: &Path) -> Result<BTreeMap<HostId, Arc<Meta>>, Error> {
+    // Without the hosts nothing can be read: it says what helps, as when opening itself fails.
+    let failed = |source| Error::unreadable(path, source);
     let mut hosts = BTreeMap::new();
     for entry in db.hosts.prefix(b"h") {
         let (key, name) = entry.into_inner().map_err(failed)?;

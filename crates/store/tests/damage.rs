@@ -325,7 +325,11 @@ fn a_lost_file_is_no_empty_history() {
         copy(restarted.path(), directory.path());
         let path = directory.path().join(file);
         assert!(path.exists(), "{file}");
-        std::fs::remove_file(&path).unwrap();
+        if path.is_dir() {
+            std::fs::remove_dir_all(&path).unwrap();
+        } else {
+            std::fs::remove_file(&path).unwrap();
+        }
         let error = History::open(directory.path(), options()).unwrap_err();
         let said = error.to_string();
         assert!(said.contains(&format!("mv {} ", directory.path().display())), "{said}");
@@ -347,9 +351,45 @@ fn a_lost_file_is_no_empty_history() {
     lost("version");
     lost("keyspaces/0/current");
     lost("keyspaces/1/current");
+    assert!(restarted.path().join("keyspaces/1/tables").read_dir().unwrap().next().is_some());
+    for keyspace in 2..=5 {
+        lost(&format!("keyspaces/{keyspace}/current"));
+    }
+    for keyspace in 2..=5 {
+        lost(&format!("keyspaces/{keyspace}"));
+    }
     let mut all = Vec::new();
     tables(&restarted.path().join("keyspaces"), &mut all);
     lost(all[0].strip_prefix(restarted.path()).unwrap().to_str().unwrap());
+}
+
+#[test]
+fn hosts_that_cannot_be_read_say_what_helps() {
+    let (directory, ..) = two_hosts();
+    let mut files = Vec::new();
+    tables(&directory.path().join("keyspaces/1"), &mut files);
+    let mut said = 0;
+    for file in files {
+        let intact = std::fs::read(&file).unwrap();
+        for at in (0..intact.len()).step_by(intact.len() / 16 + 1) {
+            let mut bytes = intact.clone();
+            bytes[at] ^= 0x55;
+            std::fs::write(&file, bytes).unwrap();
+            match History::open(directory.path(), options()) {
+                // In a part that opening has no need of.
+                Ok(_) => {}
+                Err(error @ Error::Unreadable { .. }) => {
+                    let advice = format!("mv {} ", directory.path().display());
+                    assert!(error.to_string().contains(&advice), "{error}");
+                    said += 1;
+                }
+                Err(other) => panic!("{at}: {other:?}"),
+            }
+        }
+        std::fs::write(&file, intact).unwrap();
+    }
+    assert!(said > 0);
+    History::open(directory.path(), options()).unwrap();
 }
 
 #[test]

@@ -1,15 +1,18 @@
 //! Which fields have another type than they can have.
+//!
+//! Each is named once, and without the number of the thing it is of: what is named must not
+//! change because a list has another order. So there are no more than the tables here have.
 
+use super::{service_of, size_of, text};
 use serde_json::Value;
-
-/// Fields that are named.
-const MAX: usize = 20;
+use std::collections::BTreeSet;
 
 #[derive(Debug, Clone, Copy)]
 enum Shape {
     Text,
     Whole,
-    Number,
+    /// In gigabytes.
+    Size,
     List,
     /// A list, or one text.
     Words,
@@ -18,7 +21,7 @@ enum Shape {
     Flag,
     Object,
 }
-use Shape::{Flag, List, Number, Object, Pairs, Text, Whole, Words};
+use Shape::{Flag, List, Object, Pairs, Size, Text, Whole, Words};
 
 type Fields = &'static [(&'static str, Shape)];
 
@@ -60,18 +63,17 @@ const CPU: Fields = &[
     ("model", Text),
     ("physical_cores", Whole),
 ];
-const MEMORY: Fields = &[("swap_total_gb", Number), ("total_gb", Number)];
+const MEMORY: Fields = &[("swap_total_gb", Size), ("total_gb", Size)];
 const DISK: Fields =
-    &[("device", Text), ("fstype", Text), ("mountpoint", Text), ("total_gb", Number)];
+    &[("device", Text), ("fstype", Text), ("mountpoint", Text), ("total_gb", Size)];
 const INTERFACE: Fields = &[("addresses", Words), ("flags", Words), ("mac", Text)];
 
 impl Shape {
     fn fits(self, value: &Value) -> bool {
-        let number = |text: &str| text.trim().parse::<f64>().is_ok_and(f64::is_finite);
         match (self, value) {
             (_, Value::Null)
             | (Text, Value::String(_) | Value::Number(_))
-            | (Whole | Number, Value::Number(_))
+            | (Whole, Value::Number(_))
             | (List, Value::Array(_))
             | (Words, Value::Array(_) | Value::String(_))
             | (Pairs, Value::Array(_) | Value::Object(_))
@@ -81,7 +83,8 @@ impl Shape {
             (Whole, Value::String(text)) => {
                 text.trim().is_empty() || text.trim().parse::<i64>().is_ok()
             }
-            (Number, Value::String(text)) => text.trim().is_empty() || number(text),
+            (Size, Value::String(text)) if text.trim().is_empty() => true,
+            (Size, value) => size_of(value).is_some(),
             _ => false,
         }
     }
@@ -90,7 +93,7 @@ impl Shape {
         match self {
             Text => "a text",
             Whole => "a whole number",
-            Number => "a number",
+            Size => "a size that can be",
             List => "a list",
             Words => "a list or a text",
             Pairs => "a map or list",
@@ -100,49 +103,59 @@ impl Shape {
     }
 }
 
-/// `services[3].pid is not a whole number`, the first of them.
-pub(super) fn misfits(services: &[Value], processes: &[Value], hardware: &Value) -> Vec<String> {
+/// `services[].pid is not a whole number`, and what was left out because of its name.
+pub(super) fn misfits(
+    services: &[Value],
+    processes: &[Value],
+    hardware: &Value,
+) -> BTreeSet<String> {
     let mut found = Found::default();
-    for (index, one) in services.iter().enumerate() {
-        found.look(one, SERVICE, &|| format!("services[{index}]"));
+    for one in services {
+        found.look(one, SERVICE, "services[]");
+        found.look_at_name(one, "services[]");
+        if text(one, "name").is_some() && service_of(one).is_none() {
+            found.0.insert("services[].name is not one a unit can have".to_owned());
+        }
     }
-    for (index, one) in processes.iter().enumerate() {
-        found.look(one, PROCESS, &|| format!("processes[{index}]"));
+    for one in processes {
+        found.look(one, PROCESS, "processes[]");
+        found.look_at_name(one, "processes[]");
     }
-    found.look(hardware, HARDWARE, &|| "hardware".to_owned());
+    found.look(hardware, HARDWARE, "hardware");
     let part = |name: &str| hardware.get(name).filter(|part| part.is_object());
     for (name, fields) in [("cpu", CPU), ("memory", MEMORY)] {
-        found.look(part(name).unwrap_or(&Value::Null), fields, &|| format!("hardware.{name}"));
+        found.look(part(name).unwrap_or(&Value::Null), fields, &format!("hardware.{name}"));
     }
-    let disks = hardware.get("disks").and_then(Value::as_array).into_iter().flatten();
-    for (index, disk) in disks.enumerate() {
-        found.look(disk, DISK, &|| format!("hardware.disks[{index}]"));
+    for disk in hardware.get("disks").and_then(Value::as_array).into_iter().flatten() {
+        found.look(disk, DISK, "hardware.disks[]");
     }
-    for (name, one) in part("network").and_then(Value::as_object).into_iter().flatten() {
-        found.look(one, INTERFACE, &|| format!("hardware.network.{name}"));
+    for one in part("network").and_then(Value::as_object).into_iter().flat_map(|all| all.values()) {
+        found.look(one, INTERFACE, "hardware.network[]");
     }
-    if found.more > 0 {
-        found.told.push(format!("and {} more", found.more));
-    }
-    found.told
+    found.0
 }
 
 #[derive(Default)]
-struct Found {
-    told: Vec<String>,
-    more: usize,
-}
+struct Found(BTreeSet<String>);
 
 impl Found {
-    fn look(&mut self, object: &Value, fields: Fields, whose: &dyn Fn() -> String) {
+    fn look(&mut self, object: &Value, fields: Fields, whose: &str) {
         for (name, shape) in fields {
-            if object.get(name).is_none_or(|value| shape.fits(value)) {
-                continue;
+            if object.get(name).is_some_and(|value| !shape.fits(value)) {
+                self.0.insert(format!("{whose}.{name} is not {}", shape.name()));
             }
-            if self.told.len() < MAX {
-                self.told.push(format!("{}.{name} is not {}", whose(), shape.name()));
-            } else {
-                self.more += 1;
+        }
+    }
+
+    /// What names nothing is left out.
+    fn look_at_name(&mut self, object: &Value, whose: &str) {
+        match object.get("name") {
+            _ if text(object, "name").is_some() => {}
+            None | Some(Value::Null | Value::String(_)) => {
+                self.0.insert(format!("{whose}.name is missing"));
+            }
+            Some(_) => {
+                self.0.insert(format!("{whose}.name is not a text"));
             }
         }
     }

@@ -10,11 +10,18 @@ use crate::app::App;
 use crate::clock;
 use crate::runs::Cause;
 use crate::tokens::{Role, Token};
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::Response;
+use futures_util::StreamExt;
 use model::HostId;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How often it is looked whether the token of an open stream was revoked.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
 
 /// Who asks.
 #[derive(Debug, Clone)]
@@ -25,6 +32,19 @@ pub(crate) enum Caller {
 }
 
 impl Caller {
+    /// The token the caller came with.
+    pub(crate) fn token(&self) -> Option<&Token> {
+        match self {
+            Self::Local => None,
+            Self::Known(token) => Some(token),
+        }
+    }
+
+    /// For how long the caller may go on.
+    pub(crate) fn allowed(&self, app: &Arc<App>) -> Allowed {
+        Allowed { app: Arc::clone(app), token: self.token().map(|token| token.id.clone()) }
+    }
+
     /// Whether the caller may write the history of this host.
     pub(crate) fn may_feed(&self, host: &HostId) -> Result<(), ApiError> {
         match self {
@@ -51,6 +71,51 @@ impl Caller {
             Self::Local => Cause::Local,
             Self::Known(token) => Cause::Token { id: token.id.clone(), name: token.name.clone() },
         }
+    }
+}
+
+/// For how long a caller may go on with what does not end by itself: until its token is revoked.
+#[derive(Debug, Clone)]
+pub(crate) struct Allowed {
+    app: Arc<App>,
+    /// The id of the token, where there is one.
+    token: Option<String>,
+}
+
+impl Allowed {
+    /// Returns when the token is revoked, or it can't be known that it is not.
+    async fn ended(self) {
+        let Some(token) = self.token else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if !matches!(self.app.tokens.has(&token), Ok(true)) {
+                tracing::info!(token, "a stream ends: its token was revoked");
+                return;
+            }
+        }
+    }
+
+    /// The work, for as long as the caller may have it done. Also a socket whose other side
+    /// takes nothing ends so.
+    pub(crate) async fn only(self, work: impl Future<Output = ()>) {
+        tokio::select! {
+            biased;
+            () = self.ended() => {}
+            () = work => {}
+        }
+    }
+
+    /// The same of an answer, when it is a stream of events.
+    pub(crate) fn only_stream(self, answer: Response) -> Response {
+        let media = answer.headers().get(header::CONTENT_TYPE);
+        let is_stream =
+            media.is_some_and(|media| media.as_bytes().starts_with(b"text/event-stream"));
+        if self.token.is_none() || !is_stream {
+            return answer;
+        }
+        answer.map(|body| {
+            Body::from_stream(body.into_data_stream().take_until(Box::pin(self.ended())))
+        })
     }
 }
 
@@ -93,8 +158,9 @@ fn allows(role: Role, need: Need) -> bool {
     }
 }
 
-/// Refuses who may not ask for this, and tells the handler who asks.
-pub(crate) fn check(app: &Arc<App>, request: &mut Request) -> Result<(), ApiError> {
+/// Refuses who may not ask for this, and tells the handler who asks. For how long the caller may
+/// listen to the answer.
+pub(crate) fn check(app: &Arc<App>, request: &mut Request) -> Result<Allowed, ApiError> {
     let need = need(request.method(), request.uri().path());
     let caller = if app.tokens_required {
         match (need, bearer(request.headers())) {
@@ -119,8 +185,9 @@ pub(crate) fn check(app: &Arc<App>, request: &mut Request) -> Result<(), ApiErro
         same_machine(request.headers(), &app.server_names)?;
         Caller::Local
     };
+    let allowed = caller.allowed(app);
     request.extensions_mut().insert(caller);
-    Ok(())
+    Ok(allowed)
 }
 
 fn note_use(app: &Arc<App>, token: &Token) {

@@ -8,14 +8,14 @@ use super::hosts::page_limit;
 use super::ingest::limit_items;
 use crate::app::App;
 use crate::clock;
-use crate::replays::{Known, MAX_KEY};
+use crate::replays::{Asking, Known, MAX_KEY};
 use crate::snapshots::{Deleted, Snapshot};
 use api::bridge::{self, Snapshots, Status, Updated};
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use model::{ContentId, Facts, Time};
+use model::{ContentId, Facts, Time, with_causes};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -30,38 +30,15 @@ const CHANGES: usize = 200;
 /// answer.
 #[utoipa::path(post, path = "/api/v1/update_state", tag = "bridge", request_body = Object,
     params(("Idempotency-Key" = Option<String>, Header, description = "names this request")),
-    responses((status = 200, description = "`updated` with the changes, or `no_changes`", body = Object), (status = 400, body = api::ErrorBody), (status = 413, body = api::ErrorBody), (status = 422, body = api::ErrorBody, description = "the key was used for another request")))]
+    responses((status = 200, description = "`updated` with the changes, or `no_changes`", body = Object), (status = 400, body = api::ErrorBody), (status = 413, body = api::ErrorBody), (status = 415, body = api::ErrorBody, description = "the body is compressed"), (status = 422, body = api::ErrorBody, description = "the key was used for another request")))]
 pub(crate) async fn update_state(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     Body(body): Body,
 ) -> Result<Json<Updated>, ApiError> {
-    let Some(key) = headers.get("idempotency-key") else {
-        return record(&app, &caller, &body).await.map(Json);
-    };
-    let key = key.to_str().ok().filter(|key| (1..=MAX_KEY).contains(&key.len()));
-    let key = key.ok_or_else(|| {
-        ApiError::bad("bad_key", format!("an idempotency key has 1 to {MAX_KEY} ASCII characters"))
-    })?;
-    let request = ContentId::of(&body);
-    match app.replays.find(key, &request) {
-        Known::Answer(answer) => Ok(Json(answer)),
-        Known::Reused => Err(ApiError::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "key_reused",
-            "this idempotency key was used for another request",
-        )),
-        Known::Nothing => {
-            let answer = record(&app, &caller, &body).await?;
-            app.replays.keep(key.to_owned(), request, answer.clone());
-            Ok(Json(answer))
-        }
-    }
-}
-
-async fn record(app: &Arc<App>, caller: &Caller, body: &[u8]) -> Result<Updated, ApiError> {
-    let state = bridge::parse(body, &app.redactor).map_err(|error| {
+    as_it_is(&headers)?;
+    let state = bridge::parse(&body, &app.redactor).map_err(|error| {
         let code = match error {
             bridge::Error::Empty => "empty_body",
             bridge::Error::Json(_) => "bad_json",
@@ -72,9 +49,60 @@ async fn record(app: &Arc<App>, caller: &Caller, body: &[u8]) -> Result<Updated,
     })?;
     caller.may_feed(&state.host)?;
     limit_items(&state.facts)?;
+    let asked = asked(&headers, &caller, &body)?;
     app.metrics.ingested_bytes.inc_by(u64::try_from(body.len()).unwrap_or(0));
+    // A key is looked up and its answer kept within one turn: the same request at the same time
+    // gets the same answer.
+    let turn = app.snapshots.turn().await;
+    match asked.as_ref().map_or(Known::Nothing, |asked| app.replays.find(asked)) {
+        Known::Answer(answer) => return Ok(Json(answer)),
+        Known::Reused => {
+            return Err(ApiError::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "key_reused",
+                "this idempotency key was used for another request",
+            ));
+        }
+        Known::Nothing => {}
+    }
+    // Goes on when the client hangs up: a version is not left without its name.
+    let recording = Arc::clone(&app);
+    let recorded = app.recordings.spawn(async move {
+        let answer = record(&recording, state).await?;
+        if let Some(asked) = asked {
+            recording.replays.keep(asked, answer.clone());
+        }
+        drop(turn);
+        Ok(answer)
+    });
+    recorded.await.unwrap_or_else(|_ended| Err(store::Error::Closed.into())).map(Json)
+}
+
+/// Refuses bodies in an encoding.
+fn as_it_is(headers: &HeaderMap) -> Result<(), ApiError> {
+    let encoding = headers.get(header::CONTENT_ENCODING).map(|value| value.as_bytes());
+    if encoding.is_none_or(|encoding| encoding.eq_ignore_ascii_case(b"identity")) {
+        return Ok(());
+    }
+    let message = "this route takes no compressed body; send the JSON as it is, without \
+                   Content-Encoding";
+    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "compressed", message))
+}
+
+/// The request by its `Idempotency-Key`, where it has one.
+fn asked(headers: &HeaderMap, caller: &Caller, body: &[u8]) -> Result<Option<Asking>, ApiError> {
+    let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = key.to_str().ok().filter(|key| (1..=MAX_KEY).contains(&key.len()));
+    let key = key.ok_or_else(|| {
+        ApiError::bad("bad_key", format!("an idempotency key has 1 to {MAX_KEY} ASCII characters"))
+    })?;
+    let caller = caller.token().map(|token| token.id.clone());
+    Ok(Some(Asking { caller, key: key.to_owned(), request: ContentId::of(body) }))
+}
+
+/// Records the state, and puts its name on the list. The caller has the turn.
+async fn record(app: &Arc<App>, state: bridge::State) -> Result<Updated, ApiError> {
     let now = clock::now();
-    let _turn = app.snapshots.turn().await;
     let name = app.snapshots.next_name(now);
     let host = state.host.clone();
     let facts = store::Body::State(with_untold(app, state).await?);
@@ -102,17 +130,20 @@ async fn record(app: &Arc<App>, caller: &Caller, body: &[u8]) -> Result<Updated,
 
 /// The facts, with what the client says nothing of as it was.
 async fn with_untold(app: &Arc<App>, state: bridge::State) -> Result<Facts, ApiError> {
-    let bridge::State { host, mut facts, untold } = state;
-    if untold.is_empty() {
-        return Ok(facts);
+    if state.untold.is_empty() {
+        return Ok(state.facts);
     }
-    let head = app.read(move |app| app.history.head(&host)).await?;
-    for kind in untold {
-        for (subject, item) in head.iter().flat_map(|head| head.facts.of_kind(kind)) {
-            facts.put(subject.clone(), item.clone());
+    let host = state.host.clone();
+    match app.read(move |app| app.history.head(&host)).await {
+        Ok(head) => Ok(state.upon(&head.map(|head| head.facts).unwrap_or_default())),
+        // Nothing can be told of before; a whole state begins anew after the damage.
+        Err(error) if error.is_damage() => {
+            let error = with_causes(&error);
+            tracing::warn!(host = %state.host, error, "what was known of a host is damaged");
+            Ok(state.upon(&Facts::default()))
         }
+        Err(error) => Err(error.into()),
     }
-    Ok(facts)
 }
 
 /// The names of saved states: of the host's versions, and of its twin where there is one. The
@@ -261,7 +292,7 @@ pub(crate) struct HistoryQuery {
     limit: Option<usize>,
 }
 
-/// The last states received, newest first.
+/// The log of the host whose state came last, newest first: what others recorded of it, too.
 #[utoipa::path(get, path = "/api/v1/history", tag = "bridge", params(HistoryQuery), responses((status = 200, body = Object)))]
 pub(crate) async fn history(
     State(app): State<Arc<App>>,

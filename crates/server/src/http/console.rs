@@ -1,10 +1,12 @@
 //! A twin's console over a WebSocket: bytes as they are, both ways.
 
+use super::auth::Caller;
 use super::error::ApiError;
 use super::twins::Name;
 use crate::app::App;
 use crate::metrics::OpenStream;
 use crate::twins::Console;
+use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
@@ -29,13 +31,15 @@ const PING: Duration = Duration::from_secs(20);
     responses((status = 101), (status = 404, body = api::ErrorBody), (status = 409, body = api::ErrorBody)))]
 pub(crate) async fn console(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     Name(name): Name,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, ApiError> {
     let console = app.twins.console(&name).await?;
     let (open, stopping) = (OpenStream::new(&app), app.shutdown.clone());
     let upgrade = upgrade.max_message_size(TYPED);
-    Ok(upgrade.on_upgrade(move |socket| pass(console, socket, open, stopping)))
+    let allowed = caller.allowed(&app);
+    Ok(upgrade.on_upgrade(move |socket| allowed.only(pass(console, socket, open, stopping))))
 }
 
 async fn pass(

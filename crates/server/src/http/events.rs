@@ -10,6 +10,7 @@
 //! channel could not hold is read from the history. A stream of all hosts says `lost` instead,
 //! since there is no one order to resume in.
 
+use super::auth::Caller;
 use super::error::{ApiError, unknown_host};
 use super::extract::Host;
 use super::hosts::off_thread;
@@ -18,6 +19,7 @@ use crate::app::{App, Event};
 use crate::metrics::OpenStream;
 use crate::resolve::fits;
 use api::answer::Entry;
+use axum::Extension;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -48,7 +50,7 @@ struct Follower {
     life: Time,
     live: broadcast::Receiver<Event>,
     caught_up: bool,
-    ready: VecDeque<Entry>,
+    ready: VecDeque<(Time, Entry)>,
     _open: OpenStream,
 }
 
@@ -57,11 +59,11 @@ impl Follower {
         app: Arc<App>,
         host: HostId,
         query: &str,
-        resume: Option<Version>,
+        resume: Option<Place>,
     ) -> Result<Self, ApiError> {
         // Subscribed before reading where the history ends: nothing falls between.
         let live = app.events.subscribe();
-        let mut from = resume;
+        let mut from = resume.map(|place| place.version);
         let mut words = Vec::new();
         for (name, value) in pairs(query)? {
             match name.as_str() {
@@ -84,6 +86,12 @@ impl Follower {
         let asked = Arc::clone(&words);
         let (host, last, life, only) = off_thread(&app, move |app| {
             let info = app.history.host(&host).ok_or_else(|| unknown_host(host.as_str()))?;
+            let is_over = |life: Time| life != info.first_at;
+            let from = match resume.and_then(|place| place.life) {
+                // What was seen is forgotten, and all there is comes after it.
+                Some(life) if is_over(life) => Some(Version(0)),
+                _ => from,
+            };
             if let Some(from) = from.filter(|from| *from > info.head) {
                 // The history was restored or forgotten: what the reader knows is not this one.
                 let message = format!(
@@ -111,11 +119,11 @@ impl Follower {
         })
     }
 
-    /// The next version; `None` when the server stops.
-    async fn next(&mut self) -> Option<Entry> {
+    /// The next version, and in which life of the host; `None` when the server stops.
+    async fn next(&mut self) -> Option<(Time, Entry)> {
         loop {
-            if let Some(entry) = self.ready.pop_front() {
-                return Some(entry);
+            if let Some(next) = self.ready.pop_front() {
+                return Some(next);
             }
             if !self.caught_up {
                 if self.catch_up().await.is_err() {
@@ -153,17 +161,32 @@ impl Follower {
     /// A host that was forgotten and seen again begins at its first version.
     fn look_for_another_life(&mut self) {
         let first_at = self.app.history.host(&self.host).map(|info| info.first_at);
-        if let Some(life) = first_at.filter(|life| *life != self.life) {
-            self.life = life;
-            self.last = Version(0);
-            self.caught_up = false;
+        if let Some(life) = first_at {
+            self.live_in(life);
         }
+    }
+
+    /// Whether it is the life that this is in already.
+    fn live_in(&mut self, life: Time) -> bool {
+        if life == self.life {
+            return true;
+        }
+        self.life = life;
+        self.last = Version(0);
+        self.caught_up = false;
+        false
     }
 
     async fn catch_up(&mut self) -> Result<(), ApiError> {
         let (host, after) = (self.host.clone(), self.last);
-        let page =
-            off_thread(&self.app, move |app| Ok(app.history.after(&host, after, PAGE)?)).await?;
+        let (page, life) = off_thread(&self.app, move |app| {
+            let page = app.history.after(&host, after, PAGE)?;
+            Ok((page, app.history.host(&host).map(|info| info.first_at)))
+        })
+        .await?;
+        if life.is_some_and(|life| !self.live_in(life)) {
+            return Ok(());
+        }
         self.caught_up = page.len() < PAGE;
         for entry in page {
             self.last = self.last.max(entry.version);
@@ -183,7 +206,7 @@ impl Follower {
                 return Ok(());
             }
         }
-        self.ready.push_back(shown(&self.host, entry, CHANGES));
+        self.ready.push_back((self.life, shown(&self.host, entry, CHANGES)));
         Ok(())
     }
 
@@ -198,11 +221,42 @@ impl Follower {
         })
     }
 
-    fn entries(self) -> impl Stream<Item = Entry> {
+    fn entries(self) -> impl Stream<Item = (Time, Entry)> {
         stream::unfold(self, |mut follower| async move {
-            let entry = follower.next().await?;
-            Some((entry, follower))
+            let next = follower.next().await?;
+            Some((next, follower))
         })
+    }
+}
+
+/// Where a reader is: the version it has, and of which life of the host.
+///
+/// Written as in the tags of answers, `412-64ab3c1f2e000`. Without a life it is the present one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    version: Version,
+    life: Option<Time>,
+}
+
+impl Place {
+    fn parse(text: &str) -> Option<Self> {
+        let (version, life) = match text.trim_start_matches('@').split_once('-') {
+            None => (text.trim_start_matches('@'), None),
+            Some((version, life)) => {
+                let life = u64::from_str_radix(life, 16).ok()?.cast_signed();
+                (version, Some(Time(life)))
+            }
+        };
+        Some(Self { version: Version(version.parse().ok()?), life })
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.life {
+            Some(life) => write!(f, "{}-{:x}", self.version.0, life.0),
+            None => write!(f, "{}", self.version.0),
+        }
     }
 }
 
@@ -224,7 +278,8 @@ fn watched(app: &App, host: &HostId, words: &[String]) -> Result<BTreeSet<Subjec
     Ok(found)
 }
 
-/// Changes of a host as server-sent events: `id` the version, `event` `version`, `data` an entry.
+/// Changes of a host as server-sent events: `id` the version and the host's life (`413-64ab…`),
+/// `event` `version`, `data` an entry. `Last-Event-ID` of a life that is over begins the new one.
 #[utoipa::path(get, path = "/api/v1/hosts/{host}/events", tag = "live",
     params(("host" = String, Path),
         ("from" = Option<u64>, Query, description = "the version after which to begin; the newest unless told. `Last-Event-ID` goes before it"),
@@ -237,14 +292,15 @@ pub(crate) async fn host_events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let resume = headers.get("last-event-id").map(|id| {
-        let id = id.to_str().ok().and_then(|id| id.trim_start_matches('@').parse().ok());
-        let wrong = "Last-Event-ID is the id of an event of this stream, a version: 412";
-        id.map(Version).ok_or_else(|| ApiError::bad("bad_query", wrong))
+        let wrong = "Last-Event-ID is the id of an event of this stream, or a version: 412";
+        let place = id.to_str().ok().and_then(Place::parse);
+        place.ok_or_else(|| ApiError::bad("bad_query", wrong))
     });
     let resume = resume.transpose()?;
     let follower = Follower::start(app, host, query.as_deref().unwrap_or_default(), resume).await?;
-    let events = futures_util::StreamExt::map(follower.entries(), |entry| {
-        sse_event(&entry, entry.version.0.to_string())
+    let events = futures_util::StreamExt::map(follower.entries(), |(life, entry)| {
+        let place = Place { version: entry.version, life: Some(life) };
+        sse_event(&entry, place.to_string())
     });
     Ok(Sse::new(events).keep_alive(keep_alive()).into_response())
 }
@@ -273,12 +329,15 @@ fn sse_event(entry: &Entry, id: String) -> Result<sse::Event, Infallible> {
     responses((status = 101), (status = 404, body = api::ErrorBody)))]
 pub(crate) async fn host_socket(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     Host(host): Host,
     RawQuery(query): RawQuery,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, ApiError> {
+    let allowed = caller.allowed(&app);
     let follower = Follower::start(app, host, query.as_deref().unwrap_or_default(), None).await?;
-    Ok(upgrade.max_message_size(4096).on_upgrade(move |socket| tell(follower, socket)))
+    let upgrade = upgrade.max_message_size(4096);
+    Ok(upgrade.on_upgrade(move |socket| allowed.only(tell(follower, socket))))
 }
 
 async fn tell(mut follower: Follower, mut socket: WebSocket) {
@@ -286,7 +345,7 @@ async fn tell(mut follower: Follower, mut socket: WebSocket) {
     loop {
         let sent = tokio::select! {
             entry = follower.next() => {
-                let Some(entry) = entry else { break };
+                let Some((_, entry)) = entry else { break };
                 let text = serde_json::to_string(&entry).unwrap_or_default();
                 socket.send(Message::Text(text.into())).await
             }

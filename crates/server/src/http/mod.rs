@@ -166,11 +166,12 @@ async fn answer(app: &Arc<App>, request: Request, next: Next) -> Response {
 /// begins, which includes reading the body.
 async fn allowed(app: &Arc<App>, mut request: Request, next: Next) -> Response {
     DefaultBodyLimit::max(api::MAX_BODY).apply(&mut request);
-    if let Err(refused) = auth::check(app, &mut request) {
-        return refused.into_response();
-    }
+    let allowed = match auth::check(app, &mut request) {
+        Ok(allowed) => allowed,
+        Err(refused) => return refused.into_response(),
+    };
     match tokio::time::timeout(DEADLINE, next.run(request)).await {
-        Ok(response) => response,
+        Ok(response) => allowed.only_stream(response),
         Err(_) => {
             ApiError::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the request took too long")
                 .into_response()

@@ -201,13 +201,15 @@ pub(crate) struct SocketQuery {
     responses((status = 101), (status = 404, body = api::ErrorBody), (status = 410, body = api::ErrorBody)))]
 pub(crate) async fn socket(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     Id(id): Id,
     Asked(query): Asked<SocketQuery>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, ApiError> {
     let follow = app.runs.follow(id, query.from.unwrap_or(0), true)?;
-    let open = OpenStream::new(&app);
-    Ok(upgrade.max_message_size(4096).on_upgrade(move |socket| tell(follow, socket, open)))
+    let (open, allowed) = (OpenStream::new(&app), caller.allowed(&app));
+    let upgrade = upgrade.max_message_size(4096);
+    Ok(upgrade.on_upgrade(move |socket| allowed.only(tell(follow, socket, open))))
 }
 
 async fn tell(mut follow: Follow, mut socket: WebSocket, _open: OpenStream) {
