@@ -86,6 +86,8 @@ struct Sent {
     client: Client,
     contents: Vec<ContentId>,
     load: Vec<Load>,
+    /// The newest number there was when it was made.
+    newest: u64,
     result: Result<Acknowledged, Error>,
 }
 
@@ -249,6 +251,7 @@ impl Outbox {
             agent: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let host = segment(self.host.as_str());
+        let newest = self.spool.newest();
         async move {
             let (ids, bytes): (Vec<ContentId>, Vec<Vec<u8>>) = contents.into_iter().unzip();
             if !ids.is_empty() {
@@ -259,6 +262,7 @@ impl Outbox {
                         client,
                         contents: Vec::new(),
                         load: batch.load,
+                        newest,
                         result: Err(error),
                     };
                 }
@@ -272,7 +276,7 @@ impl Outbox {
                     status: hyper::StatusCode::OK,
                 })
             });
-            Sent { client, contents: ids, load: batch.load, result }
+            Sent { client, contents: ids, load: batch.load, newest, result }
         }
     }
 
@@ -305,7 +309,7 @@ impl Outbox {
 
     /// Takes note of an answer; whether the next request may follow at once.
     fn settle(&mut self, sent: Sent, load: &mut VecDeque<Load>) -> (Client, bool) {
-        let Sent { client, contents, load: samples, result } = sent;
+        let Sent { client, contents, load: samples, newest, result } = sent;
         self.contents.delivered(&contents);
         if result.is_err() {
             // What was measured meanwhile comes after what could not be delivered.
@@ -315,7 +319,7 @@ impl Outbox {
             }
         }
         match result {
-            Ok(acknowledged) if acknowledged.sequence > self.spool.newest() => {
+            Ok(acknowledged) if acknowledged.sequence > newest => {
                 self.was_put_back(acknowledged.sequence);
                 (client, false)
             }
