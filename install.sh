@@ -43,7 +43,7 @@ ensure_toolchain gcc libc6-dev ca-certificates
 
 say "building (the first time takes a few minutes)"
 cargo build --locked --release -p cli
-cargo build --locked --profile agent -p agent
+cargo build --locked --profile agent -p agent --features small
 target=${CARGO_TARGET_DIR:-target}
 
 say "installing into $prefix"

@@ -230,16 +230,16 @@ def twin(options):
 
 
 def twin_agent(options):
-    return built(options, "twin-agent", "agent", "agent")
+    return built(options, "twin-agent", "agent", "agent", "--features", "small")
 
 
-def built(options, program, package, profile):
+def built(options, program, package, profile, *more):
     if options.binaries:
         path = os.path.join(os.path.realpath(options.binaries), program)
         if not os.path.exists(path):
             missing(f"there is no {path}")
         return path
-    cargo("build", "--locked", "--profile", profile, "-p", package)
+    cargo("build", "--locked", "--profile", profile, "-p", package, *more)
     return os.path.join(TARGET, profile, program)
 
 
