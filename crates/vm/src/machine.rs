@@ -307,6 +307,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[cfg(feature = "libvirt")]
+    #[error(transparent)]
+    Libvirt(#[from] crate::libvirt::Error),
     #[error(transparent)]
     Image(#[from] image::Error),
     #[error(transparent)]

@@ -189,3 +189,73 @@ async fn qemu() {
     }
     ended.unwrap();
 }
+
+#[cfg(feature = "libvirt")]
+mod by_libvirt {
+    use super::*;
+    use std::path::Path;
+    use std::process::Command;
+    use vm::libvirt::Libvirt;
+
+    /// The daemon is started and killed by the script it came from.
+    fn lab(command: &str) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../lab/libvirt");
+        assert!(Command::new(script).arg(command).status().unwrap().success(), "{command}");
+    }
+
+    async fn open(root: &Path, images: Store) -> Libvirt {
+        let variable = "SAFETYTWIN_LIBVIRT_URI";
+        let uri = std::env::var(variable)
+            .unwrap_or_else(|_| panic!("MISSING: {variable}; lab/libvirt up; lab/libvirt uri"));
+        Libvirt::open(root, images, uri.parse().unwrap()).await.unwrap()
+    }
+
+    async fn in_the_end(libvirt: &Libvirt, mut tasks: tokio::task::JoinSet<()>) {
+        let ended = tasks.join_next().await.unwrap();
+        for name in libvirt.list().await.unwrap() {
+            libvirt.power_off(&name).await.unwrap();
+            // In whichever order they began from each other.
+            drop(libvirt.forget(&name).await);
+        }
+        for name in libvirt.list().await.unwrap() {
+            libvirt.forget(&name).await.unwrap();
+        }
+        ended.unwrap();
+    }
+
+    #[tokio::test]
+    async fn libvirt() {
+        let (images, id) = image();
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("twins");
+        let libvirt = open(&root, images).await;
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn({
+            let libvirt = libvirt.clone();
+            async move {
+                contract(&libvirt, &id).await;
+                goes_on_without_its_daemon(&libvirt, &id).await;
+            }
+        });
+        in_the_end(&libvirt, tasks).await;
+    }
+
+    /// The daemon goes away under us: an error, then a new connection finds the machine running.
+    async fn goes_on_without_its_daemon(libvirt: &Libvirt, image: &ImageId) {
+        let (one, job) = (name("one"), job());
+        libvirt.define(machine("one", image), &job).await.unwrap();
+        libvirt.start(&one, &job).await.unwrap();
+        let port = libvirt.show(&one).await.unwrap().ssh_port;
+        assert!(port.is_some());
+        lab("kill");
+        for _ in 0..2 {
+            let error = libvirt.show(&one).await.unwrap_err();
+            assert!(matches!(error, Error::Libvirt(_)), "{error}");
+        }
+        lab("up");
+        let seen = libvirt.show(&one).await.unwrap();
+        assert_eq!((seen.state, seen.ssh_port), (State::Running, port));
+        libvirt.power_off(&one).await.unwrap();
+        libvirt.forget(&one).await.unwrap();
+    }
+}

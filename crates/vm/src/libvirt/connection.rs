@@ -80,7 +80,7 @@ impl fmt::Display for Uri {
 
 /// Clones share the connection.
 #[derive(Clone)]
-pub struct Connection {
+pub(super) struct Connection {
     uri: Uri,
     cached: Arc<Mutex<Option<Connect>>>,
     calls: Arc<Semaphore>,
@@ -102,7 +102,7 @@ enum Outcome<T> {
 
 impl Connection {
     #[must_use]
-    pub fn new(uri: Uri) -> Self {
+    pub(super) fn new(uri: Uri) -> Self {
         static QUIET: Once = Once::new();
         // The library prints errors by default; they are returned here.
         QUIET.call_once(virt::error::clear_error_callback);
@@ -111,7 +111,7 @@ impl Connection {
 
     /// Does `work` on a blocking thread. Past the deadline the connection is given up; the
     /// thread ends when libvirt lets it go.
-    pub async fn call<T: Send + 'static>(
+    pub(super) async fn call<T: Send + 'static>(
         &self,
         doing: &'static str,
         deadline: Duration,

@@ -1,14 +1,17 @@
-//! Machines by way of a libvirt daemon, local or over SSH.
+//! Machines by way of a libvirt daemon on this machine.
 //!
 //! ```text
-//! Libvirt ─► Connection: one cached connection, each call on a blocking thread with a deadline
-//!         └► xml: the description of a machine and of a snapshot
+//! Libvirt ─► domains ─► connection: one connection, each call on a blocking thread, with a deadline
+//!        ├─► xml: the description of a machine and of a snapshot
+//!        ├─► agent: the guest agent's line, whose other end libvirt holds
+//!        └─► home: what libvirt does not keep of a machine
 //! ```
 //!
-//! libvirt keeps the machines: they outlive this process, and are found again by name. Live
-//! snapshots are libvirt's internal ones (memory and disk in the qcow2 file), disk snapshots
-//! its external ones (one more layer). Built with the feature `libvirt`, which links the
-//! system's libvirt (LGPL).
+//! libvirt keeps the machines: they outlive this process and the daemon, and are found again by
+//! name. Snapshots are libvirt's internal ones, within the disk's file: deleting one leaves the
+//! others whole. A clone is a copy of the disk as it was in the snapshot, and boots from there:
+//! libvirt gives no machine another one's memory. Built with the feature `libvirt`, which links
+//! the system's libvirt (LGPL).
 //!
 //! # Invariants
 //! - Nothing waits for libvirt longer than its deadline, and no more than eight calls
@@ -16,179 +19,583 @@
 //! - A call that was cut off is reported as such, never repeated: it may have taken effect.
 //! - Names are checked, and XML is written by one function that escapes.
 
+mod agent;
 mod connection;
+mod domains;
+mod home;
 mod xml;
 
-pub use connection::{Connection, Error, Uri, UriError};
-pub use xml::{Acceleration, Channel, Direct, Forward, Machine, MachineName};
+pub use connection::{Error, Uri, UriError};
 
+use crate::content;
+use crate::guest_agent::last_of;
+use crate::image::{MachineName, SnapshotName, Store};
+use crate::job::{Job, Tool};
+use crate::machine::{
+    self, About, Acceleration, Hypervisor, Kind, Line, Listed, Machine, Network, NewClone,
+    NewSnapshot, Seen, Snapshot, Stream,
+};
+use crate::qemu::{Found, find_acceleration};
+use async_trait::async_trait;
+use domains::{Domains, State};
+use home::{Definition, Home, Record};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use virt::domain::{Domain, DomainState};
-use virt::domain_snapshot::DomainSnapshot;
-use virt::sys;
+use tokio::net::UnixStream;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
-/// For calls that only ask or change a definition.
-const SHORT: Duration = Duration::from_secs(30);
-/// For calls that move memory or disks.
-const LONG: Duration = Duration::from_secs(300);
+const NAME: &str = "libvirt";
+/// How long a guest may take to power off.
+const SHUTDOWN: Duration = Duration::from_secs(180);
+const PAUSE: Duration = Duration::from_millis(100);
+/// Between finding a free port and taking it another program may have it.
+const TRIES: usize = 4;
 
-/// What a machine does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    Running,
-    Paused,
-    Stopped,
-    Crashed,
-}
+type Outcome<T> = Result<T, machine::Error>;
 
-/// What a snapshot holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Memory, devices and disk: the machine goes on from there.
-    Live,
-    /// The disk alone, after the guest's agent wrote out what was pending if `quiesce`.
-    Disk { quiesce: bool },
-}
-
-/// Machines of one libvirt daemon. Clones share the connection.
+/// The machines of one directory, by way of one daemon. Clones are the same machines.
 #[derive(Debug, Clone)]
 pub struct Libvirt {
-    connection: Connection,
+    root: PathBuf,
+    images: Store,
+    domains: Domains,
+    acceleration: Arc<OnceCell<Found>>,
+    busy: Arc<Mutex<BTreeSet<MachineName>>>,
+    /// Locked while any of the clones is there.
+    _lock: Arc<fs::File>,
+}
+
+/// The right to work with a machine; it ends when this is dropped.
+#[derive(Debug)]
+struct Turn {
+    busy: Arc<Mutex<BTreeSet<MachineName>>>,
+    name: MachineName,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
 }
 
 impl Libvirt {
-    /// Connects at the first call.
-    #[must_use]
-    pub fn new(uri: Uri) -> Self {
-        Self { connection: Connection::new(uri) }
-    }
-
-    /// The daemon's version, as major, minor, release.
-    pub async fn version(&self) -> Result<(u32, u32, u32), Error> {
-        let ask = |connect: &virt::connect::Connect| connect.lib_version();
-        let version = self.connection.call("ask for the version", SHORT, ask).await?;
-        Ok((version / 1_000_000, version / 1000 % 1000, version % 1000))
-    }
-
-    /// Defines a machine, or changes the definition of the one with this name.
-    pub async fn define(&self, machine: &Machine) -> Result<(), Error> {
-        let xml = machine.xml();
-        let define =
-            move |connect: &virt::connect::Connect| connect.define_domain_xml(&xml).map(drop);
-        self.connection.call("define the machine", SHORT, define).await
-    }
-
-    /// Names of all machines that are defined, by whomever.
-    pub async fn list(&self) -> Result<Vec<String>, Error> {
-        let list = |connect: &virt::connect::Connect| {
-            let domains = connect.list_all_domains(sys::VIR_CONNECT_LIST_DOMAINS_PERSISTENT)?;
-            domains.iter().map(Domain::name).collect()
+    /// Opens the directory, makes it if need be, and has libvirt delete snapshots that nobody
+    /// was told of. The daemon, and what it starts, must be able to enter the directory.
+    ///
+    /// # Errors
+    /// When another process works with it, or the daemon can't be reached.
+    pub async fn open(root: &Path, images: Store, uri: Uri) -> Outcome<Self> {
+        fs::create_dir_all(root).map_err(machine::Error::file("make the directory", root))?;
+        let root = root.canonicalize().map_err(machine::Error::file("find", root))?;
+        let lock = content::hold(&root).map_err(machine::Error::file("lock", &root))?;
+        let Some(lock) = lock else {
+            return Err(machine::Error::Taken { directory: root });
         };
-        self.connection.call("list the machines", SHORT, list).await
+        let libvirt = Self {
+            root,
+            images,
+            domains: Domains::new(uri),
+            acceleration: Arc::default(),
+            busy: Arc::default(),
+            _lock: Arc::new(lock),
+        };
+        libvirt.domains.version().await?;
+        for name in libvirt.names()? {
+            if let Err(error) = libvirt.recover(&libvirt.home(&name)).await {
+                tracing::warn!(machine = %name, error = &error as &dyn std::error::Error, "a machine could not be put in order");
+            }
+        }
+        Ok(libvirt)
     }
 
-    pub async fn state(&self, name: &MachineName) -> Result<State, Error> {
-        let state = self.on(name, "ask for the machine's state", SHORT, |domain| domain.state());
-        let (state, _reason) = state.await?;
-        Ok(match state.known() {
-            Some(DomainState::Running | DomainState::Blocked | DomainState::Shutdown) => {
-                State::Running
+    async fn recover(&self, home: &Home) -> Outcome<()> {
+        let known = match self.domains.snapshots(&home.name).await {
+            Ok(known) => known,
+            Err(Error::Unknown { .. }) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let named = home.snapshots()?;
+        for name in known.iter().filter_map(|name| name.parse::<SnapshotName>().ok()) {
+            if !named.contains(&name) {
+                self.domains.delete_snapshot(&home.name, &name).await?;
             }
-            Some(DomainState::Paused | DomainState::PMSuspended) => State::Paused,
-            Some(DomainState::Crashed) => State::Crashed,
-            _ => State::Stopped,
+        }
+        Ok(())
+    }
+
+    fn home(&self, name: &MachineName) -> Home {
+        Home::new(&self.root, name)
+    }
+
+    fn names(&self) -> Outcome<Vec<MachineName>> {
+        let names = home::names(&self.root)?;
+        let names = names.iter().filter_map(|name| name.parse().ok());
+        Ok(names.filter(|name| self.home(name).exists()).collect())
+    }
+
+    fn turn(&self, name: &MachineName) -> Outcome<Turn> {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if !busy.insert(name.clone()) {
+            return Err(machine::Error::Busy { name: name.clone() });
+        }
+        Ok(Turn { busy: Arc::clone(&self.busy), name: name.clone() })
+    }
+
+    /// How a machine is; one that libvirt does not know has no power.
+    async fn state(&self, name: &MachineName) -> Outcome<State> {
+        match self.domains.state(name).await {
+            Err(Error::Unknown { .. }) => Ok(State::Stopped),
+            other => Ok(other?),
+        }
+    }
+
+    async fn runs(&self, name: &MachineName) -> Outcome<bool> {
+        Ok(self.state(name).await? != State::Stopped)
+    }
+
+    /// Tells libvirt what the machine is. The image is looked over each time.
+    async fn describe(&self, home: &Home, port: u16, job: &Job) -> Outcome<()> {
+        let definition = home.load()?;
+        let (images, id) = (self.images.clone(), definition.image.clone());
+        let image = job.block(move || images.acquire(&id).map_err(machine::Error::from)).await?;
+        let found = find_acceleration(&self.acceleration, &image, job).await?;
+        let (disk, seed) = (home.disk(), home.seed());
+        let (agent, console, console_log) = (home.agent(), home.console(), home.console_log());
+        let domain = xml::Domain {
+            name: &home.name,
+            uuid: &definition.uuid,
+            memory_bytes: definition.memory_bytes,
+            processors: definition.processors,
+            acceleration: found.acceleration,
+            direct: image.direct.as_ref(),
+            disk: &disk,
+            seed: &seed,
+            mac: &definition.mac,
+            network: definition.network,
+            ssh_port: port,
+            console: &console,
+            console_log: &console_log,
+            agent: &agent,
+        };
+        self.domains.define(&domain).await.map_err(machine::Error::from)
+    }
+
+    async fn power_on(&self, home: &Home, job: &Job) -> Outcome<()> {
+        match self.state(&home.name).await? {
+            State::Running => return Ok(()),
+            State::Paused => return Ok(self.domains.resume(&home.name).await?),
+            State::Stopped => {}
+        }
+        job.step(format!("Starting {} by way of libvirt", home.name));
+        let mut failure = None;
+        for _ in 0..TRIES {
+            self.describe(home, free_port()?, job).await?;
+            match self.domains.start(&home.name).await {
+                Ok(()) => return Ok(()),
+                // The port may be taken meanwhile.
+                Err(Error::Refused { what, doing }) if what.contains("hostfwd") => {
+                    failure = Some(Error::Refused { what, doing });
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Makes a machine's directory and its disk with `disk`; nothing is left when that fails.
+    async fn make(
+        &self,
+        home: &Home,
+        definition: &Definition,
+        seed: &[u8],
+        disk: impl Future<Output = Outcome<()>>,
+    ) -> Outcome<()> {
+        if home.exists() {
+            return Err(machine::Error::Exists { name: home.name.clone() });
+        }
+        home.make()?;
+        let made = async {
+            fs::write(home.seed(), seed).map_err(machine::Error::file("write", home.seed()))?;
+            disk.await?;
+            home.store(definition)
+        };
+        let made = made.await;
+        if made.is_err() {
+            home::remove(&home.dir)?;
+        }
+        made
+    }
+
+    /// The guest's file systems stand still while `work` is done, if its agent answers.
+    async fn quiesced<T>(
+        &self,
+        name: &MachineName,
+        job: &Job,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Outcome<T> {
+        let ask = |command: &'static str| {
+            let command = json!({ "execute": command });
+            async move { self.domains.ask_guest(name, &command).await }
+        };
+        if let Err(error) = ask("guest-fsfreeze-freeze").await {
+            job.line(format!("the guest could not write out what was pending: {error}"));
+        }
+        let done = work.await;
+        if let Err(error) = ask("guest-fsfreeze-thaw").await {
+            job.line(format!("the guest's agent does not answer: {error}"));
+        }
+        Ok(done?)
+    }
+
+    async fn power_down(&self, home: &Home, job: &Job) -> Outcome<()> {
+        let name = &home.name;
+        if !self.runs(name).await? {
+            return Ok(());
+        }
+        job.step(format!("Asking {name} to power off"));
+        self.domains.shut_down(name).await?;
+        let until = Instant::now() + SHUTDOWN;
+        job.within(async {
+            while self.runs(name).await? {
+                if Instant::now() > until {
+                    let (doing, limit) = ("power off", SHUTDOWN);
+                    let console = last_of(&home.console_log());
+                    return Err(machine::Error::Silent { name: name.clone(), doing, limit, console });
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    fn clones_of(&self, name: &MachineName) -> Outcome<Vec<String>> {
+        let mut clones = Vec::new();
+        for other in self.names()? {
+            let origin = self.home(&other).load()?.origin;
+            if origin.is_some_and(|(machine, _)| machine == *name) {
+                clones.push(other.to_string());
+            }
+        }
+        Ok(clones)
+    }
+}
+
+fn free_port() -> Outcome<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let port = listener.and_then(|listener| Ok(listener.local_addr()?.port()));
+    port.map_err(machine::Error::file("find a free port on", "127.0.0.1"))
+}
+
+fn new_uuid() -> Outcome<String> {
+    let path = "/proc/sys/kernel/random/uuid";
+    let uuid = fs::read_to_string(path).map_err(machine::Error::file("read", path))?;
+    Ok(uuid.trim().to_owned())
+}
+
+#[async_trait]
+impl Hypervisor for Libvirt {
+    async fn about(&self) -> Outcome<About> {
+        let (major, minor, release) = self.domains.version().await?;
+        let known = self.acceleration.get();
+        Ok(About {
+            hypervisor: NAME,
+            version: format!("{major}.{minor}.{release}"),
+            acceleration: known.map_or(Acceleration::Kvm, |found| found.acceleration),
+            reason: match known {
+                Some(found) => found.reason.clone(),
+                None => Some("whether KVM boots a guest shows at the first start".to_owned()),
+            },
         })
     }
 
-    pub async fn start(&self, name: &MachineName) -> Result<(), Error> {
-        self.on(name, "start the machine", LONG, Domain::create).await
-    }
-
-    /// Asks the guest to power off; it may take its time, or not do it.
-    pub async fn shut_down(&self, name: &MachineName) -> Result<(), Error> {
-        self.on(name, "ask the guest to power off", SHORT, Domain::shutdown).await
-    }
-
-    /// Takes the power away.
-    pub async fn power_off(&self, name: &MachineName) -> Result<(), Error> {
-        self.on(name, "power the machine off", SHORT, Domain::destroy).await
-    }
-
-    /// Forgets a stopped machine and what libvirt knows of its snapshots. Its disk stays.
-    pub async fn forget(&self, name: &MachineName) -> Result<(), Error> {
-        let flags =
-            sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE;
-        self.on(name, "forget the machine", SHORT, move |domain| domain.undefine_flags(flags)).await
-    }
-
-    /// What the guest's agent answers to one command of its protocol.
-    pub async fn ask_guest(
-        &self,
-        name: &MachineName,
-        command: &serde_json::Value,
-    ) -> Result<String, Error> {
-        let (command, seconds) = (command.to_string(), 10);
-        let ask = move |domain: &Domain| domain.qemu_agent_command(&command, seconds, 0);
-        self.on(name, "ask the guest's agent", SHORT, ask).await
-    }
-
-    pub async fn snapshot(
-        &self,
-        name: &MachineName,
-        snapshot: &MachineName,
-        kind: Kind,
-    ) -> Result<(), Error> {
-        let flags = sys::VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
-            | match kind {
-                Kind::Live => 0,
-                Kind::Disk { quiesce: false } => sys::VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY,
-                Kind::Disk { quiesce: true } => {
-                    sys::VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
-                        | sys::VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE
-                }
-            };
-        let xml = xml::snapshot(snapshot);
-        let take = move |domain: &Domain| domain.create_snapshot_xml(&xml, flags).map(drop);
-        self.on(name, "take the snapshot", LONG, take).await
-    }
-
-    pub async fn snapshots(&self, name: &MachineName) -> Result<Vec<String>, Error> {
-        let list = |domain: &Domain| {
-            domain.list_all_snapshots(0)?.iter().map(DomainSnapshot::name).collect()
+    async fn define(&self, machine: Machine, job: &Job) -> Outcome<()> {
+        let _turn = self.turn(&machine.name)?;
+        if machine.network == Network::Nat {
+            let what = "`network: nat`, with which libvirt lets a guest reach this machine, too,";
+            return Err(machine::Error::Unsupported { what, hypervisor: NAME });
+        }
+        let home = self.home(&machine.name);
+        let (images, id) = (self.images.clone(), machine.image.clone());
+        let image = job.block(move || images.acquire(&id).map_err(machine::Error::from)).await?;
+        let size = machine.disk_bytes.max(image.manifest.virtual_size_bytes);
+        let definition = Definition {
+            uuid: new_uuid()?,
+            image: machine.image,
+            memory_bytes: machine.memory_bytes,
+            processors: machine.processors,
+            mac: machine.mac,
+            network: machine.network,
+            origin: None,
+            current: None,
         };
-        self.on(name, "list the snapshots", SHORT, list).await
+        let create = Tool::new("qemu-img", "qemu-utils")
+            .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
+            .arg(&image.disk)
+            .arg(home.disk())
+            .arg(size.to_string());
+        let disk = async { job.run(create).await.map_err(machine::Error::from) };
+        self.make(&home, &definition, &machine.seed, disk).await?;
+        let described = self.describe(&home, free_port()?, job).await;
+        if described.is_err() {
+            home::remove(&home.dir)?;
+        }
+        described
     }
 
-    /// Puts the machine back to a snapshot; it runs afterwards if it did then.
-    pub async fn revert(&self, name: &MachineName, snapshot: &MachineName) -> Result<(), Error> {
-        let at = snapshot.to_string();
-        let revert =
-            move |domain: &Domain| Domain::lookup_snapshot_by_name(domain, &at, 0)?.revert(0);
-        self.on(name, "revert to the snapshot", LONG, revert).await
+    async fn list(&self) -> Outcome<Vec<MachineName>> {
+        self.names()
     }
 
-    /// Deletes one snapshot; those made after it stay whole.
-    pub async fn delete_snapshot(
+    async fn show(&self, name: &MachineName) -> Outcome<Seen> {
+        let home = self.home(name);
+        let definition = home.load()?;
+        let state = match self.state(name).await? {
+            State::Running => machine::State::Running,
+            State::Paused => machine::State::Stuck("it was paused, or its disk is full".to_owned()),
+            State::Stopped => machine::State::Stopped,
+        };
+        let (mut ssh_port, mut acceleration) = (None, None);
+        if state != machine::State::Stopped {
+            let description = self.domains.description(name).await?;
+            ssh_port = xml::ssh_port(&description);
+            let kvm = description.contains("<domain type='kvm'");
+            acceleration = Some(if kvm { Acceleration::Kvm } else { Acceleration::Tcg });
+        }
+        Ok(Seen {
+            state,
+            image: definition.image,
+            memory_bytes: definition.memory_bytes,
+            processors: definition.processors,
+            mac: definition.mac,
+            network: definition.network,
+            acceleration,
+            ssh_port,
+            origin: definition.origin,
+            current: definition.current,
+            used_bytes: content::used(&home.dir),
+            console_log: home.console_log(),
+        })
+    }
+
+    async fn start(&self, name: &MachineName, job: &Job) -> Outcome<()> {
+        let _turn = self.turn(name)?;
+        let home = self.home(name);
+        home.load()?;
+        self.power_on(&home, job).await
+    }
+
+    async fn shut_down(&self, name: &MachineName, job: &Job) -> Outcome<()> {
+        let _turn = self.turn(name)?;
+        let home = self.home(name);
+        home.load()?;
+        self.power_down(&home, job).await
+    }
+
+    async fn power_off(&self, name: &MachineName) -> Outcome<()> {
+        let _turn = self.turn(name)?;
+        self.home(name).load()?;
+        if self.runs(name).await? { Ok(self.domains.power_off(name).await?) } else { Ok(()) }
+    }
+
+    async fn forget(&self, name: &MachineName) -> Outcome<()> {
+        let _turn = self.turn(name)?;
+        let home = self.home(name);
+        home.load()?;
+        if self.runs(name).await? {
+            return Err(machine::Error::Running { name: name.clone(), doing: "remove it" });
+        }
+        let clones = self.clones_of(name)?;
+        if !clones.is_empty() {
+            return Err(machine::Error::Cloned { name: name.clone(), clones: clones.join(", ") });
+        }
+        match self.domains.forget(name).await {
+            Ok(()) | Err(Error::Unknown { .. }) => home::remove(&home.dir),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn snapshot(
         &self,
         name: &MachineName,
-        snapshot: &MachineName,
-    ) -> Result<(), Error> {
-        let at = snapshot.to_string();
-        let delete =
-            move |domain: &Domain| Domain::lookup_snapshot_by_name(domain, &at, 0)?.delete(0);
-        self.on(name, "delete the snapshot", LONG, delete).await
+        wish: NewSnapshot,
+        job: &Job,
+    ) -> Outcome<Snapshot> {
+        let _turn = self.turn(name)?;
+        let home = self.home(name);
+        let mut definition = home.load()?;
+        if home.snapshots()?.contains(&wish.name) {
+            let (name, snapshot) = (name.clone(), wish.name);
+            return Err(machine::Error::SnapshotExists { name, snapshot });
+        }
+        let ran = self.runs(name).await?;
+        if wish.kind == Kind::Live && !ran {
+            let doing = "take a live snapshot of it";
+            return Err(machine::Error::NotRunning { name: name.clone(), doing });
+        }
+        job.step(format!("Saving {name} as {}", wish.name));
+        let mut begun = Instant::now();
+        let take = self.domains.snapshot(name, &wish.name);
+        match wish.kind {
+            Kind::Disk if ran => self.quiesced(name, job, take).await?,
+            Kind::Disk => take.await?,
+            Kind::Live => {
+                // Clones begin with the disk: what was written before has to be on it.
+                self.quiesced(name, job, async { Ok(()) }).await?;
+                begun = Instant::now();
+                take.await?;
+            }
+        }
+        // libvirt stops the guest for all of it.
+        let pause = if ran { begun.elapsed() } else { Duration::ZERO };
+        let record = Record {
+            name: wish.name,
+            kind: wish.kind,
+            ran,
+            at: wish.at,
+            labels: wish.labels,
+            pause_us: u64::try_from(pause.as_micros()).unwrap_or(u64::MAX),
+        };
+        definition.current = Some(record.name.clone());
+        let kept = home.keep(&record).and_then(|()| home.store(&definition));
+        if let Err(error) = kept {
+            self.domains.delete_snapshot(name, &record.name).await?;
+            return Err(error);
+        }
+        Ok(record.snapshot())
     }
 
-    async fn on<T: Send + 'static>(
+    async fn snapshots(&self, name: &MachineName) -> Outcome<Vec<Listed>> {
+        let home = self.home(name);
+        home.load()?;
+        let mut listed = Vec::new();
+        for snapshot in home.snapshots()? {
+            let found = home.record(&snapshot).map(|record| record.snapshot());
+            listed.push(Listed { name: snapshot, snapshot: found });
+        }
+        let at = |listed: &Listed| listed.snapshot.as_ref().ok().map(|snapshot| snapshot.at);
+        listed.sort_by(|a, b| at(a).cmp(&at(b)).then_with(|| a.name.cmp(&b.name)));
+        Ok(listed)
+    }
+
+    async fn revert(&self, name: &MachineName, snapshot: &SnapshotName, job: &Job) -> Outcome<()> {
+        let _turn = self.turn(name)?;
+        let home = self.home(name);
+        let mut definition = home.load()?;
+        let record = home.record(snapshot)?;
+        let runs = self.runs(name).await?;
+        job.step(format!("Putting {name} back to {snapshot}"));
+        self.domains.revert(name, snapshot).await?;
+        definition.current = Some(snapshot.clone());
+        home.store(&definition)?;
+        match (record.kind, record.ran, runs) {
+            (Kind::Live, _, _) | (Kind::Disk, false, false) => Ok(()),
+            // Its memory is there as well, and is not what was asked for.
+            (Kind::Disk, true, true) => Ok(self.domains.reset(name).await?),
+            (Kind::Disk, true, false) => Ok(self.domains.power_off(name).await?),
+            (Kind::Disk, false, true) => self.power_on(&home, job).await,
+        }
+    }
+
+    async fn delete_snapshot(
         &self,
         name: &MachineName,
-        doing: &'static str,
-        deadline: Duration,
-        work: impl FnOnce(&Domain) -> Result<T, virt::error::Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let name = name.to_string();
-        let work =
-            move |connect: &virt::connect::Connect| work(&connect.lookup_domain_by_name(&name)?);
-        self.connection.call(doing, deadline, work).await
+        snapshot: &SnapshotName,
+        job: &Job,
+    ) -> Outcome<()> {
+        let _turn = self.turn(name)?;
+        let home = self.home(name);
+        let mut definition = home.load()?;
+        if !home.snapshots()?.contains(snapshot) {
+            let (name, snapshot) = (name.clone(), snapshot.clone());
+            return Err(machine::Error::UnknownSnapshot { name, snapshot });
+        }
+        job.step(format!("Deleting {snapshot} of {name}"));
+        match self.domains.delete_snapshot(name, snapshot).await {
+            Ok(()) | Err(Error::Unknown { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        home.drop_record(snapshot)?;
+        if definition.current.as_ref() == Some(snapshot) {
+            definition.current = None;
+            home.store(&definition)?;
+        }
+        Ok(())
+    }
+
+    async fn clone_at(
+        &self,
+        name: &MachineName,
+        snapshot: &SnapshotName,
+        clone: NewClone,
+        job: &Job,
+    ) -> Outcome<()> {
+        let _turn = self.turn(name)?;
+        let _clone = self.turn(&clone.name)?;
+        let (home, new) = (self.home(name), self.home(&clone.name));
+        let of = home.load()?;
+        let record = home.record(snapshot)?;
+        let (images, id) = (self.images.clone(), of.image.clone());
+        let image = job.block(move || images.acquire(&id).map_err(machine::Error::from)).await?;
+        let definition = Definition {
+            uuid: new_uuid()?,
+            mac: clone.mac,
+            network: Network::Isolated,
+            origin: Some((name.clone(), snapshot.clone())),
+            current: None,
+            ..of
+        };
+        job.step(format!("Copying the disk of {name} as it was in {snapshot}"));
+        // A snapshot within the file does not change while the machine goes on.
+        let copy = Tool::new("qemu-img", "qemu-utils")
+            .args(["convert", "-q", "-U", "-f", "qcow2", "-O", "qcow2", "-F", "qcow2", "-B"])
+            .arg(&image.disk)
+            .args(["-l", &format!("snapshot.name={snapshot}")])
+            .arg(home.disk())
+            .arg(new.disk());
+        let disk = async { job.run(copy).await.map_err(machine::Error::from) };
+        self.make(&new, &definition, &clone.seed, disk).await?;
+        let described = match self.describe(&new, free_port()?, job).await {
+            Ok(()) if record.kind == Kind::Live => {
+                job.line("by way of libvirt it boots from there: memory is not cloned".to_owned());
+                self.power_on(&new, job).await
+            }
+            other => other,
+        };
+        if described.is_err() {
+            match self.domains.forget(&clone.name).await {
+                Ok(()) | Err(Error::Unknown { .. }) => home::remove(&new.dir)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        described
+    }
+
+    /// A clone boots as who it is: its address is the one it asked for.
+    async fn lead_ssh(&self, name: &MachineName, _to: &[Ipv4Addr]) -> Outcome<()> {
+        self.home(name).load().map(drop)
+    }
+
+    async fn connect(&self, name: &MachineName, to: Line) -> Outcome<Box<dyn Stream>> {
+        let home = self.home(name);
+        home.load()?;
+        if !self.runs(name).await? {
+            return Err(machine::Error::NotRunning { name: name.clone(), doing: "talk to it" });
+        }
+        let socket = match to {
+            Line::GuestAgent => {
+                return Ok(Box::new(agent::line(self.domains.clone(), name.clone())));
+            }
+            Line::TwinAgent => home.agent(),
+            Line::Console => home.console(),
+        };
+        let stream = UnixStream::connect(&socket).await;
+        Ok(Box::new(stream.map_err(machine::Error::file("connect to", &socket))?))
     }
 }

@@ -1,79 +1,39 @@
 //! Descriptions that libvirt reads. Built as elements; text and attributes are escaped in one
 //! place, so that a path or a name can't end one and begin another.
 
+use crate::image::{DirectBoot, MacAddress, MachineName, SnapshotName};
+use crate::machine::{Acceleration, Network};
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::path::Path;
 
-/// A machine's or a snapshot's name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MachineName(String);
-
-impl FromStr for MachineName {
-    type Err = crate::image::NameError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse::<crate::image::ImageName>().map(|name| Self(name.to_string()))
-    }
-}
-
-impl fmt::Display for MachineName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Acceleration {
-    Kvm,
-    /// QEMU's own translator: slow, and works everywhere.
-    Tcg,
-}
+/// Where isolated machines' network card is, behind those that libvirt places itself.
+const SLOT: &str = "0x1d";
 
 /// What libvirt is told of a machine.
-#[derive(Debug, Clone)]
-pub struct Machine {
-    pub name: MachineName,
-    pub memory_bytes: u64,
-    pub processors: u32,
-    pub acceleration: Acceleration,
+#[derive(Debug)]
+pub(super) struct Domain<'a> {
+    pub(super) name: &'a MachineName,
+    pub(super) uuid: &'a str,
+    pub(super) memory_bytes: u64,
+    pub(super) processors: u32,
+    pub(super) acceleration: Acceleration,
     /// Kernel and initial RAM disk that the hypervisor loads; else the disk's boot loader.
-    pub direct: Option<Direct>,
+    pub(super) direct: Option<&'a DirectBoot>,
     /// A qcow2 file of the machine's own.
-    pub disk: PathBuf,
+    pub(super) disk: &'a Path,
     /// The ISO of cloud-init's seed.
-    pub seed: Option<PathBuf>,
-    pub mac: crate::image::MacAddress,
-    /// Ports of this machine's loopback that lead into the guest.
-    pub forwards: Vec<Forward>,
-    pub serial_log: PathBuf,
-    /// Channels of virtio-serial beside the guest agent's, as names and sockets.
-    pub channels: Vec<Channel>,
+    pub(super) seed: &'a Path,
+    pub(super) mac: &'a MacAddress,
+    pub(super) network: Network,
+    /// The port of this machine's loopback that leads to the guest's SSH.
+    pub(super) ssh_port: u16,
+    pub(super) console: &'a Path,
+    pub(super) console_log: &'a Path,
+    /// The socket of `twin-agent`'s channel.
+    pub(super) agent: &'a Path,
 }
 
-#[derive(Debug, Clone)]
-pub struct Direct {
-    pub kernel: PathBuf,
-    pub initrd: PathBuf,
-    pub command_line: String,
-}
-
-/// A port on 127.0.0.1 that leads to one of the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Forward {
-    pub host_port: u16,
-    pub guest_port: u16,
-}
-
-/// A channel's name in the guest, and its socket here.
-#[derive(Debug, Clone)]
-pub struct Channel {
-    pub name: String,
-    pub socket: PathBuf,
-}
-
-impl Machine {
+impl Domain<'_> {
     pub(super) fn xml(&self) -> String {
         let kind = match self.acceleration {
             Acceleration::Kvm => "kvm",
@@ -84,14 +44,16 @@ impl Machine {
             Acceleration::Tcg => "maximum",
         };
         let mut boot = vec![Element::new("type").attribute("machine", "pc").text("hvm")];
-        if let Some(direct) = &self.direct {
+        if let Some(direct) = self.direct {
             boot.push(Element::new("kernel").text(direct.kernel.to_string_lossy()));
             boot.push(Element::new("initrd").text(direct.initrd.to_string_lossy()));
             boot.push(Element::new("cmdline").text(&direct.command_line));
         }
         Element::new("domain")
             .attribute("type", kind)
-            .child(Element::new("name").text(&self.name.0))
+            .attribute("xmlns:qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
+            .child(Element::new("name").text(self.name.as_str()))
+            .child(Element::new("uuid").text(self.uuid))
             .child(
                 Element::new("memory").attribute("unit", "b").text(self.memory_bytes.to_string()),
             )
@@ -100,52 +62,77 @@ impl Machine {
             .child(Element::new("features").child(Element::new("acpi")))
             .child(Element::new("cpu").attribute("mode", processor))
             .child(Element::new("devices").children(self.devices()))
+            .children(self.passed_on())
             .to_string()
     }
 
     fn devices(&self) -> Vec<Element> {
-        let mut devices = vec![disk("disk", "qcow2", &self.disk, ("vda", "virtio"))];
-        if let Some(seed) = &self.seed {
-            let seed = disk("cdrom", "raw", seed, ("hda", "ide"));
-            devices.push(seed.child(Element::new("readonly")));
-        }
-        devices.push(self.interface());
+        let mut devices = vec![disk("disk", "qcow2", self.disk, ("vda", "virtio"))];
+        let seed = disk("cdrom", "raw", self.seed, ("hda", "ide"));
+        devices.push(seed.child(Element::new("readonly")));
+        devices.extend(self.interface());
         let agent = Element::new("target").attribute("type", "virtio");
         let agent = agent.attribute("name", "org.qemu.guest_agent.0");
         devices.push(Element::new("channel").attribute("type", "unix").child(agent));
-        for channel in &self.channels {
+        let bind = |socket: &Path| {
             let source = Element::new("source").attribute("mode", "bind");
-            let source = source.attribute("path", channel.socket.to_string_lossy());
-            let target = Element::new("target").attribute("type", "virtio");
-            let target = target.attribute("name", &channel.name);
-            devices.push(
-                Element::new("channel").attribute("type", "unix").child(source).child(target),
-            );
-        }
-        let log = Element::new("source").attribute("path", self.serial_log.to_string_lossy());
-        devices.push(Element::new("serial").attribute("type", "file").child(log));
+            source.attribute("path", socket.to_string_lossy())
+        };
+        let target = Element::new("target").attribute("type", "virtio");
+        let target = target.attribute("name", "org.safetytwin.agent.0");
+        let channel = Element::new("channel").attribute("type", "unix");
+        devices.push(channel.child(bind(self.agent)).child(target));
+        let log = Element::new("log").attribute("file", self.console_log.to_string_lossy());
+        let serial = Element::new("serial").attribute("type", "unix").child(bind(self.console));
+        devices.push(serial.child(log.attribute("append", "on")));
+        let random = Element::new("backend").attribute("model", "random").text("/dev/urandom");
+        devices.push(Element::new("rng").attribute("model", "virtio").child(random));
+        devices.push(Element::new("memballoon").attribute("model", "none"));
         devices
     }
 
-    fn interface(&self) -> Element {
-        let mut interface = Element::new("interface")
+    /// libvirt has no way to shut a guest in; an isolated one has no interface of libvirt's.
+    fn interface(&self) -> Option<Element> {
+        if self.network == Network::Isolated {
+            return None;
+        }
+        let range = Element::new("range").attribute("start", self.ssh_port.to_string());
+        let forward = Element::new("portForward").attribute("proto", "tcp");
+        let forward = forward.attribute("address", "127.0.0.1").child(range.attribute("to", "22"));
+        let interface = Element::new("interface")
             .attribute("type", "user")
             .child(Element::new("backend").attribute("type", "passt"))
             .child(Element::new("mac").attribute("address", self.mac.as_str()))
             .child(Element::new("model").attribute("type", "virtio"));
-        for forward in &self.forwards {
-            let here = SocketAddrV4::new(Ipv4Addr::LOCALHOST, forward.host_port);
-            let range = Element::new("range").attribute("start", here.port().to_string());
-            let range = range.attribute("to", forward.guest_port.to_string());
-            let forward = Element::new("portForward").attribute("proto", "tcp");
-            interface =
-                interface.child(forward.attribute("address", here.ip().to_string()).child(range));
+        Some(interface.child(forward))
+    }
+
+    /// The network of an isolated machine: QEMU's own, with everything out of it refused.
+    fn passed_on(&self) -> Vec<Element> {
+        if self.network != Network::Isolated {
+            return Vec::new();
         }
-        interface
+        let network =
+            format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{}-:22", self.ssh_port);
+        let card = format!(
+            "virtio-net-pci,id=card,netdev=net,mac={},romfile=,addr={SLOT}",
+            self.mac.as_str()
+        );
+        let arguments = ["-netdev".to_owned(), network, "-device".to_owned(), card];
+        let argument = |value: String| Element::new("qemu:arg").attribute("value", value);
+        vec![Element::new("qemu:commandline").children(arguments.map(argument).into())]
     }
 }
 
-fn disk(device: &str, format: &str, path: &std::path::Path, target: (&str, &str)) -> Element {
+/// The port that leads to the guest's SSH, in a description that libvirt gave back.
+pub(super) fn ssh_port(description: &str) -> Option<u16> {
+    let after = |mark: &str| description.split_once(mark).map(|(_, rest)| rest);
+    let rest = after("hostfwd=tcp:127.0.0.1:").or_else(|| after("<range start='"))?;
+    let end = rest.find(|c: char| !c.is_ascii_digit())?;
+    rest.get(..end)?.parse().ok()
+}
+
+fn disk(device: &str, format: &str, path: &Path, target: (&str, &str)) -> Element {
     let driver = Element::new("driver").attribute("name", "qemu").attribute("type", format);
     Element::new("disk")
         .attribute("type", "file")
@@ -155,8 +142,8 @@ fn disk(device: &str, format: &str, path: &std::path::Path, target: (&str, &str)
         .child(Element::new("target").attribute("dev", target.0).attribute("bus", target.1))
 }
 
-pub(super) fn snapshot(name: &MachineName) -> String {
-    Element::new("domainsnapshot").child(Element::new("name").text(&name.0)).to_string()
+pub(super) fn snapshot(name: &SnapshotName) -> String {
+    Element::new("domainsnapshot").child(Element::new("name").text(name.as_str())).to_string()
 }
 
 #[derive(Debug)]

@@ -14,9 +14,9 @@ const LIMIT: Duration = Duration::from_secs(8);
 
 /// What machines run with, and why it is not KVM.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Found {
-    pub(super) acceleration: Acceleration,
-    pub(super) reason: Option<String>,
+pub(crate) struct Found {
+    pub(crate) acceleration: Acceleration,
+    pub(crate) reason: Option<String>,
 }
 
 impl Found {

@@ -35,7 +35,7 @@ use crate::machine::{
     About, Error, Hypervisor, Line, Listed, Machine, NewClone, NewSnapshot, Seen, Snapshot, State,
     Stream,
 };
-use acceleration::Found;
+pub(crate) use acceleration::Found;
 use async_trait::async_trait;
 use home::{Below, Definition, Hardware, Home};
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,6 +83,28 @@ fn about(version: String, known: Option<&Found>) -> About {
         ),
     };
     About { hypervisor: "qemu", version, acceleration, reason }
+}
+
+/// What machines with an image run with; found out once, where it can be found out.
+pub(crate) async fn find_acceleration(
+    known: &OnceCell<Found>,
+    image: &crate::image::Image,
+    job: &Job,
+) -> Result<Found, Error> {
+    let find = async {
+        if let Some(found) = acceleration::look() {
+            return Ok(found);
+        }
+        // With nothing to boot for certain it is what works everywhere, and is not kept.
+        let Some(direct) = &image.direct else { return Err(None) };
+        job.step("Finding out whether KVM boots a guest here");
+        acceleration::boot(direct, job).await.map_err(Some)
+    };
+    match known.get_or_try_init(|| find).await {
+        Ok(found) => Ok(found.clone()),
+        Err(None) => Ok(Found { acceleration: crate::machine::Acceleration::Tcg, reason: None }),
+        Err(Some(error)) => Err(error),
+    }
 }
 
 /// The right to work with a machine; it ends when this is dropped.
@@ -160,22 +182,8 @@ impl Qemu {
         Ok(Turn { busy: Arc::clone(&self.busy), name: name.clone() })
     }
 
-    /// What machines with this image run with; found out once.
-    async fn acceleration(&self, image: &crate::image::Image, job: &Job) -> Result<&Found, Error> {
-        let find = async {
-            if let Some(found) = acceleration::look() {
-                return Ok(found);
-            }
-            match &image.direct {
-                Some(direct) => {
-                    job.step("Finding out whether KVM boots a guest here");
-                    acceleration::boot(direct, job).await
-                }
-                // Nothing to boot for certain: what works everywhere, and it is not kept.
-                None => Err(Error::Unsupported { what: "a trial boot", hypervisor: "qemu" }),
-            }
-        };
-        self.acceleration.get_or_try_init(|| find).await
+    async fn acceleration(&self, image: &crate::image::Image, job: &Job) -> Result<Found, Error> {
+        find_acceleration(&self.acceleration, image, job).await
     }
 
     async fn begin(

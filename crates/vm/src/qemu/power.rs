@@ -4,7 +4,6 @@
 //! power_on: run/N made ─► network ─► QEMU, running or waiting for a saved moment ─► a port to SSH
 //! ```
 
-use super::acceleration::Found;
 use super::command::{self, Command, Memory};
 use super::home::{Definition, Home, remove};
 use super::process::{self, Process};
@@ -65,13 +64,7 @@ impl Qemu {
             State::Stopped => {}
         }
         let image = self.image(&definition, job).await?;
-        let found = match self.acceleration(&image, job).await {
-            Ok(found) => found.clone(),
-            Err(Error::Unsupported { .. }) => {
-                Found { acceleration: Acceleration::Tcg, reason: None }
-            }
-            Err(error) => return Err(error),
-        };
+        let found = self.acceleration(&image, job).await?;
         job.step(format!("Starting {} with {}", home.name, found.acceleration.as_str()));
         if let Some(reason) = &found.reason {
             job.line(reason.clone());

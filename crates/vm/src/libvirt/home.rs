@@ -1,0 +1,191 @@
+//! A machine's directory: what libvirt does not keep of it.
+//!
+//! ```text
+//! NAME/
+//!   machine.json       what it is
+//!   disk.qcow2         its disk over the image's, snapshots within it
+//!   seed.iso           who the guest is
+//!   snapshots/NAME     what a snapshot belongs to; the snapshot itself is libvirt's
+//!   agent, console     sockets while it runs
+//!   console.log        what the guest wrote to its console
+//! ```
+
+use crate::content;
+use crate::image::{ImageId, MacAddress, MachineName, SnapshotName};
+use crate::machine::{Error, Kind, Network, Snapshot};
+use model::Time;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const DEFINITION: &str = "machine.json";
+/// A socket's path may have so many bytes.
+const SOCKET_BYTES: usize = 107;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Definition {
+    pub(super) uuid: String,
+    pub(super) image: ImageId,
+    pub(super) memory_bytes: u64,
+    pub(super) processors: u32,
+    pub(super) mac: MacAddress,
+    pub(super) network: Network,
+    pub(super) origin: Option<(MachineName, SnapshotName)>,
+    pub(super) current: Option<SnapshotName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    pub(super) name: SnapshotName,
+    pub(super) kind: Kind,
+    /// Whether the machine ran: then its memory is there, too.
+    pub(super) ran: bool,
+    pub(super) at: Time,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) pause_us: u64,
+}
+
+impl Record {
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            name: self.name.clone(),
+            kind: self.kind,
+            at: self.at,
+            labels: self.labels.clone(),
+            pause: Duration::from_micros(self.pause_us),
+            // Within the disk, where it is not told apart.
+            used_bytes: 0,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Home {
+    pub(super) name: MachineName,
+    pub(super) dir: PathBuf,
+}
+
+impl Home {
+    pub(super) fn new(root: &Path, name: &MachineName) -> Self {
+        Self { name: name.clone(), dir: root.join(name.as_str()) }
+    }
+
+    pub(super) fn exists(&self) -> bool {
+        self.dir.join(DEFINITION).exists()
+    }
+
+    /// Makes the directory of a new machine.
+    pub(super) fn make(&self) -> Result<(), Error> {
+        if self.console().as_os_str().len() > SOCKET_BYTES {
+            let error = io::Error::other("the path is too long for a socket; use a shorter one");
+            return Err(Error::file("put sockets into", &self.dir)(error));
+        }
+        remove(&self.dir)?;
+        let snapshots = self.dir.join("snapshots");
+        let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(&snapshots);
+        made.map_err(Error::file("make the directory", &snapshots))
+    }
+
+    pub(super) fn load(&self) -> Result<Definition, Error> {
+        let unknown = || Error::Unknown { name: self.name.clone() };
+        self.read(&self.dir.join(DEFINITION))?.ok_or_else(unknown)
+    }
+
+    pub(super) fn store(&self, definition: &Definition) -> Result<(), Error> {
+        write(&self.dir.join(DEFINITION), definition)
+    }
+
+    fn read<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, Error> {
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::file("read", path)(error)),
+        };
+        let damaged = |error: serde_json::Error| Error::Damaged {
+            path: path.to_owned(),
+            what: error.to_string(),
+        };
+        serde_json::from_slice(&text).map(Some).map_err(damaged)
+    }
+
+    pub(super) fn disk(&self) -> PathBuf {
+        self.dir.join("disk.qcow2")
+    }
+
+    pub(super) fn seed(&self) -> PathBuf {
+        self.dir.join("seed.iso")
+    }
+
+    pub(super) fn agent(&self) -> PathBuf {
+        self.dir.join("agent")
+    }
+
+    pub(super) fn console(&self) -> PathBuf {
+        self.dir.join("console")
+    }
+
+    pub(super) fn console_log(&self) -> PathBuf {
+        self.dir.join("console.log")
+    }
+
+    fn path(&self, snapshot: &SnapshotName) -> PathBuf {
+        self.dir.join("snapshots").join(snapshot.as_str())
+    }
+
+    pub(super) fn record(&self, snapshot: &SnapshotName) -> Result<Record, Error> {
+        let unknown =
+            || Error::UnknownSnapshot { name: self.name.clone(), snapshot: snapshot.clone() };
+        self.read(&self.path(snapshot))?.ok_or_else(unknown)
+    }
+
+    /// The names of all, those that can't be read among them.
+    pub(super) fn snapshots(&self) -> Result<Vec<SnapshotName>, Error> {
+        let names = names(&self.dir.join("snapshots"))?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    pub(super) fn keep(&self, record: &Record) -> Result<(), Error> {
+        write(&self.path(&record.name), record)
+    }
+
+    pub(super) fn drop_record(&self, snapshot: &SnapshotName) -> Result<(), Error> {
+        remove(&self.path(snapshot))
+    }
+}
+
+fn write(path: &Path, document: &impl Serialize) -> Result<(), Error> {
+    content::write_json(path, document, 0o600).map_err(Error::file("write", path))
+}
+
+/// Names that are no text are none of ours.
+pub(super) fn names(dir: &Path) -> Result<Vec<String>, Error> {
+    let fail = || Error::file("list", dir);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(fail())? {
+        names.extend(entry.map_err(fail())?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Removes a file or a tree; what is gone already is fine.
+pub(super) fn remove(path: &Path) -> Result<(), Error> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
