@@ -13,7 +13,7 @@ root=$PWD
 
 say() { printf '\n== %s\n' "$*"; }
 
-steps=(shell format lint unit openapi deny lab observe machines twins endtoend kills fuzz)
+steps=(shell format lint unit openapi deny lab observe machines libvirt twins endtoend kills fuzz)
 allow_missing=no
 chosen=()
 while [ $# -gt 0 ]; do
@@ -104,6 +104,22 @@ step_machines() {
     cargo build --locked --quiet -p agent
     image=$(lab/guest-image --check --seed-agent "$binaries/twin-agent")
     SAFETYTWIN_GUEST_IMAGE=$image cargo test --locked --quiet -p vm --test contract
+}
+
+# The same, by way of a libvirt daemon of the lab's own.
+step_libvirt() {
+    need_root 'a libvirt daemon' || return 1
+    [ "$(id -u)" -eq 0 ] || return 0
+    ensure_virtualisation
+    ensure_packages pkg-config
+    local image
+    image=$(lab/guest-image)
+    cargo clippy --locked --quiet -p vm -p server -p cli --features libvirt --all-targets -- -D warnings
+    lab/libvirt up
+    # shellcheck disable=SC2064 # the folder as it is now
+    trap "'$root/lab/libvirt' down" EXIT
+    SAFETYTWIN_GUEST_IMAGE=$image SAFETYTWIN_LIBVIRT_URI=$(lab/libvirt uri) \
+        cargo test --locked --quiet -p vm --features libvirt --test contract libvirt
 }
 
 # The server's twins, with a guest that boots.

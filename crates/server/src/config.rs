@@ -56,9 +56,10 @@ pub struct File {
     pub vm_name: Option<String>,
     /// Who SSH gets into twins as.
     pub vm_user: Option<String>,
-    // Keys of the bridge's file that speak of its machine: understood, and without effect:
-    // twins run in QEMU and have keys of their own.
+    /// Of the daemon, where `twins.hypervisor` is `libvirt`.
     pub libvirt_uri: Option<String>,
+    // Keys of the bridge's file that speak of its machine: understood, and without effect:
+    // twins have keys of their own.
     pub vm_password: Option<String>,
     pub vm_key_path: Option<PathBuf>,
     pub ansible_inventory: Option<PathBuf>,
@@ -201,7 +202,8 @@ impl File {
             let message = "at least 2: base_state and the current one always stay".to_owned();
             return Err(wrong("max_snapshots", message));
         }
-        let twins = self.twins.check(self.vm_user.as_deref(), max_snapshots);
+        let twins =
+            self.twins.check(self.vm_user.as_deref(), self.libvirt_uri.as_deref(), max_snapshots);
         let twins = twins.map_err(|(key, message)| wrong(key, message))?;
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(api::places::data),

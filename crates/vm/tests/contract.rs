@@ -21,7 +21,8 @@ const BOOT: Duration = Duration::from_secs(300);
 
 fn job() -> Job {
     let told = |progress: Progress| eprintln!("      {progress:?}");
-    Job::new(Arc::new(told), CancellationToken::new(), Instant::now() + BOOT)
+    // Of a whole contract: the machine boots, and its clone may.
+    Job::new(Arc::new(told), CancellationToken::new(), Instant::now() + BOOT * 3)
 }
 
 fn image() -> (Store, ImageId) {

@@ -29,7 +29,7 @@ mod view;
 
 pub use create::Plan;
 pub use error::Error;
-pub use settings::{Keep, MadeOf, Settings, TwinsFile};
+pub use settings::{By, Keep, MadeOf, Settings, TwinsFile};
 
 use crate::runs::{Cause, Failure, Handle, Kind, New, RunId, Runs, Subject};
 use access::Access;
@@ -150,9 +150,17 @@ impl Twins {
         let (told, deadline) = (Arc::new(|_progress| {}), Instant::now() + OPENING);
         let quiet = Job::new(told, CancellationToken::new(), deadline);
         let (directory, images) = (&self.inner.directory, self.inner.images.clone());
-        let qemu: Arc<dyn Hypervisor> = Arc::new(Qemu::open(directory, images, &quiet).await?);
-        clones::sweep(self, qemu.as_ref()).await;
-        Ok(qemu)
+        let hypervisor: Arc<dyn Hypervisor> = match &self.inner.settings.by {
+            By::Qemu => Arc::new(Qemu::open(directory, images, &quiet).await?),
+            #[cfg(feature = "libvirt")]
+            By::Libvirt(uri) => {
+                // Machines of one are none of the other.
+                let directory = directory.join("libvirt");
+                Arc::new(vm::libvirt::Libvirt::open(&directory, images, uri.clone()).await?)
+            }
+        };
+        clones::sweep(self, hypervisor.as_ref()).await;
+        Ok(hypervisor)
     }
 
     /// What the twin of a host is called.

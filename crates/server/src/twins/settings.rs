@@ -15,6 +15,7 @@ const GIB: u64 = 1 << 30;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TwinsFile {
+    pub hypervisor: Option<HypervisorName>,
     pub image: Option<String>,
     pub memory_mb: Option<u64>,
     pub processors: Option<u32>,
@@ -24,9 +25,48 @@ pub struct TwinsFile {
     pub snapshot_days: Option<u32>,
 }
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HypervisorName {
+    #[default]
+    Qemu,
+    /// The daemon at `libvirt_uri`.
+    Libvirt,
+}
+
+/// What runs twins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By {
+    Qemu,
+    #[cfg(feature = "libvirt")]
+    Libvirt(vm::libvirt::Uri),
+}
+
+impl By {
+    fn new(name: HypervisorName, libvirt_uri: Option<&str>) -> Result<Self, String> {
+        match name {
+            HypervisorName::Qemu => Ok(Self::Qemu),
+            #[cfg(feature = "libvirt")]
+            HypervisorName::Libvirt => {
+                let uri = libvirt_uri.unwrap_or("qemu:///system").parse();
+                uri.map(Self::Libvirt).map_err(|error: vm::libvirt::UriError| error.to_string())
+            }
+            #[cfg(not(feature = "libvirt"))]
+            HypervisorName::Libvirt => {
+                let wanted = libvirt_uri.unwrap_or("qemu:///system");
+                Err(format!(
+                    "this program was built without libvirt, so {wanted:?} can't be used; \
+                     build it with --features libvirt, or set hypervisor to qemu"
+                ))
+            }
+        }
+    }
+}
+
 /// Checked, complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
+    pub by: By,
     /// The newest there is unless named.
     pub image: Option<String>,
     pub made_of: MadeOf,
@@ -58,10 +98,13 @@ impl TwinsFile {
     pub(crate) fn check(
         self,
         user: Option<&str>,
+        libvirt_uri: Option<&str>,
         max_snapshots: usize,
     ) -> Result<Settings, (&'static str, String)> {
         let user = user.unwrap_or("twin").parse();
         let user = user.map_err(|error: vm::image::NameError| ("vm_user", error.to_string()))?;
+        let by = By::new(self.hypervisor.unwrap_or_default(), libvirt_uri);
+        let by = by.map_err(|what| ("twins", format!("hypervisor: {what}")))?;
         let asked = NewTwin {
             image: None,
             memory_mb: self.memory_mb,
@@ -86,6 +129,7 @@ impl TwinsFile {
         }
         let age = self.snapshot_days.map(|days| DAY * days);
         Ok(Settings {
+            by,
             image: self.image,
             made_of,
             user,
@@ -136,7 +180,7 @@ mod tests {
     use super::*;
 
     fn check(asked: &NewTwin, expected: &str) {
-        let plain = TwinsFile::default().check(None, 10).unwrap().made_of;
+        let plain = TwinsFile::default().check(None, None, 10).unwrap().made_of;
         let shown = match plain.asked(asked) {
             Ok(made) => format!(
                 "{} MiB, {}, {} GiB, {}",
@@ -164,9 +208,9 @@ mod tests {
 
     #[test]
     fn configuration_is_checked() {
-        let user = TwinsFile::default().check(Some("../x"), 10).unwrap_err();
+        let user = TwinsFile::default().check(Some("../x"), None, 10).unwrap_err();
         assert_eq!(user.0, "vm_user");
         let file = TwinsFile { boot_seconds: Some(1), ..TwinsFile::default() };
-        assert_eq!(file.check(None, 10).unwrap_err().1, "boot_seconds is between 5 and 3600");
+        assert_eq!(file.check(None, None, 10).unwrap_err().1, "boot_seconds is between 5 and 3600");
     }
 }

@@ -128,7 +128,11 @@ impl Domains {
     }
 
     /// Puts the machine back to a snapshot; it runs afterwards if it did then.
-    pub(super) async fn revert(&self, name: &MachineName, snapshot: &SnapshotName) -> Result<(), Error> {
+    pub(super) async fn revert(
+        &self,
+        name: &MachineName,
+        snapshot: &SnapshotName,
+    ) -> Result<(), Error> {
         let at = snapshot.to_string();
         let revert =
             move |domain: &Domain| Domain::lookup_snapshot_by_name(domain, &at, 0)?.revert(0);

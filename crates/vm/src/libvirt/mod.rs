@@ -266,7 +266,12 @@ impl Libvirt {
                 if Instant::now() > until {
                     let (doing, limit) = ("power off", SHUTDOWN);
                     let console = last_of(&home.console_log());
-                    return Err(machine::Error::Silent { name: name.clone(), doing, limit, console });
+                    return Err(machine::Error::Silent {
+                        name: name.clone(),
+                        doing,
+                        limit,
+                        console,
+                    });
                 }
                 tokio::time::sleep(PAUSE).await;
             }
