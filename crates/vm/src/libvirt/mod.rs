@@ -54,6 +54,8 @@ const NAME: &str = "libvirt";
 /// How long a guest may take to power off.
 const SHUTDOWN: Duration = Duration::from_secs(180);
 const PAUSE: Duration = Duration::from_millis(100);
+/// The address that QEMU's network gives to a machine, and leads its ports to.
+const FIRST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 /// Between finding a free port and taking it another program may have it.
 const TRIES: usize = 4;
 
@@ -582,9 +584,17 @@ impl Hypervisor for Libvirt {
         described
     }
 
-    /// A clone boots as who it is: its address is the one it asked for.
-    async fn lead_ssh(&self, name: &MachineName, _to: &[Ipv4Addr]) -> Outcome<()> {
-        self.home(name).load().map(drop)
+    /// A clone boots as who it is, and every guest is where QEMU's network puts the first one.
+    async fn lead_ssh(&self, name: &MachineName, to: &[Ipv4Addr]) -> Outcome<()> {
+        let (definition, doing) = (self.home(name).load()?, "lead SSH to where its guest is");
+        if !self.runs(name).await? {
+            return Err(machine::Error::NotRunning { name: name.clone(), doing });
+        }
+        if definition.network == Network::Isolated && !to.contains(&FIRST) {
+            let what = format!("the guest does not say that it is at {FIRST}");
+            return Err(machine::Error::Refused { name: name.clone(), doing, what });
+        }
+        Ok(())
     }
 
     async fn connect(&self, name: &MachineName, to: Line) -> Outcome<Box<dyn Stream>> {
