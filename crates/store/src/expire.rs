@@ -322,7 +322,7 @@ fn forget_some(writer: &mut Writer, number: HostNumber) -> Result<bool, Error> {
                 Ok(key) => batch.remove(&keyspace, key),
                 Err(error) if error.is_damage() => {
                     // Nobody reads it any more, and it goes with its bucket.
-                    tracing::warn!(%error, "some of a forgotten host stays for now: it is damaged");
+                    tracing::warn!(%error, "some of a forgotten host is damaged, and goes with its bucket");
                     break;
                 }
                 Err(error) => return Err(error),

@@ -240,7 +240,7 @@ impl Twins {
             let work = async move |this: Self, handle: Handle| this.prune(&subject, &handle).await;
             let begun = self.begin((Kind::SnapshotDelete, &name), Cause::Schedule, work).await;
             if let Err(error) = begun {
-                tracing::warn!(twin = %name, error = &error as &dyn std::error::Error, "old snapshots stay for now");
+                tracing::warn!(twin = %name, error = &error as &dyn std::error::Error, "old snapshots were not deleted; tried again at the next pass");
             }
         }
     }

@@ -13,6 +13,7 @@
 use crate::content;
 use crate::image::{ImageId, MacAddress, MachineName, SnapshotName};
 use crate::machine::{Error, Kind, Network, Snapshot};
+pub(super) use crate::qemu::{entries, remove};
 use model::Time;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -147,7 +148,7 @@ impl Home {
 
     /// The names of all, those that can't be read among them.
     pub(super) fn snapshots(&self) -> Result<Vec<SnapshotName>, Error> {
-        let names = names(&self.dir.join("snapshots"))?;
+        let names = entries(&self.dir.join("snapshots"))?;
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
@@ -162,30 +163,4 @@ impl Home {
 
 fn write(path: &Path, document: &impl Serialize) -> Result<(), Error> {
     content::write_json(path, document, 0o600).map_err(Error::file("write", path))
-}
-
-/// Names that are no text are none of ours.
-pub(super) fn names(dir: &Path) -> Result<Vec<String>, Error> {
-    let fail = || Error::file("list", dir);
-    let mut names = Vec::new();
-    for entry in fs::read_dir(dir).map_err(fail())? {
-        names.extend(entry.map_err(fail())?.file_name().into_string());
-    }
-    names.sort();
-    Ok(names)
-}
-
-/// Removes a file or a tree; what is gone already is fine.
-pub(super) fn remove(path: &Path) -> Result<(), Error> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::file("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
 }

@@ -136,7 +136,7 @@ impl Libvirt {
     }
 
     fn names(&self) -> Outcome<Vec<MachineName>> {
-        let names = home::names(&self.root)?;
+        let names = home::entries(&self.root)?;
         let names = names.iter().filter_map(|name| name.parse().ok());
         Ok(names.filter(|name| self.home(name).exists()).collect())
     }

@@ -307,7 +307,7 @@ pub(super) fn make(dir: &Path) -> Result<(), Error> {
 }
 
 /// Names that are no text are none of ours.
-pub(super) fn entries(dir: &Path) -> Result<Vec<String>, Error> {
+pub(crate) fn entries(dir: &Path) -> Result<Vec<String>, Error> {
     let fail = || Error::file("list", dir);
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(fail())? {
@@ -318,7 +318,7 @@ pub(super) fn entries(dir: &Path) -> Result<Vec<String>, Error> {
 }
 
 /// Removes a file or a tree; what is gone already is fine.
-pub(super) fn remove(path: &Path) -> Result<(), Error> {
+pub(crate) fn remove(path: &Path) -> Result<(), Error> {
     let removed = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

@@ -38,6 +38,8 @@ use crate::machine::{
 pub(crate) use acceleration::Found;
 use async_trait::async_trait;
 use home::{Below, Definition, Hardware, Home};
+#[cfg(feature = "libvirt")]
+pub(crate) use home::{entries, remove};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::Ipv4Addr;
