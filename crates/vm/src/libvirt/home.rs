@@ -13,7 +13,7 @@
 use crate::content;
 use crate::image::{ImageId, MacAddress, MachineName, SnapshotName};
 use crate::machine::{Error, Kind, Network, Snapshot};
-pub(super) use crate::qemu::{entries, remove};
+pub(super) use crate::qemu::home::{entries, remove};
 use model::Time;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

@@ -18,7 +18,7 @@
 mod acceleration;
 mod command;
 mod disk;
-mod home;
+pub(crate) mod home;
 mod memory;
 mod network;
 mod power;
@@ -38,8 +38,6 @@ use crate::machine::{
 pub(crate) use acceleration::Found;
 use async_trait::async_trait;
 use home::{Below, Definition, Hardware, Home};
-#[cfg(feature = "libvirt")]
-pub(crate) use home::{entries, remove};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::Ipv4Addr;
