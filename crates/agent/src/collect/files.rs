@@ -4,7 +4,7 @@
 //! change; what is in them is looked at when inotify says so, and every interval.
 
 use super::apart::Apart;
-use super::{Context, DEADLINE, Sink, items};
+use super::{Context, DEADLINE, Sink, items, until};
 use crate::engine::{Scope, Seen};
 use host::Root;
 use host::files::{Pattern, Role, Scan, TrackedSet, Tracker};
@@ -56,7 +56,10 @@ struct Follower {
     watch: Watch,
     /// Where the tracked files are.
     places: BTreeSet<PathBuf>,
-    rebuilt: Instant,
+    /// When a new name last had the files worked out anew, or will have.
+    named: Option<Instant>,
+    /// When to work out anew which files are tracked.
+    due: Option<Instant>,
     units: watch::Receiver<Option<Arc<Vec<Unit>>>>,
     packages_changed: watch::Receiver<u64>,
     missing: watch::Receiver<Vec<ContentId>>,
@@ -80,7 +83,8 @@ pub(crate) async fn run(context: Context) {
         sight: Apart::new(Sight { tracker, set: TrackedSet::default(), known }),
         watch: Watch::new(),
         places: BTreeSet::new(),
-        rebuilt: Instant::now(),
+        named: None,
+        due: None,
         units: context.units.subscribe(),
         packages_changed: context.packages_changed.subscribe(),
         missing: context.missing.clone(),
@@ -119,8 +123,13 @@ impl Sight {
 
 impl Follower {
     async fn look(&mut self, rebuild: bool) {
-        let units = self.units.borrow_and_update().clone().unwrap_or_default();
-        self.packages_changed.borrow_and_update();
+        if rebuild {
+            self.due = None;
+            self.named = self.named.map(|at| at.min(Instant::now()));
+            self.packages_changed.borrow_and_update();
+            self.units.borrow_and_update();
+        }
+        let units = self.units.borrow().clone().unwrap_or_default();
         let (root, packages, chosen) =
             (self.context.root.clone(), self.context.packages.clone(), self.chosen.clone());
         let look = self.sight.look(DEADLINE * 2, move |sight| {
@@ -155,7 +164,6 @@ impl Follower {
         if let Some((wanted, places)) = look.watched {
             self.watch.set(wanted);
             self.places = places;
-            self.rebuilt = Instant::now();
         }
     }
 
@@ -172,13 +180,17 @@ impl Follower {
                         return Next::Look;
                     }
                     // A name that was not there before; at once, unless they come in a row.
-                    tokio::time::sleep_until(self.rebuilt + REBUILD_AFTER).await;
-                    return Next::Rebuild;
+                    if self.take_name(Instant::now()) {
+                        return Next::Rebuild;
+                    }
+                    if !changed.is_disjoint(&self.places) {
+                        return Next::Look;
+                    }
                 }
+                () = until(self.due) => return Next::Rebuild,
                 changed = self.units.changed() => {
                     if changed.is_err() { return Next::End; }
-                    tokio::time::sleep(REBUILD_AFTER).await;
-                    return Next::Rebuild;
+                    self.due.get_or_insert(Instant::now() + REBUILD_AFTER);
                 }
                 changed = self.packages_changed.changed() => {
                     return if changed.is_err() { Next::End } else { Next::Rebuild };
@@ -189,6 +201,23 @@ impl Follower {
                 }
                 () = tokio::time::sleep(self.context.config.interval) => return Next::Look,
                 () = self.context.shutdown.cancelled() => return Next::End,
+            }
+        }
+    }
+
+    /// A name appeared: whether to work out at once which files are tracked; else it is due.
+    fn take_name(&mut self, now: Instant) -> bool {
+        let next = self.named.map_or(now, |before| before + REBUILD_AFTER);
+        match self.named {
+            Some(planned) if planned > now => false,
+            Some(_) if next > now => {
+                self.named = Some(next);
+                self.due = Some(self.due.map_or(next, |due| due.min(next)));
+                false
+            }
+            _ => {
+                self.named = Some(now);
+                true
             }
         }
     }

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How long one look may take before it counts as hung.
@@ -196,4 +197,12 @@ pub(crate) fn start(context: &Context) -> JoinSet<()> {
     tasks.spawn(files::run(context.clone()));
     tasks.spawn(processes::run(context.clone()));
     tasks
+}
+
+/// Waits for a moment, if there is one.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
 }

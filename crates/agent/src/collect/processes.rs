@@ -3,18 +3,18 @@
 //!
 //! One task owns the scanner, since each of these reads what it found. Between full looks the
 //! kernel's exec and exit events tell which processes to read; where they are not to be had,
-//! the full look is all there is, and the collector says so.
+//! its counters tell which came and went, and the collector says so.
 
 use super::apart::{self, Apart};
 use super::transient::Transients;
-use super::{Context, DEADLINE, Gpus, Sink, item, items};
+use super::{Context, DEADLINE, Gpus, Sink, item, items, until};
 use crate::clock;
 use crate::engine::{Scope, Seen};
 use host::Now;
 use host::dependencies::dependencies;
 use host::exec_events::{Event, ExecEvents};
 use host::load::Sampler;
-use host::process::{Group, Scan, Scanner};
+use host::process::{CENSUS_EVERY, Census, Group, Scan, Scanner};
 use host::sockets::{Connection, Depth, Sockets};
 use host::workload::Detector;
 use model::entity::Unit;
@@ -37,6 +37,14 @@ const SCAN_AFTER: Duration = Duration::from_millis(500);
 /// Events that may wait; beyond it a full look is cheaper.
 const MOST_PENDING: usize = 2048;
 const RETRY_EVENTS: Duration = Duration::from_secs(60);
+
+/// What tells which processes came and went.
+enum Comings {
+    Told(ExecEvents),
+    Counted(Census),
+    /// Only full looks do.
+    Unknown,
+}
 
 /// All that reads through processes.
 struct Sight {
@@ -104,7 +112,7 @@ struct Watcher {
     began: bool,
     connections: Vec<Connection>,
     units: watch::Receiver<Option<Arc<Vec<Unit>>>>,
-    /// Why processes are not followed by events.
+    /// What is not seen for lack of the kernel's events, and why there are none.
     no_events: Option<String>,
 }
 
@@ -146,7 +154,7 @@ pub(crate) async fn run(context: Context) {
 
 impl Watcher {
     async fn run(mut self) {
-        let mut events = self.open_events();
+        let mut comings = self.follow();
         self.look().await;
         if self.context.once {
             return;
@@ -164,7 +172,7 @@ impl Watcher {
         loop {
             let next = pending.values().min().copied();
             tokio::select! {
-                read = next_events(&mut events, &mut batch) => match read {
+                read = comings.next(&mut batch) => match read {
                     Ok(()) => {
                         let lost = self.sort(&mut batch, &mut pending);
                         if lost || pending.len() > MOST_PENDING {
@@ -173,8 +181,8 @@ impl Watcher {
                         }
                     }
                     Err(error) => {
-                        self.no_events = Some(model::with_causes(&error));
-                        events = None;
+                        self.no_events = Some(error);
+                        comings = Comings::Unknown;
                     }
                 },
                 () = until(next) => {
@@ -193,8 +201,8 @@ impl Watcher {
                 changed = self.units.changed() => {
                     if changed.is_err() { return; }
                     sockets_due.get_or_insert(Instant::now() + SOCKETS_AFTER);
-                    // Without events, that a unit changed is the best sign that processes did.
-                    if events.is_none() && !soon {
+                    // That a unit changed is then the best sign that processes did.
+                    if matches!(comings, Comings::Unknown) && !soon {
                         scan.reset_after(SCAN_AFTER);
                         soon = true;
                     }
@@ -203,28 +211,35 @@ impl Watcher {
                     soon = false;
                     self.look().await;
                 }
-                _ = reopen.tick(), if events.is_none() => events = self.open_events(),
+                _ = reopen.tick(), if matches!(comings, Comings::Unknown) => {
+                    comings = self.follow();
+                }
                 () = shutdown.cancelled() => return,
             }
         }
     }
 
-    fn open_events(&mut self) -> Option<ExecEvents> {
+    fn follow(&mut self) -> Comings {
+        self.no_events = None;
         if !self.context.config.processes || self.context.once {
-            return None;
+            return Comings::Unknown;
         }
-        match ExecEvents::open(&self.context.root) {
-            Ok(events) => {
-                self.no_events = None;
-                Some(events)
-            }
-            Err(error) => {
-                let every = self.context.config.interval;
+        let error = match ExecEvents::open(&self.context.root) {
+            Ok(events) => return Comings::Told(events),
+            Err(error) => model::with_causes(&error),
+        };
+        let every = self.context.config.interval;
+        match Census::open(&self.context.root) {
+            Ok(census) => {
                 self.no_events = Some(format!(
-                    "spawn and exit only every {every:?}: {}",
-                    model::with_causes(&error)
+                    "spawn and exit only every {CENSUS_EVERY:?}, exec only every {every:?}: {error}"
                 ));
-                None
+                Comings::Counted(census)
+            }
+            Err(uncounted) => {
+                self.no_events =
+                    Some(format!("spawn and exit only every {every:?}: {error}; {uncounted}"));
+                Comings::Unknown
             }
         }
     }
@@ -383,19 +398,16 @@ impl Watcher {
     }
 }
 
-async fn next_events(
-    events: &mut Option<ExecEvents>,
-    batch: &mut Vec<Event>,
-) -> Result<(), host::exec_events::Error> {
-    match events {
-        Some(events) => events.read(batch).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
+impl Comings {
+    async fn next(&mut self, batch: &mut Vec<Event>) -> Result<(), String> {
+        match self {
+            Self::Told(events) => {
+                events.read(batch).await.map_err(|error| model::with_causes(&error))
+            }
+            Self::Counted(census) => {
+                census.read(batch).await.map_err(|error| model::with_causes(&error))
+            }
+            Self::Unknown => std::future::pending().await,
+        }
     }
 }

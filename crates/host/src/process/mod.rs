@@ -17,6 +17,7 @@
 //! - A process that vanishes while we look is normal, and no error.
 //! - Kernel threads and zombies are counted, and in no group.
 
+mod census;
 mod details;
 mod entry;
 mod files;
@@ -26,6 +27,7 @@ mod owner;
 mod stat;
 mod view;
 
+pub use census::{Census, EVERY as CENSUS_EVERY};
 pub(crate) use files::ProcDirectory;
 pub(crate) use interest::is_model;
 pub use view::{Group, Scan, View};

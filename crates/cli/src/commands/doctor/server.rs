@@ -273,7 +273,7 @@ mod tests {
                     limits(&[
                         "processes of other users are hidden by hidepid; run as root or with the gid of /proc",
                         "executables and open files of other users' processes; run as root or with CAP_SYS_PTRACE",
-                        "spawn and exit only every 10s: process events need root or CAP_NET_ADMIN on this kernel",
+                        "spawn and exit only every 50ms, exec only every 10s: process events need root or CAP_NET_ADMIN on this kernel",
                     ]),
                 ),
                 ("sockets".to_owned(), limits(&["sockets beyond the first 20000"])),
@@ -289,10 +289,10 @@ mod tests {
             ..host("box")
         };
         let kernel = contained(
-            "spawn and exit only every 10s: the kernel has no process connector here (CONFIG_PROC_EVENTS, and the first network namespace)",
+            "spawn and exit only every 50ms, exec only every 10s: the kernel has no process connector here (CONFIG_PROC_EVENTS, and the first network namespace)",
         );
         let namespace = contained(
-            "spawn and exit only every 10s: process events reach only the machine's first pid and user namespaces, and this is another; run outside of containers, or with --pid=host",
+            "spawn and exit only every 50ms, exec only every 10s: process events reach only the machine's first pid and user namespaces, and this is another; run outside of containers, or with --pid=host",
         );
         let well = Host { faults: [].into(), ..host("ok") };
         check(
@@ -304,11 +304,11 @@ mod tests {
             &expect![[r#"
                 Warning agents: web01 can't see docker at present: connection refused | on web01: sudo twin doctor
                 Warning agents: db was not heard of for long | on db: systemctl status safetytwin-agent; journalctl -u safetytwin-agent
-                Warning agents: low sees only a part of its processes: processes of other users are hidden by hidepid; run as root or with the gid of /proc; executables and open files of other users' processes; run as root or with CAP_SYS_PTRACE; spawn and exit only every 10s: process events need root or CAP_NET_ADMIN on this kernel | on low: run the agent as root, as its packaged unit does; the agent needs root and CAP_SYS_PTRACE, as its packaged unit has (a container: --cap-add SYS_PTRACE; processes of another user namespace stay hidden); the agent needs CAP_NET_ADMIN, as its packaged unit has (a container: --cap-add NET_ADMIN)
+                Warning agents: low sees only a part of its processes: processes of other users are hidden by hidepid; run as root or with the gid of /proc; executables and open files of other users' processes; run as root or with CAP_SYS_PTRACE; spawn and exit only every 50ms, exec only every 10s: process events need root or CAP_NET_ADMIN on this kernel | on low: run the agent as root, as its packaged unit does; the agent needs root and CAP_SYS_PTRACE, as its packaged unit has (a container: --cap-add SYS_PTRACE; processes of another user namespace stay hidden); the agent needs CAP_NET_ADMIN, as its packaged unit has (a container: --cap-add NET_ADMIN)
                 Warning agents: low sees only a part of its sockets: sockets beyond the first 20000 | 
                 Warning agents: low sees only a part of its units: systemd does not run here | on low: if it is a container, run the agent on the machine itself instead
-                Warning agents: box sees only a part of its processes: spawn and exit only every 10s: the kernel has no process connector here (CONFIG_PROC_EVENTS, and the first network namespace) | on box: if it is a container, run the agent on the machine itself, or it with --network=host
-                Warning agents: box sees only a part of its processes: spawn and exit only every 10s: process events reach only the machine's first pid and user namespaces, and this is another; run outside of containers, or with --pid=host | on box: run the agent on the machine itself, or its container with --pid=host
+                Warning agents: box sees only a part of its processes: spawn and exit only every 50ms, exec only every 10s: the kernel has no process connector here (CONFIG_PROC_EVENTS, and the first network namespace) | on box: if it is a container, run the agent on the machine itself, or it with --network=host
+                Warning agents: box sees only a part of its processes: spawn and exit only every 50ms, exec only every 10s: process events reach only the machine's first pid and user namespaces, and this is another; run outside of containers, or with --pid=host | on box: run the agent on the machine itself, or its container with --pid=host
             "#]],
         );
         check(

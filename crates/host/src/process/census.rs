@@ -1,0 +1,176 @@
+//! Tells which processes came and went, where the kernel's events
+//! ([`exec_events`](crate::exec_events)) are not to be had.
+//!
+//! `/proc/loadavg` says which process number was given out last and how many threads there
+//! are. Reading that costs some microseconds; only when it moved are the processes listed and
+//! compared with those before.
+//!
+//! # Invariants
+//! - Listing takes [`SHARE`] of one processor at most, however many processes come and go.
+//! - A process that comes and goes between two looks is not told, nor one that runs another
+//!   program under its old number: a full scan finds those that stay.
+
+use super::ProcDirectory;
+use crate::Root;
+use crate::exec_events::Event;
+use rustix::io::pread;
+use std::fs::File;
+use std::io;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often the counters are read.
+pub const EVERY: Duration = Duration::from_millis(50);
+/// One part in so many of a processor is for listing.
+const SHARE: u32 = 200;
+
+#[derive(Debug)]
+pub struct Census {
+    files: ProcDirectory,
+    counters: File,
+    last: Counters,
+    /// Sorted.
+    pids: Vec<u32>,
+    listed: Vec<u32>,
+    due: Instant,
+    may_list: Instant,
+}
+
+/// How many threads there are, and the process number given out last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Counters {
+    threads: u32,
+    newest: u32,
+}
+
+impl Census {
+    /// Lists the processes there are: what comes and goes from now on is told.
+    ///
+    /// # Errors
+    /// When `/proc` can't be listed, or has no counters of processes.
+    pub fn open(root: &Root) -> io::Result<Self> {
+        let counters = File::open(root.proc("loadavg"))?;
+        let last = read(&counters)?;
+        let mut files = ProcDirectory::open(&root.proc(""))?;
+        let mut pids = Vec::new();
+        files.list(&mut pids)?;
+        pids.sort_unstable();
+        let now = Instant::now();
+        Ok(Self { files, counters, last, pids, listed: Vec::new(), due: now, may_list: now })
+    }
+
+    /// Waits until processes came or went, and appends which. Nothing is lost when the wait is
+    /// dropped.
+    ///
+    /// # Errors
+    /// When `/proc` can't be read any more.
+    pub async fn read(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
+        let before = events.len();
+        while events.len() == before {
+            tokio::time::sleep_until(self.due).await;
+            self.due = Instant::now() + EVERY;
+            self.look(events)?;
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
+        let counters = read(&self.counters)?;
+        let begin = Instant::now();
+        if counters == self.last || begin < self.may_list {
+            return Ok(());
+        }
+        self.files.list(&mut self.listed)?;
+        self.last = counters;
+        self.listed.sort_unstable();
+        compare(&self.pids, &self.listed, events);
+        std::mem::swap(&mut self.pids, &mut self.listed);
+        self.may_list = begin + begin.elapsed() * SHARE;
+        Ok(())
+    }
+}
+
+/// Appends what is in one sorted list and not in the other.
+fn compare(before: &[u32], after: &[u32], events: &mut Vec<Event>) {
+    let missing_in = |list: &[u32], pid: &u32| list.binary_search(pid).is_err();
+    let gone = before.iter().filter(|pid| missing_in(after, pid));
+    events.extend(gone.map(|pid| Event::Exit(*pid)));
+    let came = after.iter().filter(|pid| missing_in(before, pid));
+    events.extend(came.map(|pid| Event::Exec(*pid)));
+}
+
+fn read(counters: &File) -> io::Result<Counters> {
+    let mut buffer = [0; 128];
+    let length = pread(counters, &mut buffer, 0)?;
+    let text = std::str::from_utf8(buffer.get(..length).unwrap_or_default()).unwrap_or_default();
+    parse(text).ok_or_else(|| io::Error::other("/proc/loadavg has no counters of processes"))
+}
+
+/// `0.20 0.18 0.12 1/80 11206`: the last two words.
+fn parse(text: &str) -> Option<Counters> {
+    let mut words = text.split_ascii_whitespace().skip(3);
+    let (_running, threads) = words.next()?.split_once('/')?;
+    Some(Counters { threads: threads.parse().ok()?, newest: words.next()?.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::process::Command;
+
+    #[test]
+    fn counters() {
+        assert_eq!(
+            parse("0.20 0.18 0.12 1/80 11206\n"),
+            Some(Counters { threads: 80, newest: 11206 })
+        );
+        for text in
+            ["", "0.20 0.18 0.12", "0.20 0.18 0.12 1/80", "0.20 0.18 0.12 80 11206", "a b c d/e f"]
+        {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn this_machine() {
+        let mut census = Census::open(&Root::live()).unwrap();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut seen = Vec::new();
+        let came = async {
+            while !seen.contains(&Event::Exec(child.id())) {
+                census.read(&mut seen).await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), came).await.unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let went = async {
+            while !seen.contains(&Event::Exit(child.id())) {
+                census.read(&mut seen).await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), went).await.unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_told_leads_from_one_list_to_the_other(
+            before: std::collections::BTreeSet<u32>,
+            after: std::collections::BTreeSet<u32>,
+        ) {
+            let list = |set: &std::collections::BTreeSet<u32>| set.iter().copied().collect::<Vec<_>>();
+            let mut events = Vec::new();
+            compare(&list(&before), &list(&after), &mut events);
+            let mut now = before;
+            for event in events {
+                match event {
+                    Event::Exec(pid) => prop_assert!(now.insert(pid)),
+                    Event::Exit(pid) => prop_assert!(now.remove(&pid)),
+                    Event::Lost => prop_assert!(false),
+                }
+            }
+            prop_assert_eq!(now, after);
+        }
+    }
+}
