@@ -184,6 +184,7 @@ pub fn server_deltas(batches: Vec<Vec<MadeDelta>>) {
             deltas: deltas.collect(),
             load: Vec::new(),
             agent: String::new(),
+            unseen: Vec::new(),
         };
         ask("POST", "/api/v1/hosts/fuzz/deltas", &wire::encode(&batch));
     }

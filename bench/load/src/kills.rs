@@ -231,6 +231,7 @@ async fn write(mut client: Client, number: usize, written: Arc<Mutex<Written>>, 
             deltas,
             load: Vec::new(),
             agent: String::new(),
+            unseen: Vec::new(),
         };
         let body = bytes::Bytes::from(wire::encode(&batch));
         loop {

@@ -189,6 +189,6 @@ impl Host {
 
     fn encode(&self, deltas: Vec<Delta>, load: Vec<Load>) -> Vec<u8> {
         let stream = format!("simulated-{}", self.name);
-        api::wire::encode(&Batch { stream, deltas, load, agent: "0.1.0".into() })
+        api::wire::encode(&Batch { stream, deltas, load, agent: "0.1.0".into(), unseen: Vec::new() })
     }
 }

@@ -44,7 +44,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
         if sequence % TOGETHER == 0 || sequence == count {
             let deltas = std::mem::take(&mut deltas);
             let batch =
-                Batch { stream: "long".into(), deltas, load: Vec::new(), agent: String::new() };
+                Batch { stream: "long".into(), deltas, load: Vec::new(), agent: String::new(), unseen: Vec::new() };
             let request = post(web.as_str(), &wire::encode(&batch));
             let asked = Instant::now();
             let (status, answer) = connection.exchange(&request).await?;

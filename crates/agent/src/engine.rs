@@ -82,6 +82,8 @@ pub(crate) enum Seen {
     Part(Vec<(Subject, Item)>),
     /// It could not look.
     Fault(String),
+    /// What the server was told of kinds that nobody could look at so far.
+    Recalled(Facts),
     /// Contents of files that are about to be named.
     Contents(Vec<Vec<u8>>),
     Load(Box<Load>),
@@ -93,6 +95,17 @@ pub(crate) struct Report {
     pub(crate) seen: Seen,
 }
 
+/// How far the first look is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Looked {
+    /// Whether every collector has reported, and what they saw was passed on.
+    pub(crate) all: bool,
+    /// Kinds that could not be looked at so far, and that the spool has no memory of.
+    pub(crate) unseen: Vec<Kind>,
+    /// Whether what the server remembers of them was passed on.
+    pub(crate) recalled: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Engine {
     facts: Facts,
@@ -102,8 +115,10 @@ pub(crate) struct Engine {
     changed: BTreeSet<Subject>,
     /// Collectors whose first report the first delta waits for.
     awaited: BTreeSet<&'static str>,
-    /// Whether all of them have reported, and what they saw was passed on.
-    looked: watch::Sender<bool>,
+    /// Collectors that have not looked with success, where the spool has no memory either.
+    unseen: BTreeSet<&'static str>,
+    recalled: bool,
+    looked: watch::Sender<Looked>,
     last_look: HashMap<&'static str, Instant>,
     pending: Option<Pending>,
     last_flush: Option<Instant>,
@@ -122,14 +137,18 @@ impl Engine {
     pub(crate) fn new(
         facts: Facts,
         awaited: impl IntoIterator<Item = &'static str>,
-        looked: watch::Sender<bool>,
+        looked: watch::Sender<Looked>,
     ) -> Self {
+        let awaited: BTreeSet<&'static str> = awaited.into_iter().collect();
+        let begun = !facts.is_empty();
         Self {
-            begun: !facts.is_empty(),
+            begun,
             recorded: facts.clone(),
             facts,
             changed: BTreeSet::new(),
-            awaited: awaited.into_iter().collect(),
+            unseen: if begun { BTreeSet::new() } else { awaited.clone() },
+            recalled: false,
+            awaited,
             looked,
             last_look: HashMap::new(),
             pending: None,
@@ -207,6 +226,7 @@ impl Engine {
                 return;
             }
             Seen::Fault(message) => self.fault(collector, message),
+            Seen::Recalled(facts) => return self.recall(&facts),
             Seen::Contents(contents) => {
                 for content in contents {
                     // Waits for room: contents are few and must come before their delta.
@@ -229,6 +249,10 @@ impl Engine {
         if self.awaited.remove(collector) {
             tracing::debug!(collector, left = self.awaited.len(), "first look");
         }
+        self.settle();
+    }
+
+    fn settle(&mut self) {
         if !self.changed.is_empty() || self.pending.is_some() {
             self.schedule();
         } else {
@@ -238,9 +262,16 @@ impl Engine {
 
     /// Nothing that was seen waits here.
     fn passed_on(&self) {
-        if self.awaited.is_empty() {
-            self.looked.send_if_modified(|looked| !std::mem::replace(looked, true));
-        }
+        let now = Looked {
+            all: self.awaited.is_empty(),
+            unseen: self.unseen.iter().flat_map(|name| Collector::kinds(name)).copied().collect(),
+            recalled: self.recalled,
+        };
+        self.looked.send_if_modified(|looked| {
+            let news = *looked != now;
+            *looked = now;
+            news
+        });
     }
 
     fn schedule(&mut self) {
@@ -293,7 +324,27 @@ impl Engine {
         }
     }
 
+    /// Takes for true what was true when it was told, of those that could not look since.
+    fn recall(&mut self, told: &Facts) {
+        let of_unseen = |subject: &Subject| {
+            self.unseen.iter().any(|name| Collector::kinds(name).contains(&subject.kind()))
+                // Those of users have a collector of their own.
+                && (subject.kind() != Kind::UNIT || Scope::SystemUnits.holds(subject))
+        };
+        let lacking: Vec<_> = told
+            .iter()
+            .filter(|(subject, _)| of_unseen(subject) && self.facts.get(subject).is_none())
+            .map(|(subject, item)| (subject.clone(), item.clone()))
+            .collect();
+        for (subject, item) in lacking {
+            self.put(subject, item);
+        }
+        self.recalled = true;
+        self.settle();
+    }
+
     fn looked(&mut self, collector: &'static str, limits: Vec<String>) {
+        self.unseen.remove(collector);
         self.last_look.insert(collector, Instant::now());
         self.note(&Collector { name: collector.to_owned(), limits, ..Collector::default() });
     }
@@ -472,5 +523,46 @@ mod tests {
             bench.state.field(&Subject::escaped(Kind::UNIT, "a"), "n"),
             Some(Value::Int(199))
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_could_look_at_is_recalled() {
+        let (reports, receiver) = mpsc::channel(8);
+        let (sender, mut outgoing) = mpsc::channel(8);
+        let (looked, mut has_looked) = watch::channel(Looked::default());
+        let awaited = ["units", "containers"];
+        let engine = Engine::new(Facts::default(), awaited, looked);
+        #[expect(clippy::disallowed_methods, reason = "ends with the test's channels")]
+        tokio::spawn(engine.run(receiver, sender, CancellationToken::new()));
+        let say = |collector, seen| reports.send(Report { collector, seen });
+        let units = vec![item(Kind::UNIT, "a", 1)];
+        let scopes = vec![Scope::SystemUnits];
+        say("units", Seen::All { scopes, items: units, limits: vec![] }).await.unwrap();
+        say("containers", Seen::Fault("no answer".into())).await.unwrap();
+        let seen = has_looked.wait_for(|looked| looked.all).await.unwrap().clone();
+        assert_eq!(seen.unseen, [Kind::CONTAINER]);
+        let mut told = Facts::default();
+        for (subject, item) in
+            [item(Kind::UNIT, "gone", 1), item(Kind::UNIT, "a", 7), item(Kind::CONTAINER, "c", 1)]
+        {
+            told.put(subject, item);
+        }
+        say("spool", Seen::Recalled(told)).await.unwrap();
+        has_looked.wait_for(|looked| looked.recalled).await.unwrap();
+        let mut state = Facts::default();
+        while let Ok(Outgoing::Delta { body, .. }) = outgoing.try_recv() {
+            match body {
+                Body::Keyframe(facts) => state = facts,
+                Body::Patch { patch, .. } => patch.apply(&mut state).unwrap(),
+            }
+        }
+        assert_eq!(state.of_kind(Kind::CONTAINER).count(), 1, "nobody looked");
+        let (unit, as_seen) = item(Kind::UNIT, "a", 1);
+        assert_eq!(state.get(&unit), Some(&as_seen));
+        assert_eq!(state.of_kind(Kind::UNIT).count(), 1, "units were looked at");
+        let scopes = vec![Scope::Kind(Kind::CONTAINER)];
+        say("containers", Seen::All { scopes, items: vec![], limits: vec![] }).await.unwrap();
+        let seen = has_looked.wait_for(|looked| looked.unseen.is_empty()).await.unwrap();
+        assert!(seen.recalled);
     }
 }

@@ -26,7 +26,7 @@ mod spool;
 use collect::Context;
 use config::Config;
 use contents::Contents;
-use engine::{Engine, Report, Seen};
+use engine::{Engine, Looked, Report, Seen};
 use host::files::Role;
 use identity::Identity;
 pub use identity::host_name;
@@ -42,8 +42,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How long collectors may take to end.
 const GRACE: Duration = Duration::from_secs(1);
-/// Bytes a server's answer may have: an acknowledgement, with a list of what is missing.
-const MAX_ANSWER: usize = 1 << 20;
+/// Bytes a server's answer may have: an acknowledgement, with a list of what is missing or with
+/// what was told before.
+const MAX_ANSWER: usize = api::MAX_BODY;
 /// Reports and deltas that may wait for the next part.
 const QUEUE: usize = 256;
 
@@ -96,7 +97,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let (outgoing, incoming) = mpsc::channel(QUEUE);
     let (standing, standings) = watch::channel(Standing::default());
     let (missing, wanted) = watch::channel(Vec::new());
-    let (looked, has_looked) = watch::channel(false);
+    let (looked, has_looked) = watch::channel(Looked::default());
+    let (reports, received) = mpsc::channel(QUEUE);
     let outbox = Outbox {
         host,
         spool,
@@ -106,11 +108,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         new_stream: identity::new_stream,
         refusals: 0,
         looked: has_looked,
+        engine: reports.downgrade(),
+        recall: true,
         patient: true,
         begun: false,
         is_known: None,
     };
-    let (reports, received) = mpsc::channel(QUEUE);
     let mut context = Context::new(config, identity.key, reports, wanted);
     context.shutdown = stop.clone();
     context.known_platform = facts.entity::<Platform>("host").map(Arc::new);

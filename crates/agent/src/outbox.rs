@@ -14,13 +14,14 @@
 
 use crate::clock;
 use crate::contents::Contents;
+use crate::engine::{Looked, Report, Seen};
 use crate::spool::{self, Spool};
 use api::client::{Client, Error, segment};
 use api::wire::{self, Acknowledged, Batch, Body, Delta, Gap};
 use bytes::Bytes;
 use hyper::Method;
 use model::load::Load;
-use model::{ContentId, HostId, Time, with_causes};
+use model::{ContentId, Facts, HostId, Time, with_causes};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -70,8 +71,12 @@ pub(crate) struct Outbox {
     pub(crate) new_stream: fn() -> String,
     /// How often in a row the server refused for good.
     pub(crate) refusals: u32,
-    /// Whether all of this host was looked at, and what was seen came here.
-    pub(crate) looked: watch::Receiver<bool>,
+    /// How much of this host was looked at; what was seen came here.
+    pub(crate) looked: watch::Receiver<Looked>,
+    /// To tell what the server remembers.
+    pub(crate) engine: mpsc::WeakSender<Report>,
+    /// Whether the server is worth asking for that.
+    pub(crate) recall: bool,
     /// Whether it is worth waiting for that.
     pub(crate) patient: bool,
     /// Whether changes were sent.
@@ -88,6 +93,8 @@ struct Sent {
     load: Vec<Load>,
     /// The newest number there was when it was made.
     newest: u64,
+    /// Whether the server was asked what it remembers.
+    recalls: bool,
     result: Result<Acknowledged, Error>,
 }
 
@@ -106,7 +113,7 @@ impl Outbox {
         let patience = tokio::time::sleep(LOOKS);
         tokio::pin!(patience);
         loop {
-            let asks = self.holds_back() && self.is_known.is_none();
+            let asks = self.holds_back() && (self.is_known.is_none() || self.recalls());
             let deltas = asks || !self.spool.is_empty() && !self.holds_back();
             let work = deltas || !self.contents.is_empty() || !load.is_empty();
             if flight.is_none()
@@ -135,7 +142,7 @@ impl Outbox {
                     }
                 }
                 () = &mut wait, if resting => resting = false,
-                looked = self.looked.changed(), if !*self.looked.borrow() && self.patient => {
+                looked = self.looked.changed(), if !self.looked.borrow().all && self.patient => {
                     // Without an engine nothing more will be seen.
                     self.patient = looked.is_ok();
                 }
@@ -151,8 +158,23 @@ impl Outbox {
     fn holds_back(&self) -> bool {
         self.spool.begins_whole()
             && self.is_known != Some(false)
-            && self.patient
-            && !*self.looked.borrow()
+            && (self.waits() || self.recalls())
+    }
+
+    /// Whether collectors are about to have looked.
+    fn waits(&self) -> bool {
+        self.patient && !self.looked.borrow().all
+    }
+
+    /// Whether there are kinds that nobody here knows of, and the server does.
+    fn recalls(&self) -> bool {
+        let looked = self.looked.borrow();
+        self.recall
+            && self.spool.begins_whole()
+            && self.is_known != Some(false)
+            && !looked.recalled
+            && !looked.unseen.is_empty()
+            && !self.waits()
     }
 
     /// On the way out: two seconds for what is under way and for one more request.
@@ -249,9 +271,11 @@ impl Outbox {
             deltas,
             load: load.drain(..).collect(),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
+            unseen: if self.recalls() { self.looked.borrow().unseen.clone() } else { Vec::new() },
         };
         let host = segment(self.host.as_str());
         let newest = self.spool.newest();
+        let recalls = self.recalls();
         async move {
             let (ids, bytes): (Vec<ContentId>, Vec<Vec<u8>>) = contents.into_iter().unzip();
             if !ids.is_empty() {
@@ -263,6 +287,7 @@ impl Outbox {
                         contents: Vec::new(),
                         load: batch.load,
                         newest,
+                        recalls,
                         result: Err(error),
                     };
                 }
@@ -276,7 +301,7 @@ impl Outbox {
                     status: hyper::StatusCode::OK,
                 })
             });
-            Sent { client, contents: ids, load: batch.load, newest, result }
+            Sent { client, contents: ids, load: batch.load, newest, recalls, result }
         }
     }
 
@@ -296,9 +321,28 @@ impl Outbox {
         self.tell(Some("the spool was put back; resynchronising".to_owned()));
     }
 
+    /// Tells the engine what the server remembers; whether that is to be waited for.
+    fn remember(&mut self, told: Option<Facts>) -> bool {
+        match (told, self.engine.upgrade()) {
+            (Some(told), Some(engine)) => {
+                let report = Report { collector: "spool", seen: Seen::Recalled(told) };
+                if engine.try_send(report).is_err() {
+                    tracing::debug!("what the server remembers found no room; asking again");
+                }
+                true
+            }
+            // A server from before it could be asked; or nobody is left to tell.
+            _ => {
+                self.recall = false;
+                false
+            }
+        }
+    }
+
     fn next(&mut self) -> Result<Vec<Delta>, spool::Error> {
         // Once: what comes behind the first look is history.
-        if !std::mem::replace(&mut self.begun, true) && self.is_known != Some(false) {
+        let begins = !self.spool.is_empty() && !std::mem::replace(&mut self.begun, true);
+        if begins && self.is_known != Some(false) {
             self.spool.condense()?;
         }
         if self.spool.is_stale() {
@@ -309,7 +353,7 @@ impl Outbox {
 
     /// Takes note of an answer; whether the next request may follow at once.
     fn settle(&mut self, sent: Sent, load: &mut VecDeque<Load>) -> (Client, bool) {
-        let Sent { client, contents, load: samples, newest, result } = sent;
+        let Sent { client, contents, load: samples, newest, recalls, result } = sent;
         self.contents.delivered(&contents);
         if result.is_err() {
             // What was measured meanwhile comes after what could not be delivered.
@@ -334,7 +378,8 @@ impl Outbox {
                     standing.missing = acknowledged.missing;
                 });
                 self.tell(None);
-                (client, true)
+                // The engine takes a moment to pass on what it is told.
+                (client, !(recalls && self.remember(acknowledged.told)))
             }
             Err(error)
                 if error.code() == Some("base_mismatch")

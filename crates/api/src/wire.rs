@@ -7,7 +7,7 @@
 
 use crate::MAX_BODY;
 use model::load::Load;
-use model::{ContentId, Digest, Facts, Patch, Time, Version};
+use model::{ContentId, Digest, Facts, Kind, Patch, Time, Version};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::io::Read;
@@ -29,6 +29,10 @@ pub struct Batch {
     /// Version of the agent's program.
     #[serde(default)]
     pub agent: String,
+    /// Kinds that the sender could not look at, and has no memory of: it asks what it told of
+    /// them before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unseen: Vec<Kind>,
 }
 
 /// One step of a host's history.
@@ -116,13 +120,16 @@ impl<'de> Deserialize<'de> for OwnedBytes {
 }
 
 /// All deltas up to `sequence` are durable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Acknowledged {
     pub sequence: u64,
     pub version: Version,
     /// Contents that the state names and the server does not have.
     #[serde(default)]
     pub missing: Vec<ContentId>,
+    /// What the host last told of the kinds it asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<Facts>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -219,6 +226,7 @@ mod tests {
             }],
             load: vec![Load::default()],
             agent: "0.1.0".into(),
+            unseen: vec![Kind::UNIT],
         }
     }
 

@@ -71,7 +71,13 @@ impl Bench {
     }
 
     async fn send(&mut self, host: &str, deltas: Vec<Delta>) -> (StatusCode, Json) {
-        let batch = Batch { stream: "test".into(), deltas, load: Vec::new(), agent: String::new() };
+        let batch = Batch {
+            stream: "test".into(),
+            deltas,
+            load: Vec::new(),
+            agent: String::new(),
+            unseen: Vec::new(),
+        };
         let path = format!("/api/v1/hosts/{host}/deltas");
         self.ask(Method::POST, &path, wire::MEDIA_TYPE, wire::encode(&batch)).await
     }

@@ -55,7 +55,8 @@ pub(crate) async fn deltas(
     let now = clock::now();
     let load = std::mem::take(&mut batch.load);
     let acknowledged = if batch.deltas.is_empty() {
-        standing(&app, &host, &batch.stream).await?
+        let told = told(&app, &host, std::mem::take(&mut batch.unseen)).await?;
+        Acknowledged { told, ..standing(&app, &host, &batch.stream).await? }
     } else {
         record(&app, &host, batch).await?
     };
@@ -101,6 +102,7 @@ async fn record(app: &Arc<App>, host: &HostId, batch: Batch) -> Result<Acknowled
         sequence: appended.acknowledged.unwrap_or(0),
         version: appended.head,
         missing,
+        told: None,
     })
 }
 
@@ -113,7 +115,31 @@ async fn standing(app: &Arc<App>, host: &HostId, stream: &str) -> Result<Acknowl
         .and_then(|info| info.streams.iter().find(|s| s.id == stream))
         .map_or(0, |s| s.sequence);
     let version = info.map_or(Version(0), |info| info.head);
-    Ok(Acknowledged { sequence, version, missing: Vec::new() })
+    Ok(Acknowledged { sequence, version, missing: Vec::new(), told: None })
+}
+
+/// What the host last told of these kinds, for an agent that lost its memory. Nothing to tell
+/// where that is damaged: a whole state begins anew after it.
+async fn told(app: &Arc<App>, host: &HostId, kinds: Vec<Kind>) -> Result<Option<Facts>, ApiError> {
+    if kinds.is_empty() {
+        return Ok(None);
+    }
+    let asked = host.clone();
+    let head = match app.read(move |app| app.history.head(&asked)).await {
+        Ok(head) => head,
+        Err(error) if error.is_damage() => {
+            tracing::warn!(%host, error = with_causes(&error), "what was told before is damaged");
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut told = Facts::default();
+    for (subject, item) in head.iter().flat_map(|head| head.facts.iter()) {
+        if kinds.contains(&subject.kind()) {
+            told.put(subject.clone(), item.clone());
+        }
+    }
+    Ok(Some(told))
 }
 
 fn delta(delta: wire::Delta) -> store::Delta {
