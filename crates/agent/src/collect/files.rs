@@ -27,6 +27,9 @@ const REBUILD_AFTER: Duration = Duration::from_millis(500);
 /// How long the first look waits for units and packages.
 const FIRST: Duration = Duration::from_secs(10);
 
+const UNINFORMED: &str =
+    "which files to track is not known in full: units or packages could not be looked at yet";
+
 struct Sight {
     tracker: Tracker,
     set: TrackedSet,
@@ -39,6 +42,8 @@ struct Look {
     /// What to watch, and where the tracked files are; after a rebuild.
     watched: Option<(Wanted, BTreeSet<PathBuf>)>,
     left_out: usize,
+    /// Whether units and packages were known.
+    informed: bool,
 }
 
 /// What to do after a wait.
@@ -129,6 +134,7 @@ impl Follower {
             self.packages_changed.borrow_and_update();
             self.units.borrow_and_update();
         }
+        let informed = self.units.borrow().is_some() && *self.packages_changed.borrow() > 0;
         let units = self.units.borrow().clone().unwrap_or_default();
         let (root, packages, chosen) =
             (self.context.root.clone(), self.context.packages.clone(), self.chosen.clone());
@@ -141,7 +147,12 @@ impl Follower {
             }
             let scan = sight.tracker.scan(&sight.set, &accounts);
             let watched = rebuild.then(|| (sight.set.watched(&root), sight.set.places(&root)));
-            Ok::<_, host::users::Error>(Look { scan, watched, left_out: sight.set.left_out() })
+            Ok::<_, host::users::Error>(Look {
+                scan,
+                watched,
+                left_out: sight.set.left_out(),
+                informed,
+            })
         });
         match look.await {
             Ok(Ok(look)) => self.tell(look).await,
@@ -160,7 +171,14 @@ impl Follower {
         if look.left_out > 0 {
             limits.push(format!("{} files or directories are not tracked: too many, too deep, unreadable, or of unprintable names", look.left_out));
         }
-        self.sink.all(vec![Scope::Kind(Kind::FILE)], items(&look.scan.files), limits).await;
+        let files = items(&look.scan.files);
+        if look.informed {
+            self.sink.all(vec![Scope::Kind(Kind::FILE)], files, limits).await;
+        } else {
+            // Some are there; that others are gone can't be told.
+            self.sink.say(Seen::Part(files)).await;
+            self.sink.say(Seen::Fault(UNINFORMED.to_owned())).await;
+        }
         if let Some((wanted, places)) = look.watched {
             self.watch.set(wanted);
             self.places = places;
