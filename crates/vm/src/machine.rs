@@ -95,7 +95,8 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     ) -> Result<(), Error>;
 
     /// Leads SSH to where the guest is now, of the addresses that it says it has: one that became
-    /// another machine while it ran may have got another. Of a machine that runs.
+    /// another machine while it ran may have got another. Of a machine that runs. A revert leads
+    /// it to where it was led when the snapshot was taken.
     async fn lead_ssh(&self, name: &MachineName, to: &[Ipv4Addr]) -> Result<(), Error>;
 
     /// A line to something in the guest, or to its console. One at a time to each.

@@ -187,6 +187,7 @@ impl Twins {
             Holds::Live => self.await_guest(name, handle).await?,
             Holds::Disk => self.await_boot(name, handle).await?,
         }
+        handle.line(Says::Stdout, &format!("{name} answers"));
         let standing = self.become_itself(name, identity, handle).await?;
         let keys = standing.host_keys.unwrap_or_default();
         let keys: Vec<_> = keys.iter().filter_map(|key| key.trim().parse().ok()).collect();
@@ -198,7 +199,7 @@ impl Twins {
             this.inner.book.put(&called, &record)
         })
         .await?;
-        handle.line(Says::Stdout, &format!("{name} is itself and answers"));
+        handle.line(Says::Stdout, &format!("{name} is itself"));
         Ok(())
     }
 

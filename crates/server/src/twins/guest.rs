@@ -85,11 +85,6 @@ impl Twins {
                 for fault in faults {
                     handle.line(Says::Server, &fault);
                 }
-                // The moment may be one in which it had another address.
-                let hypervisor = self.hypervisor().await?;
-                if let Some(standing) = within(handle, settled(hypervisor, name)).await? {
-                    hypervisor.lead_ssh(name, &addresses(&standing)).await?;
-                }
             }
             Err(error) => {
                 let text = format!("its clock is that of the snapshot: {}", error.into_text());

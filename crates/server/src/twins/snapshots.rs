@@ -7,6 +7,7 @@ use crate::clock;
 use crate::runs::{Cause, Failure, Handle, Kind, RunId, Stream as Says, Subject};
 use crate::snapshots::{BASE, stamp};
 use api::twin::{SnapshotKind, SnapshotWeight};
+use futures_util::future::try_join;
 use model::{HostId, Significance, Time};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -160,14 +161,15 @@ impl Twins {
         snapshot: &SnapshotName,
         cause: Cause,
     ) -> Result<RunId, Error> {
-        self.found(name, snapshot).await?;
+        let found = self.found(name, snapshot).await?.snapshot;
+        let is_live = found.is_ok_and(|found| found.kind == Holds::Live);
         let (subject, to) = (name.clone(), snapshot.clone());
         let work = async move |this: Self, handle: Handle| {
             let hypervisor = this.hypervisor().await?;
             hypervisor.revert(&subject, &to, &handle.job(DEADLINE)).await?;
-            if hypervisor.show(&subject).await?.state != State::Stopped {
-                this.await_guest(&subject, &handle).await?;
-                this.refresh(&subject, &handle).await?;
+            if is_live || hypervisor.show(&subject).await?.state != State::Stopped {
+                let answered = this.await_guest(&subject, &handle);
+                try_join(answered, this.refresh(&subject, &handle)).await?;
             }
             handle.step(&format!("{subject} is as it was at {to}"));
             Ok(())

@@ -280,21 +280,36 @@ mod tests {
         check("/d/twins/a/layers/1.qcow2", "/i/x/disk.qcow2", "../../../../i/x/disk.qcow2");
     }
 
-    #[test]
-    fn only_what_one_layer_alone_stands_on_is_merged() {
+    /// 1 ◄─ 2 ◄─ 3 ◄─ 4 (active), 2 ◄─ 5
+    fn layered() -> Definition {
         let hardware = Hardware {
             image: "0".repeat(64).parse().unwrap(),
             memory_bytes: 1 << 30,
             processors: 1,
             mac: "52:54:00:00:00:01".parse().unwrap(),
         };
-        // 1 ◄─ 2 ◄─ 3 ◄─ 4 (active), 2 ◄─ 5
         let mut definition = Definition::new(hardware, Network::Isolated, Below::Image);
         for (number, below) in [(2, 1), (3, 2), (4, 3), (5, 2)] {
             let layer = Layer { below: Below::Layer(below), sealed: None, merged: None };
             definition.layers.insert(number, layer);
         }
         definition.active = 4;
+        definition
+    }
+
+    #[test]
+    fn layers_that_were_never_finished_are_known() {
+        let mut definition = layered();
+        assert_eq!(definition.unsealed(5), [5, 2, 1]);
+        let digest = "0".repeat(64).parse().unwrap();
+        let record = FileRecord { length_bytes: 0, digest };
+        definition.layers.get_mut(&2).unwrap().sealed = Some(record);
+        assert_eq!(definition.unsealed(4), [4, 3, 1]);
+    }
+
+    #[test]
+    fn only_what_one_layer_alone_stands_on_is_merged() {
+        let definition = layered();
         let check = |roots: &[u64], wanted| {
             let roots = roots.iter().copied().collect();
             assert_eq!(mergeable(&definition, &roots), wanted, "{roots:?}");

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,6 +48,9 @@ pub(super) struct Definition {
     /// The run that is on, or was.
     pub(super) run: Option<u64>,
     pub(super) ssh_port: Option<u16>,
+    /// Where SSH is led to; `None` while the guest has the address that QEMU gives out first.
+    #[serde(default)]
+    pub(super) guest: Option<Ipv4Addr>,
     /// The snapshot that the active layer began in.
     pub(super) current: Option<SnapshotName>,
 }
@@ -118,6 +122,9 @@ pub(super) struct Moment {
     pub(super) machine_type: String,
     pub(super) acceleration: crate::machine::Acceleration,
     pub(super) network: Network,
+    /// Where SSH was led to.
+    #[serde(default)]
+    pub(super) guest: Option<Ipv4Addr>,
 }
 
 /// The directory of one machine.
@@ -285,8 +292,25 @@ impl Definition {
             next: 2,
             run: None,
             ssh_port: None,
+            guest: None,
             current: None,
         }
+    }
+
+    /// The layers from this one down that were never digested.
+    pub(super) fn unsealed(&self, top: u64) -> Vec<u64> {
+        let mut found = Vec::new();
+        let mut at = Some(top);
+        while let Some((number, layer)) = at.and_then(|at| Some((at, self.layers.get(&at)?))) {
+            if layer.sealed.is_none() {
+                found.push(number);
+            }
+            at = match layer.below {
+                Below::Layer(below) => Some(below),
+                _ => None,
+            };
+        }
+        found
     }
 
     /// A number that no layer and no run had.

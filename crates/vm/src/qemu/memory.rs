@@ -34,7 +34,8 @@ const RECORD_BYTES: usize = 28;
 /// The most that is left beside the memory; it is about 1 MB.
 const DEVICE_BYTES: u64 = 256 << 20;
 
-/// Splits the file. Afterwards it is the memory, from the offset returned on.
+/// Splits the file. Afterwards it is the memory, from the offset returned on. Neither is on the
+/// disk for certain yet.
 pub(super) fn split(path: &Path, devices: &Path, memory_bytes: u64) -> Result<u64, Error> {
     let damaged = |what: &str| Error::Damaged { path: path.to_owned(), what: what.to_owned() };
     let opened = File::options().read(true).write(true).open(path);
@@ -68,8 +69,6 @@ pub(super) fn split(path: &Path, devices: &Path, memory_bytes: u64) -> Result<u6
         let part = &mut (&file).take(to - from);
         io::copy(part, &mut small).map_err(Error::file("write", devices))?;
     }
-    small.sync_all().map_err(Error::file("write", devices))?;
-    file.sync_all().map_err(Error::file("write", path))?;
     Ok(record.pages)
 }
 

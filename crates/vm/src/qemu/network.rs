@@ -54,11 +54,13 @@ pub(super) async fn after(
     qmp: &mut Qmp,
     name: &MachineName,
     wanted: Option<u16>,
+    guest: Option<Ipv4Addr>,
 ) -> Result<u16, Error> {
+    let guest = guest.map(|address| address.to_string()).unwrap_or_default();
     let mut what = String::new();
     for port in ports(wanted) {
         let port = port?;
-        let line = format!("hostfwd_add net tcp:127.0.0.1:{port}-:{SSH}");
+        let line = format!("hostfwd_add net tcp:127.0.0.1:{port}-{guest}:{SSH}");
         let answer = qmp.call::<String>("human-monitor-command", json!({ "command-line": line }));
         match answer.await {
             Ok(said) if said.trim().is_empty() => return Ok(port),
@@ -69,14 +71,14 @@ pub(super) async fn after(
     Err(Error::Refused { name: name.clone(), doing: "open a port to its SSH", what })
 }
 
-/// Leads the port to where the guest is now. QEMU gives each network card that asks it another
-/// address, and remembers those of the machine that a clone was.
+/// Leads the port to where the guest is now, and tells where that is. QEMU gives each network
+/// card that asks it another address, and remembers those of the machine that a clone was.
 pub(super) async fn move_to(
     qmp: &mut Qmp,
     name: &MachineName,
     port: u16,
     addresses: &[Ipv4Addr],
-) -> Result<(), Error> {
+) -> Result<Ipv4Addr, Error> {
     let refused = |what: String| Error::Refused {
         name: name.clone(),
         doing: "lead SSH to where its guest is",
@@ -95,7 +97,7 @@ pub(super) async fn move_to(
             return Err(refused(said));
         }
     }
-    Ok(())
+    Ok(*address)
 }
 
 /// The one it had, then free ones.

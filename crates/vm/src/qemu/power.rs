@@ -71,6 +71,7 @@ impl Qemu {
         }
         let definition = home.change(|definition| {
             definition.run = Some(definition.number());
+            definition.guest = None;
         })?;
         let start = Start {
             definition: &definition,
@@ -82,8 +83,8 @@ impl Qemu {
             memory: Memory::Fresh,
             network: definition.network,
         };
-        let started = self.spawn(home, start, job).await?;
-        self.open_way_in(home, started).await?;
+        let mut started = self.spawn(home, start, job).await?;
+        self.open_way_in(home, &mut started).await?;
         home.sweep(&home.load()?)
     }
 
@@ -127,12 +128,15 @@ impl Qemu {
     }
 
     /// Lets SSH in, and writes down where.
-    pub(super) async fn open_way_in(&self, home: &Home, started: Started) -> Result<(), Error> {
-        let Started { mut qmp, ssh_port, .. } = started;
-        let wanted = home.load()?.ssh_port;
-        let port = match ssh_port {
+    pub(super) async fn open_way_in(
+        &self,
+        home: &Home,
+        started: &mut Started,
+    ) -> Result<(), Error> {
+        let Definition { ssh_port: wanted, guest, .. } = home.load()?;
+        let port = match started.ssh_port {
             Some(port) => port,
-            None => network::after(&mut qmp, &home.name, wanted).await?,
+            None => network::after(&mut started.qmp, &home.name, wanted, guest).await?,
         };
         if wanted != Some(port) {
             home.change(|definition| definition.ssh_port = Some(port))?;
@@ -151,7 +155,11 @@ impl Qemu {
             return Ok(());
         };
         let mut qmp = monitor(home, run, doing).await?;
-        network::move_to(&mut qmp, &home.name, port, to).await
+        let guest = network::move_to(&mut qmp, &home.name, port, to).await?;
+        if definition.guest != Some(guest) {
+            home.change(|definition| definition.guest = Some(guest))?;
+        }
+        Ok(())
     }
 
     pub(super) async fn power_down(&self, home: &Home, job: &Job) -> Result<(), Error> {

@@ -17,6 +17,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -139,7 +140,8 @@ impl Process {
     }
 }
 
-/// What is written of a run's process: by us, or else its number alone by QEMU.
+/// What is known of a run's process: what we wrote down, or else its number alone, by QEMU or by
+/// the directory that it works in.
 fn identity(run: &Path) -> Result<Option<String>, Error> {
     for name in [IDENTITY, command::PID] {
         let path = run.join(name);
@@ -150,7 +152,21 @@ fn identity(run: &Path) -> Result<Option<String>, Error> {
             Err(error) => return Err(Error::file("read", &path)(error)),
         }
     }
-    Ok(None)
+    // We were killed as it began: it has not said a word yet, and is about to be a machine.
+    Ok(at_home_in(run).map(|pid| pid.to_string()))
+}
+
+/// The process that was started in this directory.
+fn at_home_in(run: &Path) -> Option<i32> {
+    let home = fs::metadata(run).ok()?;
+    let is_there = |pid: &i32| {
+        let cwd = fs::metadata(format!("/proc/{pid}/cwd"));
+        cwd.is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (home.dev(), home.ino()))
+            && program(*pid).is_some_and(|name| name.contains("qemu"))
+    };
+    let entries = fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.find(is_there)
 }
 
 /// What a run's process holds in memory; zero when it is gone.
@@ -227,5 +243,27 @@ mod tests {
         let process = find(dir.path()).unwrap().unwrap();
         process.kill().await.unwrap();
         assert!(find(dir.path()).unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn one_that_nobody_wrote_down_is_found_by_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, run, other) =
+            (dir.path().join("qemu-test"), dir.path().join("1"), dir.path().join("2"));
+        let sleep = ["/bin/sleep", "/usr/bin/sleep"].into_iter().find(|at| Path::new(at).exists());
+        fs::copy(sleep.unwrap(), &program).unwrap();
+        for place in [&run, &other] {
+            fs::create_dir(place).unwrap();
+        }
+        let mut child = tokio::process::Command::new(&program)
+            .arg("1000")
+            .current_dir(&run)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        assert!(find(&other).unwrap().is_none());
+        find(&run).unwrap().unwrap().kill().await.unwrap();
+        child.wait().await.unwrap();
+        assert!(find(&run).unwrap().is_none());
     }
 }

@@ -144,6 +144,7 @@ impl Qemu {
             home.change(|definition| {
                 definition.active = layer;
                 definition.run = Some(run);
+                definition.guest = moment.guest;
                 definition.current = Some(manifest.name.clone());
             })
         });
@@ -155,9 +156,11 @@ impl Qemu {
             process.kill().await?;
             super::home::remove(&home.run(old))?;
         }
+        // A monitor answers sooner before the guest goes on.
+        let opened = self.open_way_in(home, &mut started).await;
         let go_on = started.qmp.act("cont", json!({})).await;
         go_on.map_err(refused(home, "go on"))?;
-        self.open_way_in(home, started).await
+        opened
     }
 
     pub(super) async fn branch(

@@ -20,11 +20,14 @@ use super::{Qemu, process};
 use crate::content::FileRecord;
 use crate::guest_agent::GuestAgent;
 use crate::job::Job;
-use crate::machine::{Acceleration, Error, Hypervisor, Kind, Line, NewSnapshot, Snapshot, State};
+use crate::machine::{
+    Acceleration, Error, Hypervisor, Kind, Line, Network, NewSnapshot, Snapshot, State,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -110,9 +113,12 @@ impl Qemu {
                 let mut qmp = monitor(home, *run, "be saved").await?;
                 let held = self.switch(home, &mut qmp, Switch { old, new, wish }, job).await;
                 if held.is_err() {
+                    // First, room: a full disk holds up the guest, and takes no definition.
+                    let removed = remove(&home.partial(&wish.name));
                     settle(&mut qmp, new).await;
                     let active = active(&mut qmp).await.unwrap_or(new);
                     home.change(|definition| definition.active = active)?;
+                    removed?;
                 }
                 Some(held?)
             }
@@ -218,21 +224,26 @@ impl Qemu {
         job: &Job,
     ) -> Result<Snapshot, Error> {
         let pause = held.as_ref().map(|held| held.pause);
-        let (this, at, job_) = (self.clone(), home.clone(), job.clone());
-        let Definition { active: old, hardware, network, .. } = definition;
-        let memory_bytes = hardware.memory_bytes;
+        let (this, at, job_, old) = (self.clone(), home.clone(), job.clone(), definition.active);
+        let memory_bytes = definition.hardware.memory_bytes;
         job.block(move || {
-            let sealed = this.seal(&at, old, &job_)?;
+            // Also those that a snapshot switched away from which was cut off afterwards.
+            let mut sealed = Vec::new();
+            for number in definition.unsealed(old) {
+                sealed.push((number, this.seal(&at, number, &job_)?));
+            }
+            let Definition { hardware, network, guest, .. } = definition;
             let partial = at.partial(&wish.name);
             let moment = match held {
-                Some(held) => Some(moment(&partial, memory_bytes, held, network)?),
+                Some(held) => Some(moment(&partial, memory_bytes, held, (network, guest))?),
                 None => None,
             };
             at.change(|definition| {
-                if let Some(layer) = definition.layers.get_mut(&old) {
-                    layer.sealed = Some(sealed);
+                for (number, record) in sealed {
+                    if let Some(layer) = definition.layers.get_mut(&number) {
+                        layer.sealed = Some(record);
+                    }
                 }
-                definition.current = Some(wish.name.clone());
             })?;
             let pause = pause.unwrap_or_default().as_micros();
             let manifest = Manifest {
@@ -245,7 +256,15 @@ impl Qemu {
                 hardware,
                 moment,
             };
-            at.seal(&manifest)
+            let snapshot = at.seal(&manifest)?;
+            at.change(|definition| definition.current = Some(manifest.name.clone()))?;
+            // What was digested a moment ago is not read again when it is gone back to.
+            let sealed = at.snapshot(&manifest.name);
+            for name in manifest.moment.iter().flat_map(|_| [MEMORY, DEVICES]) {
+                let path = sealed.join(name);
+                this.verified.know(&path).map_err(Error::file("look at", &path))?;
+            }
+            Ok(snapshot)
         })
         .await
     }
@@ -279,18 +298,31 @@ fn moment(
     partial: &Path,
     memory_bytes: u64,
     held: Held,
-    network: crate::machine::Network,
+    (network, guest): (Network, Option<Ipv4Addr>),
 ) -> Result<Moment, Error> {
     let (memory, devices) = (partial.join(MEMORY), partial.join(DEVICES));
     let memory_offset = memory::split(&memory, &devices, memory_bytes)?;
     let record = |path: &Path| FileRecord::of(path, || Ok(())).map_err(Error::file("read", path));
+    let keep = |path: &Path| {
+        let synced = File::open(path).and_then(|file| file.sync_all());
+        synced.map_err(Error::file("write", path))
+    };
+    // The disk is written to while the other processor digests.
+    let (kept, records) = std::thread::scope(|scope| {
+        let kept = scope.spawn(|| keep(&memory).and_then(|()| keep(&devices)));
+        let records = record(&memory).and_then(|memory| Ok((memory, record(&devices)?)));
+        (kept.join(), records)
+    });
+    kept.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let (memory, devices) = records?;
     Ok(Moment {
-        memory: record(&memory)?,
+        memory,
         memory_offset,
-        devices: record(&devices)?,
+        devices,
         machine_type: held.machine_type,
         acceleration: held.acceleration,
         network,
+        guest,
     })
 }
 
