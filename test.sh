@@ -142,6 +142,8 @@ step_kills() {
     ensure_packages python3
     cargo build --locked --quiet -p cli -p agent
     bench/kills --count 12 --binaries "$binaries"
+    ensure_virtualisation
+    bench/twin-kills --count 12 --binaries "$binaries"
 }
 
 # A while for each parser, the same way each time; `fuzz/run` by itself looks further.
