@@ -39,14 +39,8 @@ def image():
     return h.run([os.path.join(h.ROOT, "lab", "guest-image")], stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
-def pss_mib(pid):
-    """What a process holds of memory, its share of what others hold, too."""
-    with open(f"/proc/{pid}/smaps_rollup") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) / 1024
-
-
 class Ours:
-    """A server that knows a host, with an image if one is given; all it does goes by `twin` or the
+    """A server that knows a host, with an image; all it does goes by `twin` or the
     API."""
 
     def __init__(self, work, options, base, memory_mib):
@@ -54,8 +48,7 @@ class Ours:
         self.data = work.directory_of("data")
         os.chmod(self.data, 0o700)
         images = work.directory_of("data/images")
-        if base:
-            shutil.copytree(base, os.path.join(images, os.path.basename(base)), copy_function=link_or_copy)
+        shutil.copytree(base, os.path.join(images, os.path.basename(base)), copy_function=link_or_copy)
         self.bin = programs(work, options)
         self.config = work.path("twin.yaml")
         with open(self.config, "w") as file:
@@ -86,12 +79,11 @@ class Ours:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
 
-    def ask(self, method, path, body=None, accept="*/*"):
+    def ask(self, method, path, body=None):
         """The status and the JSON that comes back."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            kind = {"Content-Type": "application/json"} if body else {}
-            connection.request(method, path, body, {"Accept": accept, **kind})
+            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
             answer = connection.getresponse()
             text = answer.read()
             return answer.status, json.loads(text) if text else None
@@ -149,10 +141,6 @@ class Ours:
         """Where the disk of the stopped twin lies."""
         layers = os.path.join(self.data, "twins", NAME, "layers")
         return os.path.join(layers, max(os.listdir(layers), key=lambda name: int(name.split(".")[0])))
-
-    def pid(self):
-        """The QEMU of the twin."""
-        return next(pid for name, _, pid in self.processes() if name == NAME)
 
     def seed(self):
         return os.path.join(self.data, "twins", NAME, "seed.iso")
@@ -246,17 +234,6 @@ def answers(path):
         return False
 
 
-def await_rest(pids, seconds=120):
-    """Waits until guests that have booted do next to nothing."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        before = [h.cpu_seconds(pid) for pid in pids]
-        time.sleep(3)
-        if all(h.cpu_seconds(pid) - was < 0.3 for pid, was in zip(pids, before)):
-            return
-    h.note(f"the guests were not at rest after {seconds} s")
-
-
 def await_guest(path, what, process=None, seconds=300, pause=0.01):
     h.wait_until(lambda: answers(path), what, seconds=seconds, process=process, pause=pause)
 
@@ -264,7 +241,7 @@ def await_guest(path, what, process=None, seconds=300, pause=0.01):
 class Lone:
     """The same guest in a QEMU of its own, led by its monitor."""
 
-    def __init__(self, work, place, disk, seed, base, memory_mib, accelerator, loads=None):
+    def __init__(self, work, place, disk, seed, base, memory_mib, accelerator):
         self.place = place
         manifest = json.load(open(os.path.join(base, "manifest.json")))
         command = [
@@ -280,8 +257,6 @@ class Lone:
             "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
             "-device", "virtio-rng-pci", "-qmp", "unix:qmp,server=on,wait=off",
         ]
-        if loads:
-            command += ["-loadvm", loads]
         self.process = work.start(command, log=os.path.join(place, "qemu.log"), cwd=place)
         self.agent = os.path.join(place, "guest-agent")
 
@@ -394,10 +369,6 @@ class Virsh:
         if not may_fail:
             h.fail(f"virsh {' '.join(words)}: exit {done.returncode}\n{h.tail(self.work.path('virsh.out'))}")
         return None
-
-    def pid(self, name):
-        with open(os.path.join(self.environment["SAFETYTWIN_LAB_DIR"], "libvirt", "run", "qemu", f"{name}.pid")) as file:
-            return int(file.read())
 
     def agent(self, name, command, **arguments):
         """What the guest's agent answers; None when it does not."""
