@@ -15,12 +15,14 @@ const LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Found {
     pub hypervisor: Result<About, crate::twins::Error>,
+    /// How long ago a server here found out whether KVM boots a guest, if it was not now.
+    pub tried: Option<Duration>,
     /// The names of the images that could be read, the newest first.
     pub images: Vec<String>,
 }
 
-/// Looks at this machine, and at the images below a server's data directory. A guest's kernel is
-/// booted to see whether KVM works; nothing is changed.
+/// Looks at this machine, and at the images below a server's data directory. Where its server has
+/// not found out yet, a guest's kernel is booted to see whether KVM works; nothing is changed.
 pub async fn look(data_dir: &Path) -> Found {
     let store = Store::at(&data_dir.join("images"));
     let read = tokio::task::spawn_blocking(move || {
@@ -37,6 +39,8 @@ pub async fn look(data_dir: &Path) -> Found {
     let (images, bootable) = read.await.unwrap_or_default();
     let deadline = Instant::now() + LIMIT;
     let job = Job::new(Arc::new(|_progress| {}), CancellationToken::new(), deadline);
-    let hypervisor = vm::qemu::look(bootable.as_ref(), &job).await;
-    Found { hypervisor: hypervisor.map_err(Into::into), images }
+    let looked = vm::qemu::look(&data_dir.join("twins"), bootable.as_ref(), &job).await;
+    let tried = looked.as_ref().ok().and_then(|(_, tried)| *tried);
+    let hypervisor = looked.map(|(about, _)| about).map_err(Into::into);
+    Found { hypervisor, tried, images }
 }

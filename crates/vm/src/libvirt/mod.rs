@@ -35,7 +35,7 @@ use crate::machine::{
     self, About, Acceleration, Hypervisor, Kind, Line, Listed, Machine, Network, NewClone,
     NewSnapshot, Seen, Snapshot, Stream,
 };
-use crate::qemu::{Found, find_acceleration};
+use crate::qemu::{Found, Trials, find_acceleration};
 use async_trait::async_trait;
 use domains::{Domains, State};
 use home::{Definition, Home, Record};
@@ -166,7 +166,8 @@ impl Libvirt {
         let definition = home.load()?;
         let (images, id) = (self.images.clone(), definition.image.clone());
         let image = job.block(move || images.acquire(&id).map_err(machine::Error::from)).await?;
-        let found = find_acceleration(&self.acceleration, &image, job).await?;
+        let found =
+            find_acceleration(&self.acceleration, &Trials::of(&self.root), &image, job).await?;
         let (disk, seed) = (home.disk(), home.seed());
         let (agent, console, console_log) = (home.agent(), home.console(), home.console_log());
         let domain = xml::Domain {

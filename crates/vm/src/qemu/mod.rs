@@ -35,7 +35,7 @@ use crate::machine::{
     About, Error, Hypervisor, Line, Listed, Machine, NewClone, NewSnapshot, Seen, Snapshot, State,
     Stream,
 };
-pub(crate) use acceleration::Found;
+pub(crate) use acceleration::{Found, Trials};
 use async_trait::async_trait;
 use home::{Below, Definition, Hardware, Home};
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +43,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
@@ -59,19 +60,28 @@ pub struct Qemu {
     _lock: Arc<fs::File>,
 }
 
-/// What QEMU is here and how fast it can be, without any machines: as [`Qemu::about`], but KVM
-/// is tried with this image, if it can be booted for certain.
+/// What QEMU is here and how fast it can be, without any machines: as [`Qemu::about`]. What was
+/// found out in this directory of machines counts; else KVM is tried with this image, if it can be
+/// booted for certain. Says how long ago it was found out.
 ///
 /// # Errors
 /// When QEMU is missing or too old.
-pub async fn look(image: Option<&crate::image::Image>, job: &Job) -> Result<About, Error> {
+pub async fn look(
+    root: &Path,
+    image: Option<&crate::image::Image>,
+    job: &Job,
+) -> Result<(About, Option<Duration>), Error> {
     let version = process::version(job).await?;
-    let found = match (acceleration::look(), image.and_then(|image| image.direct.as_ref())) {
-        (Some(found), _) => Some(found),
-        (None, Some(direct)) => Some(acceleration::boot(direct, job).await?),
-        (None, None) => None,
+    let (trials, qemu) = (Trials::of(root), version.clone());
+    let recalled = job.block(move || Ok::<_, Error>(trials.recall(&qemu))).await?;
+    let direct = image.and_then(|image| image.direct.as_ref());
+    let (found, age) = match (acceleration::look(), recalled, direct) {
+        (Some(found), _, _) => (Some(found), None),
+        (None, Some((found, age)), _) => (Some(found), Some(age)),
+        (None, None, Some(direct)) => (Some(acceleration::boot(direct, job).await?), None),
+        (None, None, None) => (None, None),
     };
-    Ok(about(version, found.as_ref()))
+    Ok((about(version, found.as_ref()), age))
 }
 
 fn about(version: String, known: Option<&Found>) -> About {
@@ -88,6 +98,7 @@ fn about(version: String, known: Option<&Found>) -> About {
 /// What machines with an image run with; found out once, where it can be found out.
 pub(crate) async fn find_acceleration(
     known: &OnceCell<Found>,
+    trials: &Trials,
     image: &crate::image::Image,
     job: &Job,
 ) -> Result<Found, Error> {
@@ -97,8 +108,11 @@ pub(crate) async fn find_acceleration(
         }
         // With nothing to boot for certain it is what works everywhere, and is not kept.
         let Some(direct) = &image.direct else { return Err(None) };
-        job.step("Finding out whether KVM boots a guest here");
-        acceleration::boot(direct, job).await.map_err(Some)
+        let tried = async {
+            let qemu = process::version(job).await?;
+            acceleration::remembered_or_tried(trials, &qemu, direct, job).await
+        };
+        tried.await.map_err(Some)
     };
     match known.get_or_try_init(|| find).await {
         Ok(found) => Ok(found.clone()),
@@ -183,7 +197,7 @@ impl Qemu {
     }
 
     async fn acceleration(&self, image: &crate::image::Image, job: &Job) -> Result<Found, Error> {
-        find_acceleration(&self.acceleration, image, job).await
+        find_acceleration(&self.acceleration, &Trials::of(&self.root), image, job).await
     }
 
     async fn begin(
@@ -223,8 +237,11 @@ impl Qemu {
 impl Hypervisor for Qemu {
     async fn about(&self) -> Result<About, Error> {
         let looked = acceleration::look();
-        let known = self.acceleration.get().or(looked.as_ref());
-        Ok(about(self.version.clone(), known))
+        let known = match self.acceleration.get().cloned().or(looked) {
+            Some(found) => Some(found),
+            None => Trials::of(&self.root).recall(&self.version).map(|(found, _)| found),
+        };
+        Ok(about(self.version.clone(), known.as_ref()))
     }
 
     async fn define(&self, machine: Machine, job: &Job) -> Result<(), Error> {

@@ -40,6 +40,11 @@ pub(super) async fn before(
         if network == Network::Nat {
             tool = tool.arg("--no-map-gw");
         }
+        // Of root it would become nobody, who can't make the socket in a directory of root's
+        // alone. It gives up all rights and the file system by itself.
+        if rustix::process::geteuid().is_root() {
+            tool = tool.args(["--runas", "0:0"]);
+        }
         match job.run(tool).await {
             Ok(()) => return Ok(Some(port)),
             Err(error @ crate::job::Error::Failed { .. }) => failure = Some(error),

@@ -1,9 +1,10 @@
 //! What this machine gives a server to run twins with.
 
 use super::Check;
-use crate::view::bytes;
+use crate::view::{bytes, duration};
 use server::virtualisation::{About, Acceleration, Found, look};
 use std::path::Path;
+use std::time::Duration;
 
 /// Below it a twin with a few snapshots has no room.
 const ROOM: u64 = 8 << 30;
@@ -25,12 +26,12 @@ fn findings(found: &Found, free: Option<u64>, data_dir: &Path) -> Vec<Check> {
             return vec![Check::warning(NAME, says, mend)];
         }
     };
-    let mut checks = vec![acceleration(about)];
+    let mut checks = vec![acceleration(about, found.tried)];
     checks.push(match found.images.as_slice() {
         [] => Check::warning(
             NAME,
             "there is no image to start from, or this user may not read them",
-            "twin image build debian",
+            "the first start of a twin builds one, from packages; or do it now: twin image build debian",
         ),
         [newest, ..] => {
             let number = crate::view::count(found.images.len(), "image");
@@ -45,10 +46,13 @@ fn findings(found: &Found, free: Option<u64>, data_dir: &Path) -> Vec<Check> {
     checks
 }
 
-fn acceleration(about: &About) -> Check {
+fn acceleration(about: &About, tried: Option<Duration>) -> Check {
     const NAME: &str = "virtualisation";
     let About { hypervisor, version, acceleration, reason } = about;
-    let reason = reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let mut reason = reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    if let Some(age) = tried {
+        reason += &format!(" (tried {} ago)", duration(age));
+    }
     match acceleration {
         Acceleration::Kvm => Check::ok(NAME, format!("{hypervisor} {version} with KVM{reason}")),
         Acceleration::Tcg => Check::warning(
@@ -74,7 +78,11 @@ mod tests {
             reason: slow.then(|| "this machine has no /dev/kvm".into()),
         };
         let images = images.iter().map(|&name| name.to_owned()).collect();
-        let found = Found { hypervisor: Ok(about), images };
+        let found = Found {
+            hypervisor: Ok(about),
+            tried: slow.then_some(Duration::from_secs(7200)),
+            images,
+        };
         let shown: Vec<String> = findings(&found, Some(free), Path::new("/d"))
             .into_iter()
             .map(|check| {
@@ -101,8 +109,8 @@ mod tests {
             &[],
             1 << 30,
             &expect![[r#"
-            Warning virtualisation: qemu 10.0.2 without KVM, several times slower: this machine has no /dev/kvm | switch on virtualisation in the firmware, or nested virtualisation where this is a virtual machine; twins run without it, too
-            Warning twins: there is no image to start from, or this user may not read them | twin image build debian
+            Warning virtualisation: qemu 10.0.2 without KVM, several times slower: this machine has no /dev/kvm (tried 2 h ago) | switch on virtualisation in the firmware, or nested virtualisation where this is a virtual machine; twins run without it, too
+            Warning twins: there is no image to start from, or this user may not read them | the first start of a twin builds one, from packages; or do it now: twin image build debian
             Warning twins: 1.0 GiB are free, and snapshots hold memory and disk | make room in /d, or move it with --data-dir
         "#]],
         );
