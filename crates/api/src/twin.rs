@@ -204,7 +204,9 @@ pub struct TwinSnapshots {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewClones {
-    /// The moment they begin in; the present one unless told, which is saved for it.
+    /// The moment they begin in; the present one unless told, which is saved for it. A snapshot's
+    /// name, or a moment of the host: `-5m`, `@412`, `2026-11-20T09:00Z`. That is the newest
+    /// snapshot at or before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<String>,
     /// How many; 1 unless told, at most 32.
@@ -223,6 +225,51 @@ pub struct BegunClones {
     pub run: RunId,
     /// What they will be called.
     pub twins: Vec<String>,
+    /// Where they begin, if a moment was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nearest: Option<Nearest>,
+}
+
+/// Where to go back to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Revert {
+    /// A snapshot's name, or a moment as for a clone; the current snapshot unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+}
+
+/// A twin goes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct BegunRevert {
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub run: RunId,
+    pub snapshot: String,
+    /// How that was found, if a moment was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nearest: Option<Nearest>,
+}
+
+/// The newest snapshot at or before a moment, and how far that is from it: what the host did
+/// between the two is not in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Nearest {
+    pub snapshot: String,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub at: Time,
+    /// The version of the host when it was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// The moment that was asked for; of a version, when it began, as long as that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub wanted_at: Option<Time>,
+    /// The version of the host at that moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted_version: Option<u64>,
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 mod twin;
 
 pub(crate) use twin::{
-    CloneArguments, ConsoleArguments, DeleteArguments, SnapshotCommand, SshArguments,
-    StartArguments, StopArguments,
+    CloneArguments, ConsoleArguments, DeleteArguments, RevertArguments, SnapshotCommand,
+    SshArguments, StartArguments, StopArguments,
 };
 
 use crate::failure::EXIT_CODES;
@@ -94,6 +94,8 @@ pub(crate) enum Command {
     Console(ConsoleArguments),
     /// Make machines that begin in a moment of a twin, each with an identity of its own.
     Clone(CloneArguments),
+    /// Put a twin back to a snapshot or a moment. What it was before is lost, unless it was saved.
+    Revert(RevertArguments),
     /// Remove a twin with its disk and all its snapshots. The host's history stays.
     Delete(DeleteArguments),
     /// Save a twin, go back to what was saved, list and delete that.

@@ -91,6 +91,7 @@ async fn ask(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Ssh(arguments) => commands::ssh::run(&arguments, &mut session).await,
         Command::Console(arguments) => commands::console::run(&arguments, &mut session).await,
         Command::Clone(arguments) => commands::twin::clone(&arguments, &mut session).await,
+        Command::Revert(arguments) => commands::twin::revert(&arguments, &mut session).await,
         Command::Delete(arguments) => commands::twin::delete(&arguments, &mut session).await,
         Command::Snapshot(command) => commands::snapshot::run(&command, &mut session).await,
         Command::Run(command) => commands::run::run(&command, &mut session).await,

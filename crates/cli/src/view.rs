@@ -120,16 +120,7 @@ impl View {
     }
 }
 
-/// In the one unit people would say it in.
-pub(crate) fn duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
-    }
-}
+pub(crate) use model::in_words as duration;
 
 /// `1.2 GiB`.
 pub(crate) fn bytes(bytes: u64) -> String {

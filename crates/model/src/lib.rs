@@ -37,7 +37,7 @@ pub use kind::{Kind, Subject, SubjectError, unit_name_is_valid};
 pub use names::{HostId, HostIdError};
 pub use patch::{ApplyError, Op, Patch, diff};
 pub use significance::{Significance, significance, significance_of};
-pub use time::{Moment, MomentError, Time};
+pub use time::{Moment, MomentError, Time, in_words};
 pub use value::{Fields, Value};
 
 /// A counter per host: the first recorded state is version 1.

@@ -168,6 +168,18 @@ impl fmt::Display for Moment {
     }
 }
 
+/// `12 min`: in the one unit people would say it in.
+#[must_use]
+pub fn in_words(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
 /// `90s`, `10m`, `2h30m`, `1d`, `2w`.
 fn parse_age(text: &str) -> Option<Duration> {
     let mut seconds: u64 = 0;

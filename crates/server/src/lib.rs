@@ -19,6 +19,7 @@ mod app;
 mod clock;
 pub mod config;
 mod http;
+mod images;
 mod metrics;
 mod rendered;
 mod replays;

@@ -11,6 +11,7 @@ use serde_json::{Value as Json, json};
 use server::Server;
 use server::config::File;
 use server::tokens::{Role, Tokens};
+use server::twins::TwinsFile;
 use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,7 @@ impl Bench {
             data_dir: Some(dir.to_owned()),
             listen: Some(vec!["127.0.0.1:0".into()]),
             require_tokens: Some(require_tokens),
+            twins: TwinsFile { build_image: Some(false), ..TwinsFile::default() },
             ..File::default()
         };
         let server = Server::bind(file.check().unwrap()).await.unwrap();
@@ -80,6 +82,7 @@ async fn what_can_not_be_is_told_before_a_run_begins() {
         (Method::POST, "twins/web01/stop"),
         (Method::POST, "twins/web01/restart"),
         (Method::POST, "twins/web01/clone"),
+        (Method::POST, "twins/web01/revert"),
         (Method::GET, "twins/web01/snapshots"),
         (Method::POST, "twins/web01/snapshots"),
         (Method::GET, "twins/web01/snapshots/a"),

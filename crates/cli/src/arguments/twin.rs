@@ -116,7 +116,8 @@ pub(crate) struct SshArguments {
     pub(crate) command: Vec<OsString>,
 }
 
-/// `web01`, `web01@before_upgrade`: a twin, and a snapshot of it.
+/// `web01`, `web01@before_upgrade`, `web01@-5m`: a twin, and a snapshot of it or a moment, which
+/// the server tells apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TwinMoment {
     pub(crate) name: HostId,
@@ -128,7 +129,7 @@ impl std::str::FromStr for TwinMoment {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, snapshot) = match text.split_once('@') {
-            Some((name, "")) => return Err(format!("name a snapshot behind {name}@")),
+            Some((name, "")) => return Err(format!("name a snapshot or a moment behind {name}@")),
             Some((name, snapshot)) => (name, Some(snapshot.to_owned())),
             None => (text, None),
         };
@@ -137,11 +138,38 @@ impl std::str::FromStr for TwinMoment {
     }
 }
 
+const MOMENT: &str = "\
+A moment is a time (2026-11-20T09:00Z), an age (-5m) or a version of the host (412, @412). What
+is there then is the newest snapshot at or before it; the log says how far that is from it. A
+snapshot of that name goes first.";
+
+#[derive(Debug, Args)]
+#[command(after_help = FOLLOWED, after_long_help = format!("\
+twin revert web01@before_upgrade    to a snapshot
+twin revert web01@-5m               to the newest snapshot of five minutes ago or before
+twin revert web01                   to the current snapshot, the last taken or reverted to
+
+{MOMENT}
+
+{FOLLOWED}"))]
+pub(crate) struct RevertArguments {
+    /// A host, for its twin, or a clone; and where to go back to [default: the current snapshot].
+    #[arg(value_name = "HOST[@SNAPSHOT|@MOMENT]")]
+    pub(crate) to: TwinMoment,
+    /// Print the run's id and do not wait.
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = FOLLOWED, after_long_help = format!("\
 twin clone web01                             from how it is now, which is saved for it
 twin clone web01@before_upgrade --count 3    three that begin in a snapshot
 twin clone web01@before_upgrade --name try   one that is called try
+twin clone web01@-5m                         from the newest snapshot of five minutes ago or before
+twin clone web01@412                         from the newest of version 412 of the host or before
+
+{MOMENT}
 
 A clone has a name, a machine id, a network address and SSH keys of its own, and reaches
 nothing. Remove it with: twin delete NAME
@@ -149,7 +177,7 @@ nothing. Remove it with: twin delete NAME
 {FOLLOWED}"))]
 pub(crate) struct CloneArguments {
     /// A host, for its twin, or a clone; and the moment to begin in [default: now].
-    #[arg(value_name = "HOST[@SNAPSHOT]")]
+    #[arg(value_name = "HOST[@SNAPSHOT|@MOMENT]")]
     pub(crate) of: TwinMoment,
     /// How many [default: 1].
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CLONES)))]
@@ -250,6 +278,8 @@ mod tests {
         };
         check("web01", Some(("web01", None)));
         check("Web01@before", Some(("web01", Some("before"))));
+        check("web01@-5m", Some(("web01", Some("-5m"))));
+        check("web01@@412", Some(("web01", Some("@412"))));
         for bad in ["web01@", "@before", "../x", ""] {
             check(bad, None);
         }

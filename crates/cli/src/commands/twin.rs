@@ -1,7 +1,9 @@
-//! `twin start`, `stop`, `restart`, `delete`, `clone`: a twin as a machine. And how it reads.
+//! `twin start`, `stop`, `restart`, `delete`, `clone`, `revert`: a twin as a machine. And how it reads.
 
 use super::run::follow_to_end;
-use crate::arguments::{CloneArguments, DeleteArguments, StartArguments, StopArguments};
+use crate::arguments::{
+    CloneArguments, DeleteArguments, RevertArguments, StartArguments, StopArguments,
+};
 use crate::failure::Failure;
 use crate::remote::{Query, Remote};
 use crate::session::{Session, note, write};
@@ -10,7 +12,7 @@ use crate::target::only_host;
 use crate::terminal;
 use crate::view::{Paint, View, bytes};
 use api::run::{Begun, RunId};
-use api::twin::{BegunClones, NewClones, Stop, Twin, TwinState};
+use api::twin::{BegunClones, BegunRevert, NewClones, Revert, Stop, Twin, TwinState};
 use hyper::Method;
 use model::HostId;
 use serde::Serialize;
@@ -83,6 +85,16 @@ pub(crate) async fn clone(
         }
     }
     Ok(())
+}
+
+pub(crate) async fn revert(
+    arguments: &RevertArguments,
+    session: &mut Session,
+) -> Result<(), Failure> {
+    let asked = Revert { snapshot: arguments.to.snapshot.clone() };
+    let query = of(&arguments.to.name).and("revert");
+    let begun: BegunRevert = session.remote.post(&query, &asked).await?;
+    followed(&begun, begun.run, arguments.detach, session).await
 }
 
 /// Shows a run's log to its end, or only says which run it is.

@@ -4,8 +4,7 @@ use super::auth::Caller;
 use super::error::ApiError;
 use super::extract::Body;
 use crate::app::App;
-use crate::clock;
-use crate::runs::{Failure, Handle, Kind, New, Subject};
+use crate::images::{Work, agent};
 use api::answer::{self, NewImage};
 use api::run::Begun;
 use axum::extract::{Path, State};
@@ -13,20 +12,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 use vm::image::{Builder, Error, Import, Listed, Manifest, Origin, Source, Store};
-
-/// For a build or an import, downloads included.
-const DEADLINE: Duration = Duration::from_secs(2 * 3600);
-
-/// What is to be done.
-enum Work {
-    Build(Builder),
-    Import(Import),
-}
 
 /// All base images, the newest first.
 #[utoipa::path(get, path = "/api/v1/images", tag = "images", operation_id = "list_images",
@@ -81,15 +69,8 @@ pub(crate) async fn build(
     if work.reads_files() {
         caller.may_administer("an image from a file of the server's machine")?;
     }
-    let (kind, name) = match &work {
-        Work::Build(builder) => (Kind::ImageBuild, &builder.name),
-        Work::Import(import) => (Kind::ImageImport, &import.name),
-    };
-    let new = New { kind, subject: Subject::image(name), cause: caller.cause() };
     let (runs, store) = (app.runs.clone(), app.images.clone());
-    let begun = tokio::task::spawn_blocking(move || {
-        runs.start(new, move |handle| work.carry_out(store, handle))
-    });
+    let begun = tokio::task::spawn_blocking(move || work.begin(&runs, store, caller.cause()));
     let run = begun.await.unwrap_or(Err(crate::runs::Error::Closed))?;
     let place = format!("/api/v1/runs/{run}");
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, place)], Json(Begun { run })).into_response())
@@ -130,33 +111,6 @@ fn work(asked: NewImage) -> Result<Work, ApiError> {
 
 fn parsed<T: FromStr<Err: std::fmt::Display>>(key: &str, text: &str) -> Result<T, ApiError> {
     text.parse().map_err(|error: T::Err| ApiError::bad("bad_image", format!("{key}: {error}")))
-}
-
-/// The agent that was installed with this program; it becomes a service of the guest.
-pub(crate) fn agent() -> Option<PathBuf> {
-    let beside = std::env::current_exe().ok()?.parent()?.join("twin-agent");
-    beside.is_file().then_some(beside)
-}
-
-impl Work {
-    fn reads_files(&self) -> bool {
-        match self {
-            Self::Build(builder) => {
-                builder.mirror.as_ref().is_some_and(|mirror| mirror.as_str().starts_with("file:"))
-            }
-            Self::Import(import) => matches!(import.source, Source::File(_)),
-        }
-    }
-
-    async fn carry_out(self, store: Store, handle: Handle) -> Result<(), Failure> {
-        let (job, now) = (handle.job(DEADLINE), clock::now());
-        let image = match self {
-            Self::Build(builder) => Box::pin(builder.build(&store, &job, now)).await?,
-            Self::Import(import) => Box::pin(import.run(&store, &job, now)).await?,
-        };
-        handle.step(&format!("Image {}", image.manifest.digest));
-        Ok(())
-    }
 }
 
 fn shown(listed: Listed, whole: bool) -> answer::Image {

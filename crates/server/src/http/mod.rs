@@ -16,8 +16,6 @@ mod runs;
 mod twin_snapshots;
 mod twins;
 
-pub(crate) use images::agent;
-
 use crate::app::App;
 use crate::metrics::RequestLabels;
 use axum::Router;
@@ -82,6 +80,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(twins::stop))
         .routes(routes!(twins::restart))
         .routes(routes!(twins::clone))
+        .routes(routes!(twins::revert))
         .routes(routes!(console::console))
         .routes(routes!(twin_snapshots::list, twin_snapshots::create))
         .routes(routes!(twin_snapshots::show, twin_snapshots::delete))

@@ -62,7 +62,7 @@ pub(crate) async fn delete(
 }
 
 /// Puts a twin back to a snapshot. What it was before is lost, unless it was saved.
-#[utoipa::path(post, path = "/api/v1/twins/{host}/snapshots/{name}/revert", tag = "twins", operation_id = "revert_twin", params(("host" = String, Path), ("name" = String, Path)),
+#[utoipa::path(post, path = "/api/v1/twins/{host}/snapshots/{name}/revert", tag = "twins", operation_id = "revert_twin_snapshot", params(("host" = String, Path), ("name" = String, Path)),
     responses((status = 202, body = Begun), (status = 404, body = api::ErrorBody), (status = 409, body = api::ErrorBody)))]
 pub(crate) async fn revert(
     State(app): State<Arc<App>>,

@@ -6,7 +6,7 @@ use super::extract::Body;
 use crate::app::App;
 use crate::runs::RunId;
 use api::run::Begun;
-use api::twin::{self, BegunClones, NewClones, NewTwin, Stop};
+use api::twin::{self, BegunClones, BegunRevert, NewClones, NewTwin, Revert, Stop};
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
@@ -175,7 +175,21 @@ pub(crate) async fn clone(
     body: Body,
 ) -> Result<Response, ApiError> {
     let wanted: NewClones = document(&body)?;
-    let (run, names) = app.twins.clone_twin(&name, wanted, caller.cause()).await?;
-    let twins = names.iter().map(ToString::to_string).collect();
-    Ok(accepted(run, BegunClones { run, twins }))
+    let begun = app.twins.clone_twin(&name, wanted, caller.cause()).await?;
+    Ok(accepted(begun.run, begun))
+}
+
+/// Puts a twin back to a snapshot, or to the newest at or before a moment. What it was before is
+/// lost, unless it was saved.
+#[utoipa::path(post, path = "/api/v1/twins/{host}/revert", tag = "twins", operation_id = "revert_twin", params(("host" = String, Path)), request_body = Option<Revert>,
+    responses((status = 202, body = BegunRevert), (status = 400, body = api::ErrorBody), (status = 404, body = api::ErrorBody), (status = 409, body = api::ErrorBody)))]
+pub(crate) async fn revert(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Name(name): Name,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let Revert { snapshot } = document(&body)?;
+    let begun = app.twins.revert_to(&name, snapshot.as_deref(), caller.cause()).await?;
+    Ok(accepted(begun.run, begun))
 }

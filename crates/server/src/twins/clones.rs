@@ -10,11 +10,12 @@
 
 use super::create::{hexadecimal, host_name, mac, random};
 use super::error::Error;
+use super::nearest::Meant;
 use super::record::Record;
 use super::snapshots::Wish;
-use super::{Twins, snapshots};
-use crate::runs::{Cause, Failure, Handle, Kind, RunId, Stream as Says};
-use api::twin::{MAX_CLONES, NewClones};
+use super::{Twins, nearest, snapshots};
+use crate::runs::{Cause, Failure, Handle, Kind, Stream as Says};
+use api::twin::{BegunClones, MAX_CLONES, NewClones};
 use futures_util::future::join_all;
 use model::Identity;
 use std::collections::BTreeSet;
@@ -23,13 +24,13 @@ use vm::machine::{Hypervisor, Kind as Holds, NewClone};
 
 /// The moment that clones begin in.
 enum Moment {
-    Saved(SnapshotName, Holds),
+    Saved(Box<Meant>),
     /// The present one, which is saved for it.
     Now(Wish),
 }
 
 impl Twins {
-    /// Makes clones of a twin. They have their names at once.
+    /// Makes clones of a twin. They have their names at once, and the moment they begin in.
     ///
     /// # Errors
     /// When there is no such twin or snapshot, a name is taken, or too many are asked for.
@@ -38,24 +39,25 @@ impl Twins {
         name: &MachineName,
         wanted: NewClones,
         cause: Cause,
-    ) -> Result<(RunId, Vec<MachineName>), Error> {
+    ) -> Result<BegunClones, Error> {
         let seen = self.known(name).await?;
         let names = self.clone_names(name, wanted.name, wanted.count.unwrap_or(1)).await?;
-        let moment = match wanted.snapshot {
-            Some(text) => {
-                let snapshot = text.parse().map_err(|error: vm::image::NameError| {
-                    Error::Value { key: "snapshot", what: error.to_string() }
-                })?;
-                let found = self.found(name, &snapshot).await?.snapshot?;
-                Moment::Saved(snapshot, found.kind)
-            }
+        let meant = match &wanted.snapshot {
+            Some(text) => self.meant(name, text).await?,
+            None => None,
+        };
+        let nearest = meant.as_ref().and_then(|meant| meant.nearest.clone());
+        let moment = match meant {
+            Some(meant) => Moment::Saved(Box::new(meant)),
             None => Moment::Now(self.wish(name, &seen, None, None).await?),
         };
-        let (subject, clones) = (name.clone(), names.clone());
+        let twins = names.iter().map(ToString::to_string).collect();
+        let (subject, clones) = (name.clone(), names);
         let work = async move |this: Self, handle: Handle| {
             this.branch_off(&subject, moment, &clones, &handle).await
         };
-        Ok((self.begin((Kind::Clone, name), cause, work).await?, names))
+        let run = self.begin((Kind::Clone, name), cause, work).await?;
+        Ok(BegunClones { run, twins, nearest })
     }
 
     /// Names for so many clones, none of which is another machine's or a host's.
@@ -106,7 +108,12 @@ impl Twins {
     ) -> Result<(), Failure> {
         let is_new = matches!(moment, Moment::Now(_));
         let (snapshot, holds) = match moment {
-            Moment::Saved(snapshot, holds) => (snapshot, holds),
+            Moment::Saved(meant) => {
+                if let Some(nearest) = &meant.nearest {
+                    handle.step(&nearest::told(nearest));
+                }
+                (meant.snapshot.name, meant.snapshot.kind)
+            }
             Moment::Now(wish) => {
                 let saved = self.take(of, wish, handle).await?;
                 (saved.name, saved.kind)

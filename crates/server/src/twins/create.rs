@@ -2,17 +2,18 @@
 //! server's machine in.
 
 use super::Twins;
+use super::base::Base;
 use super::error::Error;
 use super::record::Record;
 use super::settings::MadeOf;
-use crate::runs::{Cause, Failure, Handle, Kind, RunId};
+use crate::images::agent;
+use crate::runs::{Cause, Failure, Handle, Kind, RunId, Stream as Says};
 use api::twin::NewTwin;
 use model::HostId;
-use std::path::PathBuf;
 use std::time::Duration;
 use vm::image::seed::{GuestFile, User};
-use vm::image::{HostName, ImageId, MacAddress, MachineName, Manifest, Origin, Seed};
-use vm::machine::Machine;
+use vm::image::{HostName, MacAddress, MachineName, Seed};
+use vm::machine::{Machine, Network};
 
 /// For making a machine: its image is read once to see that it is whole.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -24,17 +25,20 @@ const CONSOLE: &str = "\
 ExecStart=
 ExecStart=-/sbin/agetty --autologin @USER@ --keep-baud 115200,57600,38400,9600 - $TERM
 ";
+const FOREIGN_AND_ISOLATED: &str = "\
+the image is from elsewhere: qemu-guest-agent, python3 and sudo are installed at the first boot \
+unless it has them, and this twin is isolated and reaches no mirror; with them it answers in all \
+ways, without them by SSH alone. To let it install them, make it with: --network nat";
 const CONSOLE_COMMANDS: [&str; 2] =
     ["systemctl daemon-reload", "systemctl --no-block restart serial-getty@ttyS0.service"];
 
 /// What a twin will be made of. Checked before a run begins, so that its caller is told.
 #[derive(Debug, Clone)]
-pub struct Plan {
-    pub(super) image: ImageId,
-    pub(super) called: String,
-    pub(super) made_of: MadeOf,
-    /// The program `twin-agent`, which the image does not have.
-    pub(super) agent: Option<PathBuf>,
+pub(super) struct Plan {
+    /// Built if there is none.
+    base: Option<Base>,
+    made_of: MadeOf,
+    cause: Cause,
 }
 
 impl Twins {
@@ -48,7 +52,7 @@ impl Twins {
         wanted: NewTwin,
         cause: Cause,
     ) -> Result<RunId, Error> {
-        let plan = self.plan(name, wanted).await?;
+        let plan = self.plan(name, wanted, cause.clone()).await?;
         let subject = name.clone();
         let work = async move |this: Self, handle: Handle| this.make(&subject, plan, &handle).await;
         self.begin((Kind::VmCreate, name), cause, work).await
@@ -56,7 +60,12 @@ impl Twins {
 
     /// # Errors
     /// As for making the twin.
-    pub async fn plan(&self, name: &MachineName, wanted: NewTwin) -> Result<Plan, Error> {
+    pub(super) async fn plan(
+        &self,
+        name: &MachineName,
+        wanted: NewTwin,
+        cause: Cause,
+    ) -> Result<Plan, Error> {
         if self.seen(name).await?.is_some() {
             return Err(Error::Made { name: name.clone() });
         }
@@ -66,35 +75,10 @@ impl Twins {
             return Err(Error::UnknownHost { host });
         }
         let made_of = self.inner.settings.made_of.asked(&wanted)?;
-        let plan = self.off_thread(move |this| {
-            let (image, manifest) = this.image(wanted.image.as_deref())?;
-            let called = manifest.names.first().map(ToString::to_string);
-            let called = called.unwrap_or_else(|| image.as_str().chars().take(12).collect());
-            let agent = if brings_agent(&manifest) { None } else { crate::http::agent() };
-            Ok(Plan { image, called, made_of, agent })
-        });
-        let plan = plan.await?;
+        let base = self.off_thread(move |this| this.base(wanted.image.as_deref())).await?;
         // Whether there is anything to run it with.
         self.hypervisor().await?;
-        Ok(plan)
-    }
-
-    /// The image asked for, else the one that is configured, else the newest that is sound.
-    fn image(&self, wanted: Option<&str>) -> Result<(ImageId, Manifest), Error> {
-        let images = &self.inner.images;
-        if let Some(name) = wanted {
-            let id = images.find(name)?;
-            let manifest = images.show(&id)?;
-            return Ok((id, manifest));
-        }
-        if let Some(name) = &self.inner.settings.image {
-            let missing = |_error| Error::NoSuchImage { name: name.clone() };
-            let id = images.find(name).map_err(missing)?;
-            let manifest = images.show(&id)?;
-            return Ok((id, manifest));
-        }
-        let newest = images.list()?.into_iter().find_map(|one| Some((one.id, one.manifest.ok()?)));
-        newest.ok_or(Error::NoImage)
+        Ok(Plan { base, made_of, cause })
     }
 
     pub(super) async fn make(
@@ -103,13 +87,20 @@ impl Twins {
         plan: Plan,
         handle: &Handle,
     ) -> Result<(), Failure> {
-        handle.step(&format!("Making the twin {name} from image {}", plan.called));
-        let (subject, agent) = (name.clone(), plan.agent);
-        let seed = self.off_thread(move |this| this.introduce(&subject, agent)).await?;
+        let base = match plan.base {
+            Some(base) => base,
+            None => self.build_base(plan.cause, handle).await?,
+        };
+        handle.step(&format!("Making the twin {name} from image {}", base.called));
         let MadeOf { memory_bytes, processors, disk_bytes, network } = plan.made_of;
+        if base.is_foreign && network == Network::Isolated {
+            handle.line(Says::Server, FOREIGN_AND_ISOLATED);
+        }
+        let (subject, from) = (name.clone(), base.clone());
+        let seed = self.off_thread(move |this| this.introduce(&subject, &from)).await?;
         let machine = Machine {
             name: name.clone(),
-            image: plan.image,
+            image: base.id,
             memory_bytes,
             processors,
             disk_bytes,
@@ -128,7 +119,7 @@ impl Twins {
     }
 
     /// Writes down who a new machine is, and gives the CD-ROM that tells it so. Blocks.
-    fn introduce(&self, name: &MachineName, agent: Option<PathBuf>) -> Result<Vec<u8>, Error> {
+    fn introduce(&self, name: &MachineName, base: &Base) -> Result<Vec<u8>, Error> {
         let host_key = self.inner.access.host_key(name)?;
         let record = Record {
             user: self.inner.settings.user.clone(),
@@ -138,8 +129,14 @@ impl Twins {
         };
         let mut seed = self.seed(name, &record)?;
         seed.host_key = Some(host_key);
-        if let Some(path) = agent {
+        // What the image does not have, the seed brings.
+        if !base.brings_agent
+            && let Some(path) = agent()
+        {
             seed.agent = Some(std::fs::read(&path).map_err(Error::file("read", &path))?);
+        }
+        if base.is_foreign {
+            seed = seed.completing();
         }
         self.inner.access.pin(name, &record.host_keys)?;
         self.inner.book.put(name, &record)?;
@@ -174,10 +171,6 @@ impl Twins {
         })
         .await
     }
-}
-
-fn brings_agent(manifest: &Manifest) -> bool {
-    matches!(&manifest.origin, Origin::Built { agent: Some(_), .. })
 }
 
 /// A host's name as a host name: what no host name has becomes a hyphen.

@@ -1,7 +1,7 @@
 //! What can be wrong with what is asked of twins.
 
 use crate::runs;
-use model::HostId;
+use model::{HostId, Version};
 use std::io;
 use std::path::PathBuf;
 use vm::image::{self, MachineName};
@@ -23,9 +23,20 @@ pub enum Error {
     #[error("there is no image to start from; make one with: twin image build debian")]
     NoImage,
     #[error(
+        "there is no image to start from, and none is built: {path} has {free_mb} MiB free and a \
+         build needs {needed_mb}; make room, or give an image with: twin image build NAME --from FILE"
+    )]
+    NoRoom { path: PathBuf, free_mb: u64, needed_mb: u64 },
+    #[error(
         "twins.image names {name:?}, which is not there; make it with: twin image build {name}"
     )]
     NoSuchImage { name: String },
+    #[error("{name} has no snapshot from {moment} or before; the oldest is {oldest}")]
+    NoMoment { name: MachineName, moment: String, oldest: String },
+    #[error("{name} has no version {version}; its newest is {newest}")]
+    UnknownVersion { name: MachineName, version: Version, newest: Version },
+    #[error("{name} has no snapshot to go back to; take one with: twin snapshot create {name}")]
+    NoSnapshot { name: MachineName },
     #[error("{key}: {what}")]
     Value { key: &'static str, what: String },
     #[error("{name} is taken: {by}; choose another name with --name")]

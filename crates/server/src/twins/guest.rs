@@ -1,7 +1,7 @@
 //! What is said to a guest: nothing but "are you there", what time it is and who it is.
 //!
 //! ```text
-//! boot:         guest agent ─► SSH ─► twin-agent
+//! boot:         guest agent or SSH ─► SSH, guest agent, twin-agent
 //! saved moment: guest agent ─► twin-agent: Renew ─► for a clone: Identity, until it is done
 //! ```
 
@@ -40,20 +40,35 @@ impl Twins {
         name: &MachineName,
         handle: &Handle,
     ) -> Result<(), Failure> {
-        self.await_guest(name, handle).await?;
-        handle.step("Waiting for SSH and the twin's agent");
         let hypervisor = self.hypervisor().await?;
         let port = hypervisor.show(name).await?.ssh_port;
-        let until = Instant::now() + AFTERWARDS;
-        let both = async {
-            let ssh = match port {
-                Some(port) => until_answered(until, || greeting(port)).await,
-                None => None,
-            };
-            let agent = until_answered(until, || talk(hypervisor, name)).await;
-            (ssh.is_some(), agent.is_some())
+        let greeted = async |until| match port {
+            Some(port) => until_answered(until, || greeting(port)).await,
+            None => None,
         };
-        let (ssh, agent) = within(handle, both).await?;
+        // An image from elsewhere may have no guest agent: then SSH tells that it is up.
+        let up = async {
+            if greeted(Instant::now() + self.inner.settings.boot).await.is_none() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            answered = self.await_guest(name, handle) => answered?,
+            () = up => {}
+        }
+        handle.step("Waiting for SSH and the agents");
+        let until = Instant::now() + AFTERWARDS;
+        let all = async {
+            let ssh = greeted(until).await;
+            let guest_agent = until_answered(until, || greets_back(hypervisor, name)).await;
+            let agent = until_answered(until, || talk(hypervisor, name)).await;
+            (ssh.is_some(), guest_agent.is_some(), agent.is_some())
+        };
+        let (ssh, guest_agent, agent) = within(handle, all).await?;
+        if !guest_agent {
+            let text = "qemu-guest-agent does not answer in the guest; is it installed there?";
+            handle.line(Says::Server, text);
+        }
         if !ssh {
             handle.line(Says::Server, "SSH does not answer; look why with: twin console");
         }
@@ -153,10 +168,7 @@ impl Twins {
         {
             return true;
         }
-        match hypervisor.connect(name, Line::GuestAgent).await {
-            Ok(stream) => vm::GuestAgent::open(stream, TRY).await.is_ok(),
-            Err(_) => false,
-        }
+        greets_back(hypervisor, name).await.is_some()
     }
 
     /// The first address of the guest's own that is not its loopback.
@@ -241,6 +253,12 @@ async fn settled(hypervisor: &dyn Hypervisor, name: &MachineName) -> Option<Stan
 
 fn fresh_id() -> String {
     uuid::Uuid::now_v7().to_string()
+}
+
+/// Whether the guest agent is there.
+async fn greets_back(hypervisor: &dyn Hypervisor, name: &MachineName) -> Option<()> {
+    let stream = hypervisor.connect(name, Line::GuestAgent).await.ok()?;
+    vm::GuestAgent::open(stream, TRY).await.ok().map(drop)
 }
 
 async fn greeting(port: u16) -> Option<()> {

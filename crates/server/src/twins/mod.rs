@@ -16,10 +16,12 @@
 //! - A clone that did not become itself is removed, at the latest at the next start.
 
 mod access;
+mod base;
 mod clones;
 mod create;
 mod error;
 mod guest;
+mod nearest;
 mod power;
 mod record;
 mod retention;
@@ -27,7 +29,6 @@ mod settings;
 mod snapshots;
 mod view;
 
-pub use create::Plan;
 pub use error::Error;
 pub use settings::{By, Keep, MadeOf, Settings, TwinsFile};
 

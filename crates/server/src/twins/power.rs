@@ -26,7 +26,7 @@ impl Twins {
         cause: Cause,
     ) -> Result<RunId, Error> {
         let plan = match self.seen(name).await? {
-            None => Some(self.plan(name, wanted).await?),
+            None => Some(self.plan(name, wanted, cause.clone()).await?),
             Some(_) if wanted == NewTwin::default() => None,
             Some(_) => return Err(Error::Made { name: name.clone() }),
         };

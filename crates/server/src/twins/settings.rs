@@ -17,6 +17,7 @@ const GIB: u64 = 1 << 30;
 pub struct TwinsFile {
     pub hypervisor: Option<HypervisorName>,
     pub image: Option<String>,
+    pub build_image: Option<bool>,
     pub memory_mb: Option<u64>,
     pub processors: Option<u32>,
     pub disk_gb: Option<u64>,
@@ -69,6 +70,8 @@ pub struct Settings {
     pub by: By,
     /// The newest there is unless named.
     pub image: Option<String>,
+    /// Whether one is built where there is none at all.
+    pub builds_image: bool,
     pub made_of: MadeOf,
     /// Who SSH gets in as.
     pub user: UserName,
@@ -131,6 +134,7 @@ impl TwinsFile {
         Ok(Settings {
             by,
             image: self.image,
+            builds_image: self.build_image.unwrap_or(true),
             made_of,
             user,
             boot: Duration::from_secs(boot),

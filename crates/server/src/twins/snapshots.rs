@@ -1,12 +1,12 @@
 //! Saved moments of a twin: taken, gone back to, let go of.
 
-use super::Twins;
 use super::error::Error;
 use super::retention::{Saved, superfluous};
+use super::{Twins, nearest};
 use crate::clock;
 use crate::runs::{Cause, Failure, Handle, Kind, RunId, Stream as Says, Subject};
 use crate::snapshots::{BASE, stamp};
-use api::twin::{SnapshotKind, SnapshotWeight};
+use api::twin::{BegunRevert, Nearest, SnapshotKind, SnapshotWeight};
 use futures_util::future::try_join;
 use model::{HostId, Significance, Time};
 use std::collections::BTreeMap;
@@ -161,10 +161,49 @@ impl Twins {
         snapshot: &SnapshotName,
         cause: Cause,
     ) -> Result<RunId, Error> {
-        let found = self.found(name, snapshot).await?.snapshot;
+        self.go_back(name, snapshot.clone(), None, cause).await
+    }
+
+    /// Puts a twin back to the snapshot that is meant, or to the current one.
+    ///
+    /// # Errors
+    /// When there is no such twin, or nothing to go back to.
+    pub async fn revert_to(
+        &self,
+        name: &MachineName,
+        wanted: Option<&str>,
+        cause: Cause,
+    ) -> Result<BegunRevert, Error> {
+        let current = self.known(name).await?.current;
+        let (to, nearest) = match wanted {
+            None => (current.ok_or_else(|| Error::NoSnapshot { name: name.clone() })?, None),
+            Some(text) => match self.meant(name, text).await? {
+                Some(meant) => (meant.snapshot.name, meant.nearest),
+                None => {
+                    let what = "a twin is as it is now; name a moment before".to_owned();
+                    return Err(Error::Value { key: "snapshot", what });
+                }
+            },
+        };
+        let snapshot = to.to_string();
+        let run = self.go_back(name, to, nearest.clone(), cause).await?;
+        Ok(BegunRevert { run, snapshot, nearest })
+    }
+
+    async fn go_back(
+        &self,
+        name: &MachineName,
+        to: SnapshotName,
+        nearest: Option<Nearest>,
+        cause: Cause,
+    ) -> Result<RunId, Error> {
+        let found = self.found(name, &to).await?.snapshot;
         let is_live = found.is_ok_and(|found| found.kind == Holds::Live);
-        let (subject, to) = (name.clone(), snapshot.clone());
+        let subject = name.clone();
         let work = async move |this: Self, handle: Handle| {
+            if let Some(nearest) = nearest {
+                handle.step(&nearest::told(&nearest));
+            }
             let hypervisor = this.hypervisor().await?;
             hypervisor.revert(&subject, &to, &handle.job(DEADLINE)).await?;
             if is_live || hypervisor.show(&subject).await?.state != State::Stopped {

@@ -110,16 +110,15 @@ impl Seed {
         }
     }
 
-    /// What an image from elsewhere lacks: the network, the programs a twin needs, the agent.
+    /// What an image from elsewhere lacks: the network, and the programs that a twin needs.
     #[must_use]
-    pub fn completing(mut self, agent: Option<Vec<u8>>) -> Self {
+    pub fn completing(mut self) -> Self {
         self.network = Network::Dhcp;
         for name in ["qemu-guest-agent", "python3", "sudo"] {
             self.packages.push(name.parse().expect("a plain word is a package's name"));
         }
         let enable = ["systemctl", "enable", "--now", "qemu-guest-agent.service"];
         self.commands.push(enable.map(str::to_owned).to_vec());
-        self.agent = agent;
         self
     }
 
@@ -332,7 +331,7 @@ mod tests {
 
     #[test]
     fn an_agent_comes_as_a_file_beside_the_documents() {
-        let seed = seed().completing(Some(b"\x7fELF agent".to_vec()));
+        let seed = Seed { agent: Some(b"\x7fELF agent".to_vec()), ..seed().completing() };
         let iso = seed.iso().unwrap();
         let text = String::from_utf8_lossy(&iso);
         assert!(text.contains("TWIN-AGENT.;1") && text.contains("\x7fELF agent"));

@@ -1,0 +1,208 @@
+//! Which snapshot is meant: the one of that name, else the newest at or before a moment of the
+//! host. How far that is from the moment is told, since what the host did between is not in it.
+
+use super::Twins;
+use super::error::Error;
+use super::snapshots::VERSION;
+use crate::clock;
+use api::twin::Nearest;
+use model::{HostId, Moment, Time, Version, in_words};
+use vm::image::{MachineName, NameError, SnapshotName};
+use vm::machine::{self, Snapshot};
+
+/// A moment as snapshots are compared with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Time(Time),
+    Version(Version),
+}
+
+/// A snapshot, and what led to it.
+#[derive(Debug)]
+pub(super) struct Meant {
+    pub(super) snapshot: Snapshot,
+    /// Of a moment, not of a name.
+    pub(super) nearest: Option<Nearest>,
+}
+
+impl Twins {
+    /// The snapshot that is meant by a text; nothing when that is the present.
+    ///
+    /// # Errors
+    /// When there is none, or the text is neither a name nor a moment.
+    pub(super) async fn meant(
+        &self,
+        name: &MachineName,
+        text: &str,
+    ) -> Result<Option<Meant>, Error> {
+        let called: Result<SnapshotName, NameError> = text.parse();
+        let moment: Result<Moment, _> = text.parse();
+        let wanted = match (called, moment) {
+            (Ok(called), moment) => match (self.found(name, &called).await, moment) {
+                (Ok(found), _) => {
+                    return Ok(Some(Meant { snapshot: found.snapshot?, nearest: None }));
+                }
+                (Err(Error::Machine(machine::Error::UnknownSnapshot { .. })), Ok(moment)) => moment,
+                (Err(error), _) => return Err(error),
+            },
+            (Err(_), Ok(moment)) => moment,
+            (Err(_), Err(error)) => {
+                let what = format!("no snapshot has such a name, and {error}");
+                return Err(Error::Value { key: "snapshot", what });
+            }
+        };
+        let Some(wanted) = self.wanted(name, wanted)? else { return Ok(None) };
+        let listed = self.listed(name).await?.into_iter();
+        let mut sound: Vec<Snapshot> = listed.filter_map(|one| one.snapshot.ok()).collect();
+        let points: Vec<_> = sound.iter().map(|one| (one.at, version(one))).collect();
+        let Some(index) = newest_before(&points, wanted) else {
+            let oldest = sound.first().map(|one| format!("{} ({})", one.name, one.at));
+            let (name, moment) = (name.clone(), text.to_owned());
+            return Err(Error::NoMoment { name, moment, oldest: oldest.unwrap_or("none".into()) });
+        };
+        let snapshot = sound.swap_remove(index);
+        let host = self.host(name);
+        let (at, version) = (snapshot.at, version(&snapshot));
+        let (wanted_at, wanted_version) =
+            self.off_thread(move |this| this.place(host.as_ref(), wanted)).await?;
+        let nearest = Nearest {
+            snapshot: snapshot.name.to_string(),
+            at,
+            version: version.map(|version| version.0),
+            wanted_at,
+            wanted_version: wanted_version.map(|version| version.0),
+        };
+        Ok(Some(Meant { snapshot, nearest: Some(nearest) }))
+    }
+
+    /// Nothing for the present.
+    fn wanted(&self, name: &MachineName, moment: Moment) -> Result<Option<Wanted>, Error> {
+        let now = clock::now();
+        let value = |what: String| Err(Error::Value { key: "snapshot", what });
+        match moment {
+            Moment::Now => Ok(None),
+            Moment::Ago(age) => Ok(Some(Wanted::Time(now.minus(age)))),
+            Moment::At(time) if time > now => value(format!("{time} is still to come")),
+            Moment::At(time) => Ok(Some(Wanted::Time(time))),
+            Moment::Version(version) => {
+                let host = self.host(name);
+                let Some(info) = host.and_then(|host| self.inner.history.host(&host)) else {
+                    return value(format!("{name} is no host, and has no versions; name a time"));
+                };
+                if version.0 == 0 || version > info.head {
+                    let name = name.clone();
+                    return Err(Error::UnknownVersion { name, version, newest: info.head });
+                }
+                Ok(Some(Wanted::Version(version)))
+            }
+        }
+    }
+
+    /// Both the time and the version of a moment, as far as history has them. Blocks.
+    fn place(
+        &self,
+        host: Option<&HostId>,
+        wanted: Wanted,
+    ) -> Result<(Option<Time>, Option<Version>), Error> {
+        let history = &self.inner.history;
+        Ok(match (wanted, host) {
+            (Wanted::Time(time), None) => (Some(time), None),
+            (Wanted::Time(time), Some(host)) => (Some(time), history.version_at(host, time)?),
+            (Wanted::Version(version), None) => (None, Some(version)),
+            (Wanted::Version(version), Some(host)) => {
+                (history.entry(host, version)?.map(|entry| entry.at), Some(version))
+            }
+        })
+    }
+}
+
+fn version(snapshot: &Snapshot) -> Option<Version> {
+    snapshot.labels.get(VERSION)?.parse().ok().map(Version)
+}
+
+/// The place of the newest that is not after what is wanted.
+fn newest_before(points: &[(Time, Option<Version>)], wanted: Wanted) -> Option<usize> {
+    let fits = |(at, version): &(Time, Option<Version>)| match wanted {
+        Wanted::Time(time) => *at <= time,
+        Wanted::Version(wanted) => version.is_some_and(|version| version <= wanted),
+    };
+    let fitting = points.iter().enumerate().filter(|(_, point)| fits(point));
+    fitting.max_by_key(|(_, (at, _))| *at).map(|(index, _)| index)
+}
+
+/// Which snapshot a moment became, for a run's log.
+pub(super) fn told(nearest: &Nearest) -> String {
+    let Nearest { snapshot, at, version, wanted_at, wanted_version } = nearest;
+    let of = |version: Option<u64>| version.map(|version| format!(", version @{version}"));
+    let mut text = format!("The newest snapshot before it is {snapshot}");
+    if let Some(wanted) = wanted_at.filter(|wanted| wanted > at) {
+        text += &format!(", {} earlier", in_words(wanted.since(*at)));
+    }
+    text += &of(*version).unwrap_or_default();
+    match (version, wanted_version) {
+        (Some(have), Some(wanted)) if wanted > have => {
+            let first = have + 1;
+            let missing = if first == *wanted { String::new() } else { format!("s @{first} to") };
+            text += &format!("; what changed since is not in it: version{missing} @{wanted}");
+        }
+        (Some(have), Some(wanted)) if wanted == have => {
+            text += ", which is the one asked for";
+        }
+        _ => {}
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(points: &[(i64, Option<u64>)], wanted: Wanted, expected: Option<usize>) {
+        let points: Vec<_> =
+            points.iter().map(|(at, version)| (Time(*at), version.map(Version))).collect();
+        assert_eq!(newest_before(&points, wanted), expected, "{wanted:?}");
+    }
+
+    #[test]
+    fn the_newest_that_is_not_after() {
+        let saved = [(10, Some(3)), (30, Some(5)), (20, Some(5)), (40, None)];
+        check(&saved, Wanted::Time(Time(9)), None);
+        check(&saved, Wanted::Time(Time(10)), Some(0));
+        check(&saved, Wanted::Time(Time(29)), Some(2));
+        check(&saved, Wanted::Time(Time(99)), Some(3));
+        check(&saved, Wanted::Version(Version(2)), None);
+        check(&saved, Wanted::Version(Version(4)), Some(0));
+        check(&saved, Wanted::Version(Version(9)), Some(1));
+        check(&[], Wanted::Time(Time(1)), None);
+    }
+
+    #[test]
+    fn how_far_it_is_from_what_was_asked_for() {
+        let check = |wanted_s: i64, version, wanted_version, expected: &str| {
+            let nearest = Nearest {
+                snapshot: "a".into(),
+                at: Time::from_seconds(100),
+                version,
+                wanted_at: Some(Time::from_seconds(wanted_s)),
+                wanted_version,
+            };
+            assert_eq!(told(&nearest), format!("The newest snapshot before it is a{expected}"));
+        };
+        check(160, Some(3), Some(3), ", 60 s earlier, version @3, which is the one asked for");
+        check(
+            4000,
+            Some(3),
+            Some(5),
+            ", 65 min earlier, version @3; what changed since is not in it: versions @4 to @5",
+        );
+        check(
+            101,
+            Some(3),
+            Some(4),
+            ", 1 s earlier, version @3; what changed since is not in it: version @4",
+        );
+        check(100, None, None, "");
+        // Its version was still going on.
+        check(50, Some(3), Some(3), ", version @3, which is the one asked for");
+    }
+}
