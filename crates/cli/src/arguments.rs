@@ -94,7 +94,7 @@ pub(crate) enum Command {
     Console(ConsoleArguments),
     /// Make machines that begin in a moment of a twin, each with an identity of its own.
     Clone(CloneArguments),
-    /// Put a twin back to a snapshot or a moment. What it was before is lost, unless it was saved.
+    /// Put a twin back to a snapshot or a moment; what was not saved is lost.
     Revert(RevertArguments),
     /// Remove a twin with its disk and all its snapshots. The host's history stays.
     Delete(DeleteArguments),

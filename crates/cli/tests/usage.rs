@@ -196,6 +196,7 @@ fn help_names_the_commands() {
           ssh          Open a shell in a twin, or run a command there
           console      Open the serial console of a twin
           clone        Make machines that begin in a moment of a twin, each with an identity of its own
+          revert       Put a twin back to a snapshot or a moment; what was not saved is lost
           delete       Remove a twin with its disk and all its snapshots. The host's history stays
           snapshot     Save a twin, go back to what was saved, list and delete that
           run          See what takes long: its state, its log, and end it
