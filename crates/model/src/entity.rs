@@ -132,6 +132,10 @@ entity! {
         restarts: Option<i64>,
         /// When it entered its active state.
         since: Option<Time>,
+        /// When its state changed last, a reload included.
+        changed_at: Option<Time>,
+        /// Its files changed since systemd read them.
+        needs_reload: bool,
         /// `MemoryMax`, `TasksMax`, `CPUQuotaPerSecUSec`, `LimitNOFILE`, … only where finite.
         limits: BTreeMap<String, i64>,
         cgroup: Option<String>,
@@ -243,9 +247,13 @@ entity! {
         content: Option<String>,
         /// Why there is no content: `private`, `binary`, `too large`, `unreadable`.
         withheld: Option<String>,
+        /// The content has marks where secrets were, so it is not what the file holds.
+        redacted: bool,
+        /// When its bytes, mode, owner or name changed last.
+        modified_at: Option<Time>,
         /// Package it belongs to.
         package: Option<String>,
-        /// unit, dropin, config or chosen.
+        /// unit, dropin, config, program or chosen.
         role: String,
     }
 }

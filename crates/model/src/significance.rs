@@ -18,11 +18,13 @@ pub enum Significance {
 }
 
 /// Fields whose change alone is minor, whatever they belong to.
-const MINOR_FIELDS: [&str; 15] = [
+const MINOR_FIELDS: [&str; 17] = [
     "main_pid",
     "pids",
     "count",
     "since",
+    "changed_at",
+    "needs_reload",
     "restarts",
     "started_at",
     "pid",

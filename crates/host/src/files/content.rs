@@ -30,6 +30,8 @@ pub(super) struct Content {
     pub(super) id: ContentId,
     pub(super) bytes: Vec<u8>,
     pub(super) fingerprint: String,
+    /// Secrets in it became marks.
+    pub(super) redacted: bool,
 }
 
 #[derive(Debug)]
@@ -85,8 +87,10 @@ fn judge(bytes: Vec<u8>, name: &str, identity: Identity, redactor: &Redactor) ->
     }
     match String::from_utf8(bytes) {
         Ok(text) if !text.contains('\0') => {
-            let bytes = redactor.text(&text).into_bytes();
-            Outcome::Content(Content { id: ContentId::of(&bytes), bytes, fingerprint })
+            let shown = redactor.text(&text);
+            let redacted = shown != text;
+            let bytes = shown.into_bytes();
+            Outcome::Content(Content { id: ContentId::of(&bytes), bytes, fingerprint, redacted })
         }
         _ => withheld(BINARY),
     }

@@ -20,9 +20,9 @@ use crate::Root;
 use crate::text::printable;
 use crate::users::Accounts;
 use content::{Content, Outcome};
-use model::ContentId;
 use model::entity::File;
 use model::redact::Redactor;
+use model::{ContentId, Time};
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -74,6 +74,7 @@ struct Seen {
     link: Option<String>,
     fingerprint: Option<String>,
     content: Option<ContentId>,
+    redacted: bool,
     withheld: Option<&'static str>,
 }
 
@@ -148,6 +149,7 @@ impl Tracker {
                 Outcome::Content(content) => {
                     seen.fingerprint = Some(content.fingerprint);
                     seen.content = Some(content.id);
+                    seen.redacted = content.redacted;
                     if self.handed_out.insert(content.id) {
                         contents.push((content.id, content.bytes));
                     }
@@ -177,7 +179,11 @@ fn describe(file: &mut File, metadata: &std::fs::Metadata, seen: &Seen, accounts
     file.link.clone_from(&seen.link);
     file.fingerprint.clone_from(&seen.fingerprint);
     file.content = seen.content.map(|id| id.to_string());
+    file.redacted = seen.redacted;
     file.withheld = seen.withheld.map(str::to_owned);
+    file.modified_at = (metadata.ctime().checked_mul(1_000_000))
+        .and_then(|at| at.checked_add(metadata.ctime_nsec() / 1000))
+        .map(Time);
 }
 
 fn is_missing(error: &io::Error) -> bool {

@@ -18,6 +18,8 @@ pub const FILES_MAX: usize = 4096;
 /// Of one directory tree or pattern.
 const TREE_MAX: usize = 1000;
 const DEPTH_MAX: usize = 8;
+/// Files that commands name, of which it is asked whether a package brings them.
+const PROGRAMS_MAX: usize = 2000;
 
 /// Why a file is tracked. The first reason there is counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +27,8 @@ pub enum Role {
     Unit,
     DropIn,
     Config,
+    /// What a unit runs, and no package brings.
+    Program,
     Chosen,
 }
 
@@ -32,7 +36,7 @@ impl Role {
     /// The reverse of [`Role::as_str`].
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Unit, Self::DropIn, Self::Config, Self::Chosen]
+        [Self::Unit, Self::DropIn, Self::Config, Self::Program, Self::Chosen]
             .into_iter()
             .find(|role| role.as_str() == name)
     }
@@ -43,6 +47,7 @@ impl Role {
             Self::Unit => "unit",
             Self::DropIn => "dropin",
             Self::Config => "config",
+            Self::Program => "program",
             Self::Chosen => "chosen",
         }
     }
@@ -137,6 +142,7 @@ impl TrackedSet {
             }
         }
         set.add_configuration(root, &running, packages);
+        set.add_programs(root, &running, packages);
         for pattern in chosen {
             set.expand(root, pattern, Role::Chosen);
         }
@@ -272,6 +278,23 @@ impl TrackedSet {
             if !shared.contains(&name.as_str()) {
                 self.add_tree(root, &format!("/etc/{name}"), Role::Config);
             }
+        }
+    }
+
+    /// Adds what these run and no package brings: programs, and scripts that are their arguments.
+    fn add_programs(&mut self, root: &Root, running: &[&Unit], packages: &mut Packages) {
+        let is_file = |path: &str| {
+            std::fs::symlink_metadata(root.path(path)).is_ok_and(|metadata| metadata.is_file())
+        };
+        let commands = running.iter().flat_map(|unit| &unit.exec_start).flatten();
+        let paths: BTreeSet<&str> = commands
+            .map(String::as_str)
+            .filter(|word| word.starts_with('/') && is_file(word))
+            .take(PROGRAMS_MAX)
+            .collect();
+        let owners = packages.owners(paths.iter().copied());
+        for path in paths.into_iter().filter(|path| !owners.contains_key(*path)) {
+            self.add(path, Role::Program);
         }
     }
 

@@ -17,7 +17,7 @@ pub(super) type Properties = BTreeMap<String, Value>;
 
 /// The properties that are kept of an answer. Only a change of one of these is a change of
 /// the unit.
-pub(super) const READ: [&str; 61] = [
+pub(super) const READ: [&str; 63] = [
     "ActiveEnterTimestamp",
     "ActiveState",
     "After",
@@ -56,6 +56,7 @@ pub(super) const READ: [&str; 61] = [
     "MemoryMin",
     "MemorySwapMax",
     "NRestarts",
+    "NeedDaemonReload",
     "Options",
     "PartOf",
     "Requires",
@@ -65,6 +66,7 @@ pub(super) const READ: [&str; 61] = [
     "Result",
     "Slice",
     "SourcePath",
+    "StateChangeTimestamp",
     "SubState",
     "TasksMax",
     "TimersCalendar",
@@ -152,6 +154,8 @@ pub(super) fn unit(
         main_pid: seen.number("MainPID").filter(|&pid| pid > 0),
         restarts: seen.number("NRestarts"),
         since: seen.number("ActiveEnterTimestamp").filter(|&at| at > 0 && active).map(Time),
+        changed_at: seen.number("StateChangeTimestamp").filter(|&at| at > 0).map(Time),
+        needs_reload: seen.truth("NeedDaemonReload"),
         limits: seen.limits(),
         cgroup: seen.text("ControlGroup"),
         slice: seen.text("Slice"),
@@ -202,6 +206,10 @@ impl Seen<'_> {
     fn number(&self, name: &str) -> Option<i64> {
         let value = self.properties.get(name)?;
         value.as_u64().and_then(|number| i64::try_from(number).ok()).or_else(|| value.as_i64())
+    }
+
+    fn truth(&self, name: &str) -> bool {
+        self.properties.get(name).and_then(Value::as_bool).unwrap_or_default()
     }
 
     fn array(&self, name: &str) -> impl Iterator<Item = &Value> {
