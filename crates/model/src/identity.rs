@@ -1,8 +1,7 @@
 //! Who a machine is: what no two machines may have in common.
 
+use crate::checked::checked;
 use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::str::FromStr;
 
 /// What makes a machine this one and not the one it was cloned from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,63 +11,6 @@ pub struct Identity {
     /// Of its only network card; absent, it keeps the one it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddress>,
-}
-
-/// Why a text is no part of an identity.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not {what}")]
-pub struct IdentityError {
-    text: String,
-    what: &'static str,
-}
-
-/// One checked text type: its name, what it is in words, and its check.
-macro_rules! checked {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $check:path) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
-
-        impl $name {
-            #[must_use]
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = IdentityError;
-
-            fn from_str(text: &str) -> Result<Self, IdentityError> {
-                text.to_owned().try_into()
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = IdentityError;
-
-            fn try_from(text: String) -> Result<Self, IdentityError> {
-                if $check(&text) {
-                    Ok(Self(text))
-                } else {
-                    Err(IdentityError { text: text.chars().take(80).collect(), what: $what })
-                }
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> Self {
-                name.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-    };
 }
 
 checked!(

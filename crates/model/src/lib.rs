@@ -13,6 +13,7 @@
 //! - Load (volatile measurements, [`load`]) is never part of facts.
 
 mod causes;
+mod checked;
 mod digest;
 mod encoded;
 pub mod entity;
@@ -23,15 +24,18 @@ mod kind;
 pub mod load;
 mod names;
 mod patch;
+pub mod plan;
 pub mod redact;
 mod significance;
+pub mod spec;
 mod time;
 mod value;
 
 pub use causes::with_causes;
+pub use checked::TextError;
 pub use digest::{ContentId, Digest};
 pub use facts::{Facts, Item};
-pub use identity::{HostName, Identity, IdentityError, MacAddress, MachineId};
+pub use identity::{HostName, Identity, MacAddress, MachineId};
 pub use keys::distance;
 pub use kind::{Kind, Subject, SubjectError, unit_name_is_valid};
 pub use names::{HostId, HostIdError};

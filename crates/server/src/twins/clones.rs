@@ -172,7 +172,7 @@ impl Twins {
         let id = hexadecimal(&random::<16>()?);
         let identity = Identity {
             hostname: host_name(name),
-            machine_id: id.parse().map_err(|error: model::IdentityError| Error::Value {
+            machine_id: id.parse().map_err(|error: model::TextError| Error::Value {
                 key: "machine id",
                 what: error.to_string(),
             })?,

@@ -1,0 +1,158 @@
+//! Decides what must change in a twin. Reads nothing, writes nothing.
+//!
+//! ```text
+//! system   groups ─► users ─► members
+//!             └────────┴─► packages ─► files ─► systemd reads them ─► units
+//!                                                       images ─► containers
+//! ```
+//!
+//! Whatever holds in the host and not in the twin is covered by a step, or is told as a gap with
+//! its reason: nothing is left out silently.
+//!
+//! # Invariants
+//! - Same inputs, same plan: no I/O, no clock, no randomness.
+//! - A twin that has the host's facts needs no step. A plan that was carried out leaves none.
+//! - Steps come after all that they need, so a plan has no cycle.
+//! - What the twin needs for itself, and what could not be looked at, is not touched.
+
+mod accounts;
+mod containers;
+mod draft;
+mod event;
+mod files;
+mod machine;
+mod own;
+mod packages;
+mod processes;
+mod step;
+mod units;
+
+pub use event::{Event, Outcome};
+pub use own::Own;
+pub use step::{Action, PutFile, Step};
+
+use crate::entity::Collector;
+use crate::spec::{Gap, Spec};
+use crate::{ContentId, Facts, Kind, Subject};
+use draft::Draft;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// Steps of one plan; a host has some thousands of things.
+pub const STEPS_MAX: usize = 20_000;
+
+/// What leads a twin to its spec.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Parts")]
+pub struct Plan {
+    steps: Vec<Step>,
+    gaps: Vec<Gap>,
+    /// Things of the host that were looked at.
+    things: usize,
+}
+
+#[derive(Deserialize)]
+struct Parts {
+    steps: Vec<Step>,
+    #[serde(default)]
+    gaps: Vec<Gap>,
+    #[serde(default)]
+    things: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("a plan has at most {STEPS_MAX} steps, this one {0}")]
+    Long(usize),
+    #[error("step {0} is to come after one that is not before it")]
+    Order(usize),
+}
+
+impl TryFrom<Parts> for Plan {
+    type Error = Error;
+
+    fn try_from(parts: Parts) -> Result<Self, Error> {
+        Self::new(parts.steps, parts.gaps, parts.things)
+    }
+}
+
+impl Plan {
+    /// A plan of steps, each after all that it waits for.
+    ///
+    /// # Errors
+    /// When there are too many, or one waits for a later one.
+    pub fn new(steps: Vec<Step>, gaps: Vec<Gap>, things: usize) -> Result<Self, Error> {
+        if steps.len() > STEPS_MAX {
+            return Err(Error::Long(steps.len()));
+        }
+        for (at, step) in steps.iter().enumerate() {
+            if step.needs.iter().chain(&step.after).any(|before| *before >= at) {
+                return Err(Error::Order(at));
+            }
+        }
+        Ok(Self { steps, gaps, things })
+    }
+
+    /// In an order in which they can be done one after the other.
+    #[must_use]
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// What is not reproduced, in order of subject.
+    #[must_use]
+    pub fn gaps(&self) -> &[Gap] {
+        &self.gaps
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// The contents that the server has to send along.
+    #[must_use]
+    pub fn contents(&self) -> BTreeSet<ContentId> {
+        let stored = |step: &Step| match &step.action {
+            Action::PutFile(PutFile { source: crate::spec::Source::Stored(id), .. }) => Some(*id),
+            _ => None,
+        };
+        self.steps.iter().filter_map(stored).collect()
+    }
+
+    /// Thousandths of the host's things that the twin has, once the plan was carried out.
+    #[must_use]
+    pub fn fidelity_per_mille(&self) -> u32 {
+        let missing: BTreeSet<&Subject> = self.gaps.iter().map(|gap| &gap.subject).collect();
+        let things = self.things.max(missing.len());
+        match things {
+            0 => 1000,
+            _ => u32::try_from((things - missing.len()) * 1000 / things).unwrap_or_default(),
+        }
+    }
+}
+
+/// What leads a twin with these facts to the spec.
+#[must_use]
+pub fn plan(spec: &Spec, twin: &Facts, own: &Own) -> Plan {
+    let mut draft = Draft::new(spec, twin, own);
+    draft.machine();
+    draft.system();
+    draft.accounts();
+    draft.packages();
+    draft.files();
+    draft.processes();
+    draft.units();
+    draft.containers();
+    draft.environment();
+    draft.finish()
+}
+
+/// The kinds of which a look saw nothing, or only what is old.
+fn unseen(facts: &Facts) -> BTreeSet<Kind> {
+    let faulty = facts.entities::<Collector>().filter(|collector| collector.fault.is_some());
+    faulty.flat_map(|collector| Collector::kinds(&collector.name)).copied().collect()
+}
+
+#[cfg(test)]
+mod tests;

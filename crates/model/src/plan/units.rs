@@ -1,0 +1,372 @@
+//! Units: what changes how they are enabled, whether they run, and what they read.
+//!
+//! A unit is restarted only when both hold: what it reads changed in the twin after it was
+//! started there, and the host's was started after the host's changed. Both are told by one
+//! machine's clock each, so clocks need not agree. One that can reload does that instead where
+//! only configuration changed.
+
+use super::draft::{At, Draft};
+use super::own::Own;
+use super::step::Action;
+use crate::entity::{self, Entity};
+use crate::spec::{Cause, Enablement, FilePath, Spec, Unit, UnitName, is_unit_file};
+use crate::{Kind, Subject, Time};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl Draft<'_> {
+    pub(super) fn units(&mut self) {
+        if !self.sees(Kind::UNIT) {
+            return;
+        }
+        let there: BTreeMap<String, entity::Unit> =
+            self.twin.entities::<entity::Unit>().map(|u| (u.id.clone(), u)).collect();
+        self.leave_removed(&there);
+        self.reload_manager(&there);
+        let spec = self.spec;
+        for (name, unit) in &spec.units {
+            let twin = there.get(name.as_str());
+            if Own::keeps_unit(name.as_str()) {
+                self.tell_kept(unit, twin);
+                continue;
+            }
+            self.enable(name, unit, twin);
+            self.run(name, unit, twin);
+        }
+        self.order_units();
+    }
+
+    /// systemd reads its files again when one was changed, or was changed before and not read.
+    fn reload_manager(&mut self, there: &BTreeMap<String, entity::Unit>) {
+        let files: Vec<At> = self
+            .files
+            .iter()
+            .filter(|(path, _)| is_unit_file(path.as_str()))
+            .map(|(_, at)| *at)
+            .collect();
+        let spec = self.spec;
+        let is_stale = there.values().any(|unit| {
+            unit.needs_reload
+                && unit.id.parse().is_ok_and(|name: UnitName| {
+                    let path = unit
+                        .fragment_path
+                        .as_deref()
+                        .and_then(|path| path.parse::<FilePath>().ok());
+                    let is_kept = Own::keeps_unit(name.as_str()) || path.is_none();
+                    !is_kept && spec.units.get(&name).is_some_and(|unit| !unit.needs_reload)
+                })
+        });
+        if files.is_empty() && !is_stale {
+            return;
+        }
+        let subject = Subject::escaped(Kind::PLATFORM, "host");
+        let at = self.add(&subject, Action::ReloadManager, "files of units changed");
+        // One that could not be written keeps none of the others from being read.
+        for file in files {
+            self.follow(at, Some(file));
+        }
+        self.reload = Some(at);
+        for waiting in std::mem::take(&mut self.awaiting_reload) {
+            self.need(waiting, Some(at));
+        }
+    }
+
+    /// Units whose file goes are stopped and disabled before.
+    fn leave_removed(&mut self, there: &BTreeMap<String, entity::Unit>) {
+        let removed: Vec<(FilePath, At)> = self
+            .files
+            .iter()
+            .filter(|(path, _)| !self.spec.files.contains_key(*path) && is_unit_file(path.as_str()))
+            .map(|(path, at)| (path.clone(), *at))
+            .collect();
+        for (path, at) in removed {
+            let of_file = |unit: &&entity::Unit| {
+                unit.fragment_path.as_deref() == Some(path.as_str())
+                    && !unit.id.parse::<UnitName>().is_ok_and(|n| self.spec.units.contains_key(&n))
+                    && !unit.id.starts_with(crate::spec::PREFIX)
+            };
+            let units: Vec<entity::Unit> = there.values().filter(of_file).cloned().collect();
+            for unit in units {
+                let Ok(name) = unit.id.parse::<UnitName>() else { continue };
+                let (subject, _) = unit.to_item();
+                let why = "the host does not have this unit";
+                if ["active", "activating", "reloading"].contains(&unit.active_state.as_str()) {
+                    let stop = self.add(&subject, Action::Stop(name.clone()), why);
+                    self.need(at, Some(stop));
+                    self.stops.insert(name.clone(), stop);
+                }
+                if unit.enablement.as_deref() == Some("enabled") {
+                    let disable = self.add(&subject, Action::Disable(name), why);
+                    self.need(at, Some(disable));
+                }
+            }
+        }
+    }
+
+    fn tell_kept(&mut self, unit: &Unit, twin: Option<&entity::Unit>) {
+        let enablement = twin.and_then(Enablement::of);
+        if differs(unit.active, active(twin)) || differs(unit.enablement, enablement) {
+            let what = "a twin is reached by it or needs it, and has its own";
+            self.gap(
+                &unit.subject,
+                Cause::Own,
+                what,
+                "change it in the twin by hand where it matters",
+            );
+        }
+    }
+
+    fn enable(&mut self, name: &UnitName, unit: &Unit, twin: Option<&entity::Unit>) {
+        let there = twin.and_then(Enablement::of);
+        let mut unmasked = None;
+        if there == Some(Enablement::Masked) && unit.enablement != there {
+            let why = "the host's is not masked";
+            let at = self.add(&unit.subject, Action::Unmask(name.clone()), why);
+            self.await_files(at, unit);
+            self.unmasked.insert(name.clone(), at);
+            unmasked = Some(at);
+        }
+        let Some(wanted) = unit.enablement.filter(|wanted| there != Some(*wanted)) else { return };
+        if unmasked.is_some() && wanted == Enablement::Disabled || !self.will_be_there(unit, twin) {
+            return;
+        }
+        let subject = &unit.subject;
+        let (action, why) = match wanted {
+            Enablement::Enabled => (Action::Enable(name.clone()), "the host's is enabled"),
+            Enablement::Disabled => (Action::Disable(name.clone()), "the host's is disabled"),
+            Enablement::Masked => (Action::Mask(name.clone()), "the host's is masked"),
+        };
+        let at = self.add(subject, action, why);
+        self.need(at, unmasked);
+        if wanted == Enablement::Masked {
+            // Where the mask is to be, nothing else may lie.
+            let in_the_way = format!("/etc/systemd/system/{name}").parse().ok();
+            let removed = in_the_way.and_then(|path: FilePath| self.files.get(&path).copied());
+            self.need(at, removed);
+            self.masked.insert(name.clone(), at);
+        } else {
+            self.await_files(at, unit);
+            self.unmasked.entry(name.clone()).or_insert(at);
+        }
+    }
+
+    /// Whether there is something to enable or start in the twin, or will be.
+    fn will_be_there(&mut self, unit: &Unit, twin: Option<&entity::Unit>) -> bool {
+        let comes = unit.fragment.as_ref().is_some_and(|path| self.files.contains_key(path))
+            || unit.package.as_ref().is_some_and(|package| self.packages.contains_key(package));
+        let masks = unit.enablement == Some(Enablement::Masked);
+        if twin.is_some() || comes || masks || unit.active != Some(true) && unit.fragment.is_none()
+        {
+            return true;
+        }
+        // Static ones of packages are listed only when something has loaded them.
+        let is_installed = unit
+            .fragment
+            .as_ref()
+            .is_some_and(|path| self.twin.get(&super::files::subject(path)).is_some())
+            || unit.package.as_ref().is_some_and(|package| {
+                self.twin.get(&Subject::escaped(Kind::PACKAGE, package.as_str())).is_some()
+            });
+        if !is_installed
+            && (unit.active == Some(true) || unit.enablement == Some(Enablement::Enabled))
+        {
+            let what = "its file is of no package and can't be brought into the twin";
+            self.gap(
+                &unit.subject,
+                Cause::Unpackaged,
+                what,
+                "put it where it is tracked, or make a package of it",
+            );
+        }
+        is_installed
+    }
+
+    fn run(&mut self, name: &UnitName, unit: &Unit, twin: Option<&entity::Unit>) {
+        let Some(wanted) = unit.active else { return };
+        let there = active(twin);
+        let comes =
+            unit.package.as_ref().is_some_and(|package| self.packages.contains_key(package));
+        match (wanted, there) {
+            (true, Some(true)) => self.refresh(name, unit, twin),
+            // On its way to somewhere: the next look tells where.
+            (true, None) if twin.is_some() => {}
+            (true, _) => {
+                if !self.will_be_there(unit, twin) || unit.enablement == Some(Enablement::Masked) {
+                    return;
+                }
+                let at = self.add(&unit.subject, Action::Start(name.clone()), "the host's runs");
+                self.await_files(at, unit);
+                self.await_configuration(at, name, unit);
+                let unmasked = self.unmasked.get(name).copied();
+                self.need(at, unmasked);
+                self.starts.insert(name.clone(), at);
+            }
+            (false, Some(true)) => self.stop(name, unit, "the host's does not run"),
+            // Packages start what they bring.
+            (false, _) if comes && twin.is_none() && unit.enablement.is_some() => {
+                self.stop(name, unit, "its package starts it, and the host's does not run");
+                let package = unit.package.as_ref().and_then(|p| self.packages.get(p)).copied();
+                if let Some(stop) = self.stops.get(name).copied() {
+                    self.need(stop, package);
+                }
+            }
+            (false, _) => {}
+        }
+    }
+
+    fn stop(&mut self, name: &UnitName, unit: &Unit, why: &str) {
+        let at = self.add(&unit.subject, Action::Stop(name.clone()), why);
+        self.stops.insert(name.clone(), at);
+        // A masked one could still be stopped, but what triggers it could start it before.
+        let masked = self.masked.get(name).copied();
+        self.follow(at, masked);
+    }
+
+    /// What runs on both sides: whether the twin's reads what the host's does.
+    fn refresh(&mut self, name: &UnitName, unit: &Unit, twin: Option<&entity::Unit>) {
+        let since = twin.and_then(|twin| twin.since);
+        let changed_at = twin.and_then(|twin| twin.changed_at).max(since);
+        let configuration = configuration(self.spec, name, unit);
+        let own = unit
+            .files
+            .iter()
+            .any(|path| self.is_stale(path, since) && is_fresh(self.spec, path, unit.since));
+        if own {
+            let at = self.add(
+                &unit.subject,
+                Action::Restart(name.clone()),
+                "its unit changed, and the host's was started since",
+            );
+            self.await_files(at, unit);
+            self.await_configuration(at, name, unit);
+            self.starts.insert(name.clone(), at);
+            return;
+        }
+        let host = if unit.can_reload { unit.changed_at.max(unit.since) } else { unit.since };
+        let reads = if unit.can_reload { changed_at } else { since };
+        let stale = configuration.iter().any(|path| {
+            let is_written = self.files.contains_key(path);
+            self.is_stale(path, reads)
+                && (is_fresh(self.spec, path, host) || is_written && unit.can_reload)
+        });
+        if !stale {
+            return;
+        }
+        let (action, why) = match unit.can_reload {
+            true => (Action::Reload(name.clone()), "its configuration changed"),
+            false => (
+                Action::Restart(name.clone()),
+                "its configuration changed, and the host's was started since",
+            ),
+        };
+        let at = self.add(&unit.subject, action, why);
+        self.await_files(at, unit);
+        self.await_configuration(at, name, unit);
+        self.starts.insert(name.clone(), at);
+    }
+
+    /// Whether the twin's unit was started before this file became what it is, or will be.
+    fn is_stale(&self, path: &FilePath, since: Option<Time>) -> bool {
+        if self.files.contains_key(path) {
+            return true;
+        }
+        let file = self.twin.entity::<entity::File>(path.as_str());
+        let changed = file.and_then(|file| file.modified_at);
+        changed.zip(since).is_some_and(|(changed, since)| changed > since)
+    }
+
+    fn await_files(&mut self, at: At, unit: &Unit) {
+        for path in &unit.files {
+            let file = self.files.get(path).copied();
+            self.need(at, file);
+        }
+        let package = unit.package.as_ref().and_then(|package| self.packages.get(package)).copied();
+        self.need(at, package);
+        let user = unit.user.as_ref().and_then(|user| self.users.get(user)).copied();
+        self.need(at, user);
+        self.need(at, self.reload);
+    }
+
+    fn await_configuration(&mut self, at: At, name: &UnitName, unit: &Unit) {
+        for path in configuration(self.spec, name, unit) {
+            let file = self.files.get(&path).copied();
+            self.need(at, file);
+        }
+    }
+
+    /// What needs another comes up after it and goes down before it.
+    fn order_units(&mut self) {
+        let spec = self.spec;
+        let stops: Vec<At> = self.stops.values().copied().collect();
+        for user in self.leaving.clone() {
+            for stop in &stops {
+                self.follow(user, Some(*stop));
+            }
+        }
+        for (name, unit) in &spec.units {
+            if let Some(at) = self.starts.get(name).copied() {
+                for other in &unit.requires {
+                    let other = self.starts.get(other).copied();
+                    self.need(at, other);
+                }
+                for other in &unit.after {
+                    let other = self.starts.get(other).copied();
+                    self.follow(at, other);
+                }
+            }
+            if let Some(at) = self.stops.get(name).copied() {
+                for other in &unit.after {
+                    let stop = self.stops.get(other).copied();
+                    if let Some(stop) = stop {
+                        self.follow(stop, Some(at));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The configuration of a unit: of its package, or in a directory of its name.
+fn configuration(spec: &Spec, name: &UnitName, unit: &Unit) -> BTreeSet<FilePath> {
+    if name.kind() != "service" {
+        return BTreeSet::new();
+    }
+    let directory = format!("/etc/{}/", name.stem());
+    let is_its = |path: &FilePath| path.as_str().starts_with(&directory);
+    let files = spec.files.iter().filter(|(path, file)| {
+        let is_packages = unit.package.is_some() && file.package == unit.package;
+        match file.role.as_str() {
+            "config" => is_packages || is_its(path),
+            "program" => unit.programs.contains(*path),
+            _ => false,
+        }
+    });
+    files
+        .map(|(path, _)| path.clone())
+        .filter(|path| {
+            !path.as_str().starts_with("/etc/logrotate.d/")
+                && !path.as_str().starts_with("/etc/init.d/")
+        })
+        .collect()
+}
+
+/// Whether the host's unit was started after the file became what it is.
+fn is_fresh(spec: &Spec, path: &FilePath, since: Option<Time>) -> bool {
+    let changed = spec.files.get(path).and_then(|file| file.modified_at);
+    match (changed, since) {
+        (Some(changed), Some(since)) => since >= changed,
+        // An older agent does not tell; then what is written counts.
+        _ => true,
+    }
+}
+
+fn active(twin: Option<&entity::Unit>) -> Option<bool> {
+    match twin?.active_state.as_str() {
+        "active" | "reloading" | "refreshing" => Some(true),
+        "activating" | "deactivating" => None,
+        _ => Some(false),
+    }
+}
+
+fn differs<T: PartialEq + Copy>(wanted: Option<T>, there: Option<T>) -> bool {
+    wanted.is_some_and(|wanted| there != Some(wanted))
+}

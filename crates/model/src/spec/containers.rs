@@ -1,0 +1,271 @@
+//! Containers, as they are to be made.
+
+use super::{Cause, Spec};
+use crate::checked::checked;
+use crate::entity::{self, Entity};
+use crate::redact::MARK;
+use crate::{Facts, Subject, TextError};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+checked!(
+    /// The name of a container, a network or a volume.
+    ContainerName,
+    "the name of a container",
+    is_name
+);
+checked!(
+    /// An image as it was asked for, `registry/name:tag`, or by its digest.
+    Image,
+    "the name of an image",
+    is_image
+);
+checked!(
+    /// The name of a variable of the environment.
+    Variable,
+    "the name of a variable",
+    is_variable
+);
+checked!(
+    /// A word of a command, a value, a user, a path in a container: handed over as it is, never
+    /// read by a shell.
+    Word,
+    "a text without zero bytes, of at most 128 KiB",
+    is_word
+);
+
+/// Whether a container runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    Running,
+    Stopped,
+    Paused,
+}
+
+/// `0.0.0.0:8080->80/tcp`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Port {
+    pub address: IpAddr,
+    pub outside: u16,
+    pub inside: u16,
+    pub udp: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mount {
+    Bind { source: Word, destination: Word, read_only: bool },
+    Volume { name: ContainerName, destination: Word, read_only: bool },
+    Memory { destination: Word },
+}
+
+/// What makes a container this one. Equal ones need not be made anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    pub image: Image,
+    pub entrypoint: Vec<Word>,
+    pub command: Vec<Word>,
+    pub user: Option<Word>,
+    pub working_directory: Option<Word>,
+    pub ports: BTreeSet<Port>,
+    pub mounts: BTreeSet<Mount>,
+    /// `None` where the value is a secret, which is not known.
+    pub environment: BTreeMap<Variable, Option<Word>>,
+    pub networks: BTreeSet<ContainerName>,
+    pub labels: BTreeMap<Word, Word>,
+    pub restart_policy: Option<Word>,
+    pub memory_bytes: Option<u64>,
+    pub cpu_millis: Option<u64>,
+    pub privileged: bool,
+    /// `None` where it is on its way.
+    pub standing: Option<Standing>,
+}
+
+impl Container {
+    /// Whether the other is the same but for whether it runs.
+    #[must_use]
+    pub fn has_form_of(&self, other: &Self) -> bool {
+        let form = |c: &Self| {
+            // A value that is not known on either side says nothing.
+            let keys: BTreeSet<Variable> = c.environment.keys().cloned().collect();
+            let mut form = c.clone();
+            form.standing = None;
+            form.environment.clear();
+            (form, keys)
+        };
+        let is_same = |(name, value): (&Variable, &Option<Word>)| match (
+            value,
+            other.environment.get(name),
+        ) {
+            (Some(one), Some(Some(two))) => one == two,
+            _ => true,
+        };
+        form(self) == form(other) && self.environment.iter().all(is_same)
+    }
+
+    /// As facts tell it.
+    ///
+    /// # Errors
+    /// When a name or value is not what a container can have.
+    pub(crate) fn of(seen: &entity::Container) -> Result<(ContainerName, Self), TextError> {
+        let words = |list: &[String]| list.iter().map(|w| w.parse()).collect::<Result<Vec<_>, _>>();
+        let word = |text: &Option<String>| text.as_deref().map(str::parse).transpose();
+        let value = |text: &str| match text.contains(MARK) {
+            true => Ok(None),
+            false => text.parse().map(Some),
+        };
+        let environment = seen.environment.iter().map(|(n, v)| Ok((n.parse()?, value(v)?)));
+        let labels = seen.labels.iter().map(|(n, v)| Ok::<_, TextError>((n.parse()?, v.parse()?)));
+        let container = Self {
+            image: seen.image.parse()?,
+            entrypoint: words(&seen.entrypoint)?,
+            command: words(&seen.command)?,
+            user: word(&seen.user)?,
+            working_directory: word(&seen.working_directory)?,
+            ports: seen.ports.iter().map(|p| port(p)).collect::<Result<_, _>>()?,
+            mounts: seen.mounts.iter().map(|m| mount(m)).collect::<Result<_, _>>()?,
+            environment: environment.collect::<Result<_, TextError>>()?,
+            networks: seen.networks.iter().map(|n| n.parse()).collect::<Result<_, _>>()?,
+            labels: labels.collect::<Result<_, _>>()?,
+            restart_policy: word(&seen.restart_policy)?,
+            memory_bytes: seen.memory_limit_bytes.and_then(|bytes| u64::try_from(bytes).ok()),
+            cpu_millis: seen.cpu_limit_millis.and_then(|millis| u64::try_from(millis).ok()),
+            privileged: seen.privileged,
+            standing: match seen.state.as_str() {
+                "running" => Some(Standing::Running),
+                "paused" => Some(Standing::Paused),
+                "created" | "exited" | "dead" => Some(Standing::Stopped),
+                _ => None,
+            },
+        };
+        Ok((seen.name.parse()?, container))
+    }
+}
+
+impl Spec {
+    pub(super) fn take_containers(&mut self, facts: &Facts) {
+        for seen in facts.entities::<entity::Container>() {
+            let (subject, _) = seen.to_item();
+            match Container::of(&seen) {
+                Ok((name, container)) => {
+                    self.tell_of_container(&subject, &container);
+                    self.containers.insert(name, container);
+                }
+                Err(error) => self.unsafe_gap(&subject, &error),
+            }
+        }
+    }
+
+    fn tell_of_container(&mut self, subject: &Subject, container: &Container) {
+        let unknown = container.environment.iter().filter(|(_, value)| value.is_none());
+        let names: Vec<&str> = unknown.map(|(name, _)| name.as_str()).collect();
+        if !names.is_empty() {
+            let what =
+                format!("its environment has secrets, which are not known: {}", names.join(", "));
+            self.gap(
+                subject,
+                Cause::Secret,
+                &what,
+                "make it in the twin by hand, or name them legible",
+            );
+        }
+        if container.command.iter().chain(&container.entrypoint).any(|w| w.as_str().contains(MARK))
+        {
+            let what = "a secret is in its command";
+            self.gap(subject, Cause::Secret, what, "make it in the twin by hand");
+        }
+        let has_data = container.mounts.iter().any(|mount| !matches!(mount, Mount::Memory { .. }));
+        if has_data {
+            let what = "what is in its volumes and mounted directories is not followed";
+            self.gap(subject, Cause::Data, what, "track the files that matter with `track:`");
+        }
+    }
+}
+
+fn port(text: &str) -> Result<Port, TextError> {
+    let parse = || {
+        let (outside, inside) = text.split_once("->")?;
+        let (address, outside) = outside.rsplit_once(':')?;
+        let (inside, protocol) = inside.split_once('/')?;
+        let udp = match protocol {
+            "tcp" => false,
+            "udp" => true,
+            _ => return None,
+        };
+        let address = address.trim_matches(['[', ']']).parse().ok()?;
+        Some(Port { address, outside: outside.parse().ok()?, inside: inside.parse().ok()?, udp })
+    };
+    parse().ok_or_else(|| TextError::new(text, "a port of a container that is led outside"))
+}
+
+/// `bind /src -> /dst ro`.
+fn mount(text: &str) -> Result<Mount, TextError> {
+    let error = || TextError::new(text, "a mount of a container");
+    let (from, to) = text.split_once(" -> ").ok_or_else(error)?;
+    let (to, read_only) = to.strip_suffix(" ro").map_or((to, false), |to| (to, true));
+    let (kind, source) = from.split_once(' ').unwrap_or((from, ""));
+    let absolute = |path: &str| if path.starts_with('/') { path.parse() } else { Err(error()) };
+    let destination = absolute(to)?;
+    match kind {
+        "bind" => Ok(Mount::Bind { source: absolute(source)?, destination, read_only }),
+        "volume" => Ok(Mount::Volume { name: source.parse()?, destination, read_only }),
+        "tmpfs" => Ok(Mount::Memory { destination }),
+        _ => Err(error()),
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
+    (1..=128).contains(&text.len())
+        && text.bytes().all(legal)
+        && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+}
+
+fn is_image(text: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"_.-/:@".contains(&b);
+    (1..=512).contains(&text.len())
+        && text.bytes().all(legal)
+        && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+        && !text.contains("..")
+}
+
+fn is_variable(text: &str) -> bool {
+    (1..=256).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c == '=')
+}
+
+fn is_word(text: &str) -> bool {
+    text.len() <= 128 << 10 && !text.contains('\0')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(ports: &[&str], mounts: &[&str], expected: Result<(), &str>) {
+        let seen = entity::Container {
+            name: "web".into(),
+            image: "lab/busybox:1".into(),
+            state: "running".into(),
+            ports: ports.iter().map(|&port| port.to_owned()).collect(),
+            mounts: mounts.iter().map(|&mount| mount.to_owned()).collect(),
+            ..entity::Container::default()
+        };
+        let taken = Container::of(&seen).map(drop).map_err(|error| error.to_string());
+        assert_eq!(taken, expected.map_err(str::to_owned));
+    }
+
+    #[test]
+    fn ports_and_mounts() {
+        let ports = ["0.0.0.0:8080->80/tcp", "[::]:53->53/udp"];
+        check(&ports, &["bind /src -> /dst ro", "volume data -> /v", "tmpfs -> /t"], Ok(()));
+        let error = "\"80\" is not a port of a container that is led outside";
+        check(&["80"], &[], Err(error));
+        check(
+            &[],
+            &["bind ../x -> /dst"],
+            Err("\"bind ../x -> /dst\" is not a mount of a container"),
+        );
+    }
+}

@@ -1,0 +1,145 @@
+//! What a twin is to be: the reproducible part of its host's facts, and what was declared on top.
+//!
+//! What can't be reproduced, whatever the twin is, becomes a [`Gap`] here. What depends on how
+//! the twin is now is decided by [`crate::plan`].
+//!
+//! # Invariants
+//! - Every name in a spec is a checked type. A host's name that is none is a gap, not a value.
+//! - A fact that a faulty collector could not see is not in the spec as something to remove:
+//!   the kinds it owns are listed in [`Spec::unseen`].
+
+mod accounts;
+mod containers;
+mod files;
+mod gap;
+mod names;
+mod packages;
+mod process;
+mod system;
+mod units;
+
+pub(crate) use accounts::FIRST_PERSON;
+pub(crate) use accounts::user;
+pub use accounts::{Group, User};
+pub use containers::{Container, ContainerName, Image, Mount, Port, Standing, Variable, Word};
+pub use files::{Body, File, Source, Withheld};
+pub(crate) use files::{is_unit_file, masks};
+pub use gap::{Cause, Gap};
+pub use names::{
+    AccountName, Field, FilePath, LinkTarget, Mode, PackageName, PackageVersion, TimeZone, UnitName,
+};
+pub use packages::Package;
+pub use process::{PREFIX, Process};
+pub(crate) use system::distribution;
+pub use system::{ENVIRONMENT, System};
+pub use units::{Enablement, Unit};
+
+use crate::entity::Collector;
+use crate::{Facts, Item, Kind, Subject, Time};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What somebody declared on top of what is observed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extras {
+    /// Items that are to be there; each field goes before the observed one.
+    pub put: Facts,
+    /// Observed things that are not to be in the twin.
+    pub gone: BTreeSet<Subject>,
+}
+
+/// What a twin is to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Spec {
+    /// The moment of the host that this is.
+    pub at: Option<Time>,
+    pub system: System,
+    pub packages: BTreeMap<PackageName, Package>,
+    pub groups: BTreeMap<AccountName, Group>,
+    pub users: BTreeMap<AccountName, User>,
+    pub files: BTreeMap<FilePath, File>,
+    pub units: BTreeMap<UnitName, Unit>,
+    pub containers: BTreeMap<ContainerName, Container>,
+    /// Processes that no unit and no container owns, by the units made for them.
+    pub processes: BTreeMap<UnitName, Process>,
+    /// What is there because somebody declared it.
+    pub declared: BTreeSet<Subject>,
+    /// Kinds that could not be looked at: nothing of them is removed.
+    pub unseen: BTreeSet<Kind>,
+    pub gaps: Vec<Gap>,
+    /// What a virtual machine has its own of, to be compared and told.
+    pub machine: Facts,
+}
+
+/// Kinds of [`Spec::machine`].
+const MACHINE: [Kind; 7] = [
+    Kind::CPU,
+    Kind::MEMORY,
+    Kind::DISK,
+    Kind::FILESYSTEM,
+    Kind::GPU,
+    Kind::INTERFACE,
+    Kind::ROUTE,
+];
+
+impl Spec {
+    /// The spec of a host that is so at a moment, with what was declared.
+    #[must_use]
+    pub fn of(facts: &Facts, extras: &Extras, at: Option<Time>) -> Self {
+        let merged = merge(facts, extras);
+        let faulty = merged.entities::<Collector>().filter(|collector| collector.fault.is_some());
+        let mut spec = Self {
+            at,
+            declared: extras.put.iter().map(|(subject, _)| subject.clone()).collect(),
+            unseen: faulty.flat_map(|c| Collector::kinds(&c.name)).copied().collect(),
+            machine: MACHINE
+                .iter()
+                .flat_map(|kind| merged.of_kind(*kind))
+                .map(|(subject, item)| (subject.clone(), item.clone()))
+                .collect(),
+            ..Self::default()
+        };
+        // A kind of which there is nothing at all was not looked at, either.
+        for kind in [Kind::PACKAGE, Kind::UNIT, Kind::USER, Kind::GROUP, Kind::FILE] {
+            if facts.of_kind(kind).next().is_none() {
+                spec.unseen.insert(kind);
+            }
+        }
+        spec.take_system(&merged);
+        spec.take_packages(&merged);
+        spec.take_accounts(&merged);
+        spec.take_files(&merged);
+        spec.take_units(&merged);
+        spec.take_containers(&merged);
+        spec.take_processes(&merged);
+        spec
+    }
+
+    /// The paths that a twin has to be looked at for, to be compared with this.
+    pub fn paths(&self) -> impl Iterator<Item = &FilePath> {
+        self.files.keys()
+    }
+
+    fn gap(&mut self, subject: &Subject, cause: Cause, what: &str, remedy: &str) {
+        self.gaps.push(Gap::new(subject, cause, what, remedy));
+    }
+
+    /// For a name or value that is none, though the host has it.
+    fn unsafe_gap(&mut self, subject: &Subject, error: &crate::TextError) {
+        let what = format!("{error}, so it is used nowhere");
+        self.gap(subject, Cause::Name, &what, "give it another name on the host");
+    }
+}
+
+fn merge(facts: &Facts, extras: &Extras) -> Facts {
+    let mut merged = facts.clone();
+    for (subject, item) in extras.put.iter() {
+        let mut fields = merged.get(subject).map(Item::fields).unwrap_or_default();
+        fields.extend(item.fields());
+        merged.put(subject.clone(), Item::new(&fields));
+    }
+    for subject in &extras.gone {
+        merged.remove(subject);
+    }
+    merged
+}
