@@ -52,16 +52,26 @@ pub(crate) fn ensure(path: &Path, content: &[u8], mode: u32) -> Result<(), Error
     replace(path, content, mode)
 }
 
-/// Replaces the file. Nothing is waited for to be on the disk: see `identity::settle`.
+/// Replaces the file. Nothing is waited for to be on the disk: see `keep`.
 pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {
+    let (mode, owner) = match fs::metadata(path) {
+        Ok(old) => (old.mode() & 0o7777, Some((old.uid(), old.gid()))),
+        Err(_new) => (mode, None),
+    };
+    put(path, content, mode, owner)
+}
+
+/// Puts a file with these permission bits in place; `owner` is a user's and a group's number.
+pub(crate) fn put(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    owner: Option<(u32, u32)>,
+) -> Result<(), Error> {
     let half = beside(path);
     let make = || {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = rustix::fs::open(&half, flags, Mode::empty())?;
-        let (mode, owner) = match fs::metadata(path) {
-            Ok(old) => (old.mode() & 0o7777, Some((old.uid(), old.gid()))),
-            Err(_new) => (mode, None),
-        };
         if let Some((user, group)) = owner {
             rustix::fs::fchown(&file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
         }
@@ -75,6 +85,25 @@ pub(crate) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), Erro
         remove(&half)?;
     }
     made
+}
+
+/// Makes the path a symbolic link to this target, in place of whatever file is there.
+pub(crate) fn link(path: &Path, target: &str) -> Result<(), Error> {
+    let half = beside(path);
+    remove(&half)?;
+    let made = std::os::unix::fs::symlink(target, &half).and_then(|()| fs::rename(&half, path));
+    if made.is_err() {
+        remove(&half)?;
+    }
+    made.map_err(Error::of("make the link", path))
+}
+
+/// Waits until all that was written below a root is on the disk.
+pub(crate) fn keep(root: &Path) -> Result<(), Error> {
+    let etc = root.join("etc");
+    let directory = File::open(&etc).map_err(Error::of("open", &etc))?;
+    rustix::fs::syncfs(&directory)
+        .map_err(|errno| Error::of("write to the disk", &etc)(errno.into()))
 }
 
 /// Removes the file, if it is there.

@@ -9,6 +9,7 @@
 //! - Nothing goes through a shell. Programs have a deadline and end with who waits for them.
 //! - A file is replaced as a whole: whoever reads it finds the old or the new one.
 
+pub mod apply;
 mod file;
 pub mod identity;
 mod program;

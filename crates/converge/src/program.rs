@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+use tokio::process::{Child, Command};
 
 /// Bytes of what it says that are kept, of each kind.
 const SAID: u64 = 4096;
@@ -31,30 +31,84 @@ pub(crate) async fn run(
     arguments: &[&OsStr],
     within: Duration,
 ) -> Result<Vec<u8>, Error> {
-    let failed = |source| Error::Run { program, source };
-    let mut child = Command::new(program)
+    let mut child = start(program, arguments)?;
+    let (output, complaint) = (child.stdout.take(), child.stderr.take());
+    let all = async { tokio::join!(child.wait(), beginning(output), beginning(complaint)) };
+    let ended = tokio::time::timeout(within, all).await;
+    let (status, output, said) = ended.map_err(|_late| Error::Late { program, within })?;
+    judge(program, status, &said)?;
+    Ok(output)
+}
+
+/// Runs a program to its end, and tells each line that it says, on whatever stream.
+pub(crate) async fn follow(
+    program: &'static str,
+    arguments: &[&OsStr],
+    within: Duration,
+    tell: &(impl Fn(&str) + Sync),
+) -> Result<(), Error> {
+    let mut child = start(program, arguments)?;
+    let (output, complaint) = (child.stdout.take(), child.stderr.take());
+    let all = async { tokio::join!(child.wait(), lines(output, tell), lines(complaint, tell)) };
+    let ended = tokio::time::timeout(within, all).await;
+    let (status, _last, last) = ended.map_err(|_late| Error::Late { program, within })?;
+    judge(program, status, last.as_bytes())
+}
+
+fn start(program: &'static str, arguments: &[&OsStr]) -> Result<Child, Error> {
+    Command::new(program)
         .args(arguments)
         .env("LC_ALL", "C")
+        // What installs packages asks nobody.
+        .env("DEBIAN_FRONTEND", "noninteractive")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .map_err(failed)?;
-    let (output, complaint) = (child.stdout.take(), child.stderr.take());
-    let all = async { tokio::join!(child.wait(), beginning(output), beginning(complaint)) };
-    let ended = tokio::time::timeout(within, all).await;
-    let (status, output, said) = ended.map_err(|_late| Error::Late { program, within })?;
-    let status = status.map_err(failed)?;
+        .map_err(|source| Error::Run { program, source })
+}
+
+fn judge(
+    program: &'static str,
+    status: io::Result<std::process::ExitStatus>,
+    said: &[u8],
+) -> Result<(), Error> {
+    let status = status.map_err(|source| Error::Run { program, source })?;
     if status.success() {
-        return Ok(output);
+        return Ok(());
     }
-    let said = String::from_utf8_lossy(&said);
+    let said = String::from_utf8_lossy(said);
     let what = match said.lines().rfind(|line| !line.trim().is_empty()) {
-        Some(line) => line.trim().chars().filter(|c| !c.is_control()).collect(),
+        Some(line) => plain(line),
         None => status.to_string(),
     };
     Err(Error::Failed { program, what })
+}
+
+/// A line without what a terminal would obey.
+pub(crate) fn plain(line: &str) -> String {
+    line.trim().chars().filter(|c| !c.is_control()).collect()
+}
+
+/// Tells the lines, and returns the last that is not empty.
+async fn lines(from: Option<impl AsyncRead + Unpin>, tell: &impl Fn(&str)) -> String {
+    let mut last = String::new();
+    let Some(from) = from else { return last };
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match (&mut from).take(SAID).read_until(b'\n', &mut line).await {
+            Ok(1..) => {}
+            _ => return last,
+        }
+        let text = plain(&String::from_utf8_lossy(&line));
+        if !text.is_empty() {
+            tell(&text);
+            last = text;
+        }
+    }
 }
 
 /// What comes first; the rest is read, too, or the program would wait for ever.

@@ -8,7 +8,7 @@ use std::path::Path;
 /// Where Debian has a machine's own name, so that it resolves without a network.
 const OWN: &[u8] = b"127.0.1.1";
 
-pub(super) fn set(root: &Path, name: &HostName) -> Result<(), Error> {
+pub(crate) fn set(root: &Path, name: &HostName) -> Result<(), Error> {
     if is_live(root) {
         let is_set = || uname().nodename().to_bytes() == name.as_str().as_bytes();
         if !is_set() {

@@ -15,7 +15,7 @@
 mod clock;
 mod cloud_init;
 mod entropy;
-mod hostname;
+pub(crate) mod hostname;
 mod init;
 mod journal;
 mod link;
@@ -148,11 +148,8 @@ pub async fn settle(root: &Path, identity: &Identity, mut tell: impl FnMut(Settl
 
 /// Waits until it is on the disk: a power cut must not bring the other machine back.
 async fn keep(root: &Path) -> Result<(), Error> {
-    let etc = root.join("etc");
-    let sync = move || {
-        let directory = std::fs::File::open(&etc).map_err(file::Error::of("open", &etc))?;
-        rustix::fs::syncfs(&directory).map_err(Error::kernel("write to the disk"))
-    };
+    let root = root.to_owned();
+    let sync = move || Ok(file::keep(&root)?);
     let ended = tokio::task::spawn_blocking(sync).await;
     ended.unwrap_or_else(|_panic| Err(Error::Unclear("writing to the disk broke off".to_owned())))
 }

@@ -1,0 +1,244 @@
+//! Containers, over the engine's socket.
+//!
+//! Asked in HTTP/1.0: then the engine ends its answer by closing, and nothing of it is in chunks.
+
+use super::Error;
+use model::plan::Action;
+use model::spec::{Container, ContainerName, Image, Mount};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+/// Bytes of an answer.
+const ANSWER_MAX: u64 = 4 << 20;
+/// Networks that every engine has.
+const GIVEN: [&str; 3] = ["bridge", "host", "none"];
+
+pub(super) async fn change(socket: &Path, action: &Action) -> Result<bool, Error> {
+    let engine = Engine { socket };
+    match action {
+        Action::PutImage(image) => engine.put_image(image).await,
+        Action::CreateContainer { name, container } => engine.create(name, container).await,
+        Action::StartContainer(name) => engine.stand(name, "start", &["running"]).await,
+        Action::StopContainer(name) => {
+            engine.stand(name, "stop", &["exited", "created", "dead"]).await
+        }
+        Action::PauseContainer(name) => engine.stand(name, "pause", &["paused"]).await,
+        Action::UnpauseContainer(name) => engine.stand(name, "unpause", &["running"]).await,
+        Action::RemoveContainer(name) => engine.remove(name).await,
+        _ => Err(Error::Unclear("it is no change of a container".to_owned())),
+    }
+}
+
+struct Engine<'e> {
+    socket: &'e Path,
+}
+
+struct Answer {
+    status: u16,
+    body: Value,
+}
+
+impl Answer {
+    fn is_success(&self) -> bool {
+        (200..400).contains(&self.status)
+    }
+
+    fn accepted(self, doing: &str) -> Result<Value, Error> {
+        if self.is_success() {
+            return Ok(self.body);
+        }
+        let what =
+            self.body.get("message").and_then(Value::as_str).unwrap_or("it does not say why");
+        let what = crate::program::plain(what);
+        Err(Error::Refused { doing: doing.to_owned(), what })
+    }
+}
+
+impl Engine<'_> {
+    async fn put_image(&self, image: &Image) -> Result<bool, Error> {
+        let path = format!("/images/{image}/json");
+        if self.ask("GET", &path, None).await?.is_success() {
+            return Ok(false);
+        }
+        let pulled = format!("/images/create?fromImage={}", escaped(image.as_str()));
+        self.ask("POST", &pulled, None).await?.accepted("fetch the image")?;
+        // What fails while it is fetched is told in the answer's body, with status 200.
+        if self.ask("GET", &path, None).await?.is_success() {
+            return Ok(true);
+        }
+        Err(Error::Unclear(format!("the engine has no image {image}, and can't get it")))
+    }
+
+    async fn create(&self, name: &ContainerName, wanted: &Container) -> Result<bool, Error> {
+        // The plan says when one is made anew; then the old one was removed before.
+        if self.state(name).await?.is_some() {
+            return Ok(false);
+        }
+        for network in &wanted.networks {
+            self.put_network(network).await?;
+        }
+        let path = format!("/containers/create?name={name}");
+        let created = self.ask("POST", &path, Some(&form(wanted))).await?;
+        created.accepted(&format!("create {name}"))?;
+        for network in wanted.networks.iter().skip(1) {
+            let path = format!("/networks/{network}/connect");
+            let body = json!({"Container": name.as_str()});
+            let connected = self.ask("POST", &path, Some(&body)).await?;
+            connected.accepted(&format!("connect {name} to {network}"))?;
+        }
+        match self.state(name).await? {
+            Some(_) => Ok(true),
+            None => Err(Error::Unchanged(name.to_string())),
+        }
+    }
+
+    async fn put_network(&self, name: &ContainerName) -> Result<(), Error> {
+        if GIVEN.contains(&name.as_str()) {
+            return Ok(());
+        }
+        if self.ask("GET", &format!("/networks/{name}"), None).await?.is_success() {
+            return Ok(());
+        }
+        let body = json!({"Name": name.as_str(), "Driver": "bridge"});
+        let made = self.ask("POST", "/networks/create", Some(&body)).await?;
+        made.accepted(&format!("make the network {name}"))?;
+        Ok(())
+    }
+
+    async fn stand(
+        &self,
+        name: &ContainerName,
+        verb: &str,
+        states: &[&str],
+    ) -> Result<bool, Error> {
+        let is_so = |state: Option<String>| state.is_some_and(|s| states.contains(&s.as_str()));
+        if is_so(self.state(name).await?) {
+            return Ok(false);
+        }
+        let path = format!("/containers/{name}/{verb}");
+        self.ask("POST", &path, None).await?.accepted(&format!("{verb} {name}"))?;
+        let after = self.state(name).await?;
+        let told = after.clone().unwrap_or_else(|| "gone".to_owned());
+        if is_so(after) { Ok(true) } else { Err(Error::Unchanged(told)) }
+    }
+
+    async fn remove(&self, name: &ContainerName) -> Result<bool, Error> {
+        if self.state(name).await?.is_none() {
+            return Ok(false);
+        }
+        let path = format!("/containers/{name}?force=true");
+        self.ask("DELETE", &path, None).await?.accepted(&format!("remove {name}"))?;
+        Ok(true)
+    }
+
+    /// `None` where there is no such container.
+    async fn state(&self, name: &ContainerName) -> Result<Option<String>, Error> {
+        let answer = self.ask("GET", &format!("/containers/{name}/json"), None).await?;
+        if answer.status == 404 {
+            return Ok(None);
+        }
+        let body = answer.accepted(&format!("look at {name}"))?;
+        Ok(body.pointer("/State/Status").and_then(Value::as_str).map(str::to_owned))
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, Error> {
+        let failed = |source| Error::Engine { path: self.socket.to_owned(), source };
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let head = format!(
+            "{method} {path} HTTP/1.0\r\nHost: docker\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut stream = UnixStream::connect(self.socket).await.map_err(failed)?;
+        stream.write_all(head.as_bytes()).await.map_err(failed)?;
+        stream.write_all(body.as_bytes()).await.map_err(failed)?;
+        let mut answer = Vec::new();
+        stream.take(ANSWER_MAX).read_to_end(&mut answer).await.map_err(failed)?;
+        read(&answer)
+            .ok_or_else(|| Error::Unclear(format!("the engine's answer to {path} has no form")))
+    }
+}
+
+fn read(answer: &[u8]) -> Option<Answer> {
+    let text = String::from_utf8_lossy(answer);
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    // Some answers are several objects, and some none; those are looked at by nobody.
+    Some(Answer { status, body: serde_json::from_str(body).unwrap_or(Value::Null) })
+}
+
+/// For a value in a query.
+fn escaped(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    text.bytes()
+        .map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .collect()
+}
+
+/// The container as the engine is told of it.
+fn form(wanted: &Container) -> Value {
+    let texts = |words: &[model::spec::Word]| {
+        words.iter().map(|w| w.as_str().to_owned()).collect::<Vec<_>>()
+    };
+    let inside = |port: &model::spec::Port| {
+        format!("{}/{}", port.inside, if port.udp { "udp" } else { "tcp" })
+    };
+    let mut bindings: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for port in &wanted.ports {
+        let binding =
+            json!({"HostIp": port.address.to_string(), "HostPort": port.outside.to_string()});
+        bindings.entry(inside(port)).or_default().push(binding);
+    }
+    let exposed: BTreeMap<String, Value> =
+        bindings.keys().map(|port| (port.clone(), json!({}))).collect();
+    let environment: Vec<String> = wanted
+        .environment
+        .iter()
+        .map(|(name, value)| {
+            format!("{name}={}", value.as_ref().map_or("", |value| value.as_str()))
+        })
+        .collect();
+    let labels: BTreeMap<&str, &str> =
+        wanted.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let policy = wanted.restart_policy.as_ref().map_or("no", |policy| policy.as_str());
+    let (policy, retries) = policy.split_once(':').unwrap_or((policy, "0"));
+    let mut host = json!({
+        "PortBindings": bindings,
+        "Mounts": wanted.mounts.iter().map(mount).collect::<Vec<_>>(),
+        "RestartPolicy": {"Name": policy, "MaximumRetryCount": retries.parse::<u32>().unwrap_or_default()},
+        "Privileged": wanted.privileged,
+        "Memory": wanted.memory_bytes.unwrap_or_default(),
+        "NanoCpus": wanted.cpu_millis.unwrap_or_default().saturating_mul(1_000_000),
+    });
+    if let (Some(host), Some(network)) = (host.as_object_mut(), wanted.networks.first()) {
+        host.insert("NetworkMode".to_owned(), network.as_str().into());
+    }
+    json!({
+        "Image": wanted.image.as_str(),
+        "Entrypoint": texts(&wanted.entrypoint),
+        "Cmd": texts(&wanted.command),
+        "User": wanted.user.as_ref().map_or("", |user| user.as_str()),
+        "WorkingDir": wanted.working_directory.as_ref().map_or("", |place| place.as_str()),
+        "Env": environment,
+        "Labels": labels,
+        "ExposedPorts": exposed,
+        "HostConfig": host,
+    })
+}
+
+fn mount(mount: &Mount) -> Value {
+    match mount {
+        Mount::Bind { source, destination, read_only } => json!({
+            "Type": "bind", "Source": source.as_str(), "Target": destination.as_str(),
+            // What is in it is not followed; without it the container would not start.
+            "ReadOnly": read_only, "BindOptions": {"CreateMountpoint": true},
+        }),
+        Mount::Volume { name, destination, read_only } => json!({
+            "Type": "volume", "Source": name.as_str(), "Target": destination.as_str(),
+            "ReadOnly": read_only,
+        }),
+        Mount::Memory { destination } => json!({"Type": "tmpfs", "Target": destination.as_str()}),
+    }
+}

@@ -1,0 +1,36 @@
+//! Why a step failed.
+
+use crate::{file, identity, program};
+use model::ContentId;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    File(#[from] file::Error),
+    #[error(transparent)]
+    Program(#[from] program::Error),
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    #[error("it did not end within {} s", .0.as_secs())]
+    Late(Duration),
+    #[error("its content {0} was not sent along")]
+    NoContent(ContentId),
+    #[error("there is no {kind} {name} here")]
+    Nobody { kind: &'static str, name: String },
+    #[error("nobody listens at {}", .path.display())]
+    Engine {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the engine refused to {doing}: {what}")]
+    Refused { doing: String, what: String },
+    /// It was done, and is not so.
+    #[error("it was done, and is not so: {0}")]
+    Unchanged(String),
+    #[error("{0}")]
+    Unclear(String),
+}

@@ -1,0 +1,199 @@
+//! Packages, by apt: those that can change together in one transaction.
+//!
+//! ```text
+//! all ─► again, with what was half done finished and new lists ─► in halves, down to the one that can't be had
+//! ```
+
+use super::{Ended, Error, Machine, Tell};
+use crate::{file, program};
+use model::plan::{Action, Event};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// For one transaction.
+const CHANGE: Duration = Duration::from_secs(1800);
+const ANSWER: Duration = Duration::from_secs(60);
+const UPDATE: Duration = Duration::from_secs(300);
+
+/// Keeps packages from starting what they bring: which units run is decided by the plan.
+const POLICY: &str = "#!/bin/sh\n# Written by SafetyTwin while packages change.\nexit 101\n";
+
+pub(super) fn is_one(action: &Action) -> bool {
+    matches!(action, Action::PutPackage { .. } | Action::RemovePackage(_))
+}
+
+/// Changes all of these, and says for each what came of it.
+pub(super) async fn change(
+    machine: &Machine,
+    steps: Vec<(usize, &Action)>,
+    tell: Tell<'_>,
+) -> Ended {
+    let Some(first) = steps.first().map(|(at, _)| *at) else { return Vec::new() };
+    let change = Change { machine, tell, first };
+    let before = match change.installed().await {
+        Ok(installed) => installed,
+        Err(error) => return change.all_failed(&steps, &model::with_causes(&error)),
+    };
+    let (done, open): (Vec<_>, Vec<_>) =
+        steps.into_iter().partition(|(_, action)| is_so(&before, action));
+    let mut ended: Ended = done.into_iter().map(|(at, _)| (at, Ok(false))).collect();
+    if open.is_empty() {
+        return ended;
+    }
+    let policy = Policy::put(&machine.root);
+    let failed = change.together(&open).await;
+    drop(policy);
+    match change.installed().await {
+        Ok(after) => ended.extend(open.into_iter().map(|(at, action)| {
+            let result = match (is_so(&after, action), failed.get(&at)) {
+                (true, _) => Ok(true),
+                (false, Some(what)) => Err(Error::Unclear(what.clone())),
+                (false, None) => Err(Error::Unchanged(action.to_string())),
+            };
+            (at, result)
+        })),
+        Err(error) => ended.extend(change.all_failed(&open, &model::with_causes(&error))),
+    }
+    ended
+}
+
+/// Versions by name, with and without the architecture.
+type Installed = BTreeMap<String, String>;
+
+fn is_so(installed: &Installed, action: &Action) -> bool {
+    match action {
+        Action::PutPackage { name, version } => {
+            installed.get(name.as_str()).is_some_and(|there| there == version.as_str())
+        }
+        Action::RemovePackage(name) => !installed.contains_key(name.as_str()),
+        _ => false,
+    }
+}
+
+struct Change<'c> {
+    machine: &'c Machine,
+    tell: Tell<'c>,
+    /// The step under which what is said is told.
+    first: usize,
+}
+
+impl Change<'_> {
+    fn all_failed(&self, steps: &[(usize, &Action)], what: &str) -> Ended {
+        steps.iter().map(|(at, _)| (*at, Err(Error::Unclear(what.to_owned())))).collect()
+    }
+
+    async fn installed(&self) -> Result<Installed, Error> {
+        let root = &self.machine.root;
+        if !crate::is_live(root) {
+            return Err(Error::Unclear("this machine is not running".to_owned()));
+        }
+        let format = "--showformat=${Package} ${Architecture} ${Version} ${db:Status-Status}\n";
+        let words = [OsStr::new("--show"), OsStr::new(format)];
+        // The list is longer than what is kept of a program's answer; so it is told by lines.
+        let lines = std::sync::Mutex::new(Installed::new());
+        let take = |line: &str| {
+            let mut fields = line.split(' ');
+            if let (Some(name), Some(architecture), Some(version), Some("installed")) =
+                (fields.next(), fields.next(), fields.next(), fields.next())
+            {
+                let mut all = lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                all.insert(format!("{name}:{architecture}"), version.to_owned());
+                all.entry(name.to_owned()).or_insert_with(|| version.to_owned());
+            }
+        };
+        program::follow("dpkg-query", &words, ANSWER, &take).await?;
+        Ok(lines.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// What failed, and why.
+    async fn together(&self, steps: &[(usize, &Action)]) -> BTreeMap<usize, String> {
+        let Err(_first) = self.transaction(steps).await else { return BTreeMap::new() };
+        // One that was cut off has left its work half done, and apt refuses to go on.
+        let configure = ["--configure", "-a", "--force-confdef", "--force-confold"];
+        for (program, words) in [("dpkg", &configure[..]), ("apt-get", &["--quiet", "update"])] {
+            if let Err(error) = self.follow(program, words, UPDATE).await {
+                self.say(&error.to_string());
+            }
+        }
+        let mut failed = BTreeMap::new();
+        let mut open = vec![steps];
+        while let Some(part) = open.pop() {
+            let Err(error) = self.transaction(part).await else { continue };
+            match part {
+                [(at, _)] => {
+                    failed.insert(*at, model::with_causes(&error));
+                }
+                _ => {
+                    let (one, other) = part.split_at(part.len() / 2);
+                    open.extend([other, one]);
+                }
+            }
+        }
+        failed
+    }
+
+    async fn transaction(&self, steps: &[(usize, &Action)]) -> Result<(), Error> {
+        let words: Vec<String> = steps
+            .iter()
+            .filter_map(|(_, action)| match action {
+                Action::PutPackage { name, version } => Some(format!("{name}={version}")),
+                // apt's own way to remove in a transaction that installs.
+                Action::RemovePackage(name) => Some(format!("{name}-")),
+                _ => None,
+            })
+            .collect();
+        let mut all = vec![
+            "--quiet",
+            "--yes",
+            "--no-install-recommends",
+            "--allow-downgrades",
+            "--allow-change-held-packages",
+            "--option=Dpkg::Options::=--force-confdef",
+            "--option=Dpkg::Options::=--force-confold",
+            "--option=Dpkg::Use-Pty=0",
+            "install",
+            "--",
+        ];
+        all.extend(words.iter().map(String::as_str));
+        self.follow("apt-get", &all, CHANGE).await
+    }
+
+    async fn follow(
+        &self,
+        program: &'static str,
+        words: &[&str],
+        within: Duration,
+    ) -> Result<(), Error> {
+        let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
+        Ok(program::follow(program, &words, within, &|text: &str| self.say(text)).await?)
+    }
+
+    fn say(&self, text: &str) {
+        (self.tell)(Event::Said { step: self.first, text: text.to_owned() });
+    }
+}
+
+/// The policy, as long as this is there.
+struct Policy(Option<PathBuf>);
+
+impl Policy {
+    /// One that somebody else has written stays.
+    fn put(root: &Path) -> Self {
+        let path = root.join("usr/sbin/policy-rc.d");
+        let there = file::read(&path).ok().flatten();
+        let is_free = there.is_none_or(|there| there == POLICY.as_bytes());
+        let written = is_free && file::put(&path, POLICY.as_bytes(), 0o755, None).is_ok();
+        Self(written.then_some(path))
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // What is left of it here is removed by the next one.
+            let _left = file::remove(path);
+        }
+    }
+}
