@@ -1,15 +1,17 @@
 //! The agent in a twin: answers what the server asks through the machine's virtio-serial port.
 //!
 //! It sees what the agent on a host sees, with the same code. What it changes is who the machine
-//! is, and only when asked to. The port is there before anybody listens at its other end and
+//! is, and what a plan says, and only when asked to. The port is there before anybody listens at its other end and
 //! stays when they leave; both are waited for.
 
+mod applying;
 mod port;
 mod renewal;
 
 use crate::config::Config;
 use crate::{Error, once};
-use api::guest::{Answer, Ask, Health, Reply, Request, receive, send};
+use api::guest::{Answer, Ask, Health, Look, Reply, Request, receive, send};
+use applying::Applying;
 use port::Port;
 use renewal::Renewal;
 use std::io;
@@ -34,7 +36,8 @@ pub async fn serve(
     let failed = |source| Error::Prepare { path: port.to_owned(), source };
     let mut channel = BufStream::new(Port::open(port).map_err(failed)?);
     tracing::info!(port = %port.display(), "answering for this machine");
-    let mut guest = Guest { config, renewal: Renewal::new(root) };
+    let applying = Applying::new(root, &config.docker_socket);
+    let mut guest = Guest { config, renewal: Renewal::new(root), applying };
     loop {
         let ended = stop.run_until_cancelled(guest.answer_all(&mut channel)).await;
         match ended {
@@ -53,6 +56,7 @@ pub async fn serve(
 struct Guest {
     config: Config,
     renewal: Renewal,
+    applying: Applying,
 }
 
 impl Guest {
@@ -70,16 +74,29 @@ impl Guest {
     async fn answer(&mut self, ask: Ask) -> Answer {
         match ask {
             Ask::Hello => Answer::Hello(env!("CARGO_PKG_VERSION").to_owned()),
-            Ask::Facts => match once(self.config.clone()).await {
-                Ok(facts) => Answer::Facts(facts),
-                Err(error) => Answer::Fault(error.to_string()),
-            },
+            Ask::Facts => self.look(Look::default()).await,
+            Ask::Look(look) => self.look(look).await,
             Ask::Health => match once(self.config.clone()).await {
                 Ok(facts) => Answer::Health(Health::of(&facts)),
                 Err(error) => Answer::Fault(error.to_string()),
             },
             Ask::Renew(renew) => self.renewal.begin(renew).await,
             Ask::Identity => Answer::Identity(self.renewal.standing()),
+            Ask::Contents(texts) => self.applying.keep(texts),
+            Ask::Apply(apply) => self.applying.begin(apply),
+            Ask::Progress(since) => self.applying.progress(&since).await,
+            Ask::Cancel(run) => self.applying.cancel(&run),
+        }
+    }
+
+    async fn look(&self, look: Look) -> Answer {
+        let mut config = self.config.clone();
+        // What tells that this is a twin is looked at, too.
+        config.track.push(model::spec::ENVIRONMENT.to_owned());
+        config.track.extend(look.files.into_iter().map(String::from));
+        match once(config).await {
+            Ok(facts) => Answer::Facts(facts),
+            Err(error) => Answer::Fault(error.to_string()),
         }
     }
 }

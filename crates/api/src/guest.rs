@@ -11,8 +11,21 @@
 //! Renew ─► Renewed    at once: entropy, clock, host name, machine id
 //! Identity ─► Standing, pending … Standing, done    what takes longer, if it has a new identity
 //! ```
+//!
+//! A plan is carried out while the port goes on answering, so that whoever asks can go away and
+//! come back:
+//!
+//! ```text
+//! Look ─► Facts          with the files that the host tracks, so that both can be compared
+//! Contents ─► Kept       what the plan's files hold, in as many messages as it takes
+//! Apply ─► Applying      it is under way; the same once more changes nothing
+//! Progress ─► Progress   what happened since, and in the end what became of each step
+//! Cancel ─► Applying     what is under way is cut off; Progress tells what that came to
+//! ```
 
 use model::entity::{Collector, Unit};
+use model::plan::{Event, Outcome, Plan};
+use model::spec::FilePath;
 use model::{Facts, Identity, Time};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -41,6 +54,45 @@ pub enum Ask {
     Renew(Renew),
     /// Who it is, and how far it got in becoming so.
     Identity,
+    /// All it sees, and these files, looked at now.
+    Look(Look),
+    /// To keep these texts for the next plan, by their hashes.
+    Contents(Vec<String>),
+    /// To carry out a plan.
+    Apply(Apply),
+    /// What happened of a plan.
+    Progress(Since),
+    /// To cut a plan off.
+    Cancel(String),
+}
+
+/// Files to be looked at beside what the machine itself gives reason to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Look {
+    pub files: Vec<FilePath>,
+}
+
+/// A plan, and the name by which it is asked about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Apply {
+    pub run: String,
+    pub plan: Plan,
+}
+
+/// What is wanted of a plan's events: those from this number on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Since {
+    pub run: String,
+    pub from: usize,
+}
+
+/// What happened of a plan.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Happened {
+    pub events: Vec<Event>,
+    /// What became of each step; absent while it is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcomes: Option<Vec<Outcome>>,
 }
 
 /// What a machine can't know that was put back into a saved moment.
@@ -123,6 +175,11 @@ pub enum Answer {
     Health(Health),
     Renewed(Renewed),
     Identity(Standing),
+    /// So many contents are kept now.
+    Kept(usize),
+    /// The plan of this name is under way, or was.
+    Applying(String),
+    Progress(Happened),
     /// It could not do what was asked.
     Fault(String),
 }
