@@ -45,7 +45,7 @@ need_root() {
 step_shell() {
     ensure_packages shellcheck
     shellcheck -x install.sh test.sh .ci/run packaging/toolchain.sh lab/host lab/docker lab/test lab/endtoend \
-        lab/identity lab/twins lab/observe lab/libvirt lab/guest-image lab/src/build-rootfs lab/src/check-guest-image lab/src/common.sh \
+        lab/identity lab/apply lab/twins lab/observe lab/libvirt lab/guest-image lab/src/build-rootfs lab/src/check-guest-image lab/src/common.sh \
         packaging/virtualisation.sh
 }
 
@@ -86,7 +86,9 @@ step_lab() {
     [ "$(id -u)" -eq 0 ] || return 0
     lab/test
     cargo build --locked --quiet -p agent
+    cargo build --locked --quiet -p model --example plan
     lab/identity "$binaries"
+    lab/apply "$binaries"
 }
 
 # The collectors against real systemd, D-Bus and Docker.

@@ -7,7 +7,9 @@ use ::model::entity::{
     Memory, Package, Platform, Process, Route, Socket, Unit, User, Workload,
 };
 use ::model::load::Load;
+use ::model::plan::{Own, Plan, plan};
 use ::model::redact::MARK;
+use ::model::spec::{Extras, Spec};
 use ::model::{
     ContentId, Digest, Facts, Fields, HostId, Kind, Moment, Patch, Subject, Time, Value, Version,
     diff, significance, unit_name_is_valid,
@@ -58,6 +60,23 @@ pub fn model_patch(steps: Steps) {
         survives(&misfit.clone().then(two.clone()).inverse());
         survives(&one.clone().then(misfit));
     }
+}
+
+/// Whatever a host and its twin are said to be, a plan is made of it that the guest's agent takes.
+pub fn model_plan(data: &[u8]) {
+    let again = |plan: &Plan| {
+        let json = serde_json::to_string(plan).expect("a plan can be written");
+        assert_eq!(&serde_json::from_str::<Plan>(&json).expect("and read again"), plan);
+    };
+    if let Ok(plan) = serde_json::from_slice::<Plan>(data) {
+        again(&plan);
+    }
+    let Ok((host, twin)) = serde_json::from_slice::<(Facts, Facts)>(data) else { return };
+    let spec = Spec::of(&host, &Extras::default(), None);
+    let made = plan(&spec, &twin, &Own::default());
+    again(&made);
+    assert_eq!(plan(&spec, &twin, &Own::default()), made);
+    assert!(made.fidelity_per_mille() <= 1000);
 }
 
 /// Whatever is read as one of our types can be written and read again.
