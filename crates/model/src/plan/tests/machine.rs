@@ -177,7 +177,7 @@ impl Machine<'_> {
         match action {
             Action::Enable(unit) => self.enable(unit.as_str(), Some("enabled")),
             Action::Disable(unit) | Action::Unmask(unit) => {
-                self.enable(unit.as_str(), Some("disabled"))
+                self.enable(unit.as_str(), Some("disabled"));
             }
             Action::Mask(unit) => self.enable(unit.as_str(), Some("masked")),
             Action::Start(unit) | Action::Restart(unit) => {
@@ -203,7 +203,7 @@ impl Machine<'_> {
                 self.facts.put_entity(&Container { state: "created".into(), ..host });
             }
             Action::StartContainer(name) | Action::UnpauseContainer(name) => {
-                self.stand(name.as_str(), "running")
+                self.stand(name.as_str(), "running");
             }
             Action::StopContainer(name) => self.stand(name.as_str(), "exited"),
             Action::PauseContainer(name) => self.stand(name.as_str(), "paused"),
