@@ -33,6 +33,8 @@ const MOST: Duration = Duration::from_secs(1);
 /// How long the first delta waits for collectors that have not looked yet: what they see later
 /// would seem to be new on the machine.
 const FIRST: Duration = Duration::from_secs(2);
+/// A first look at everything is over by then, or something hangs.
+pub(crate) const LOOKS: Duration = Duration::from_secs(30);
 
 /// Which items a complete look speaks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,13 +44,15 @@ pub(crate) enum Scope {
     SystemUnits,
     /// Units of one user's manager.
     UnitsOf(String),
+    /// Units of users' managers but those of these users.
+    UnitsBut(BTreeSet<String>),
 }
 
 impl Scope {
     fn kind(&self) -> Kind {
         match self {
             Self::Kind(kind) => *kind,
-            Self::SystemUnits | Self::UnitsOf(_) => Kind::UNIT,
+            Self::SystemUnits | Self::UnitsOf(_) | Self::UnitsBut(_) => Kind::UNIT,
         }
     }
 
@@ -59,6 +63,10 @@ impl Scope {
             Self::UnitsOf(user) => {
                 let owner = subject.id().split_once('/').map(|(owner, _)| owner);
                 subject.kind() == Kind::UNIT && owner == Some(user)
+            }
+            Self::UnitsBut(users) => {
+                let owner = subject.id().split_once('/').map(|(owner, _)| owner);
+                subject.kind() == Kind::UNIT && owner.is_some_and(|owner| !users.contains(owner))
             }
         }
     }
@@ -78,8 +86,13 @@ pub(crate) enum Seen {
         put: Vec<(Subject, Item)>,
         gone: Vec<Subject>,
     },
-    /// Some of what the first look is about to find, ahead of the rest.
-    Part(Vec<(Subject, Item)>),
+    /// Some of what a look is about to find, ahead of the rest.
+    Part {
+        put: Vec<(Subject, Item)>,
+        gone: Vec<Subject>,
+    },
+    /// There is nothing of these scopes; says nothing of others.
+    None(Vec<Scope>),
     /// It could not look.
     Fault(String),
     /// What the server was told of kinds that nobody could look at so far.
@@ -118,6 +131,10 @@ pub(crate) struct Engine {
     /// Collectors that have not looked with success, where the spool has no memory either.
     unseen: BTreeSet<&'static str>,
     recalled: bool,
+    /// What was recalled was not passed on yet.
+    recalls: bool,
+    /// Until then what is seen for the first time was there before; without memory only.
+    finds_until: Option<Instant>,
     looked: watch::Sender<Looked>,
     last_look: HashMap<&'static str, Instant>,
     pending: Option<Pending>,
@@ -133,10 +150,12 @@ struct Pending {
 }
 
 impl Engine {
-    /// `facts` is the state the spool ended with; empty if there was none.
+    /// `facts` is the state the spool ended with; empty if there was none. Collectors are awaited
+    /// before it is told, or at least asked after: `unseen`.
     pub(crate) fn new(
         facts: Facts,
         awaited: impl IntoIterator<Item = &'static str>,
+        unseen: impl IntoIterator<Item = &'static str>,
         looked: watch::Sender<Looked>,
     ) -> Self {
         let awaited: BTreeSet<&'static str> = awaited.into_iter().collect();
@@ -146,8 +165,10 @@ impl Engine {
             recorded: facts.clone(),
             facts,
             changed: BTreeSet::new(),
-            unseen: if begun { BTreeSet::new() } else { awaited.clone() },
+            unseen: if begun { BTreeSet::new() } else { unseen.into_iter().collect() },
             recalled: false,
+            recalls: false,
+            finds_until: (!begun).then(|| Instant::now() + LOOKS),
             awaited,
             looked,
             last_look: HashMap::new(),
@@ -218,12 +239,18 @@ impl Engine {
                 let before: Option<Collector> = self.facts.entity(collector);
                 self.looked(collector, before.map(|before| before.limits).unwrap_or_default());
             }
-            Seen::Part(put) => {
+            Seen::Part { put, gone } => {
                 for (subject, item) in put {
                     self.put(subject, item);
                 }
-                self.schedule();
-                return;
+                for subject in gone {
+                    self.remove(subject);
+                }
+                return self.settle();
+            }
+            Seen::None(scopes) => {
+                self.complete(&scopes, Vec::new());
+                return self.settle();
             }
             Seen::Fault(message) => self.fault(collector, message),
             Seen::Recalled(facts) => return self.recall(&facts),
@@ -261,10 +288,13 @@ impl Engine {
     }
 
     /// Nothing that was seen waits here.
-    fn passed_on(&self) {
+    fn passed_on(&mut self) {
+        self.recalls = false;
+        let kinds: BTreeSet<&Kind> =
+            self.unseen.iter().flat_map(|name| Collector::kinds(name)).collect();
         let now = Looked {
             all: self.awaited.is_empty(),
-            unseen: self.unseen.iter().flat_map(|name| Collector::kinds(name)).copied().collect(),
+            unseen: kinds.into_iter().copied().collect(),
             recalled: self.recalled,
         };
         self.looked.send_if_modified(|looked| {
@@ -327,9 +357,11 @@ impl Engine {
     /// Takes for true what was true when it was told, of those that could not look since.
     fn recall(&mut self, told: &Facts) {
         let of_unseen = |subject: &Subject| {
-            self.unseen.iter().any(|name| Collector::kinds(name).contains(&subject.kind()))
-                // Those of users have a collector of their own.
-                && (subject.kind() != Kind::UNIT || Scope::SystemUnits.holds(subject))
+            self.unseen.iter().any(|name| match *name {
+                "units" => Scope::SystemUnits.holds(subject),
+                "user-units" => Scope::UnitsBut(BTreeSet::new()).holds(subject),
+                name => Collector::kinds(name).contains(&subject.kind()),
+            })
         };
         let lacking: Vec<_> = told
             .iter()
@@ -340,6 +372,7 @@ impl Engine {
             self.put(subject, item);
         }
         self.recalled = true;
+        self.recalls = true;
         self.settle();
     }
 
@@ -352,7 +385,9 @@ impl Engine {
     fn fault(&mut self, collector: &'static str, message: String) {
         let before: Option<Collector> = self.facts.entity(collector);
         let before = before.unwrap_or_default();
-        tracing::warn!(collector, message, "could not look");
+        if before.fault.as_ref() != Some(&message) {
+            tracing::warn!(collector, message, "could not look");
+        }
         let fault_since = before.fault.and(before.fault_since).or_else(|| Some(clock::now()));
         let name = collector.to_owned();
         self.note(&Collector { name, fault: Some(message), fault_since, limits: before.limits });
@@ -380,7 +415,9 @@ impl Engine {
             Body::Keyframe(self.facts.clone())
         };
         let now = Instant::now();
-        match outgoing.try_send(Outgoing::Delta { at: pending.at, body, gap: None }) {
+        let finds = self.finds_until.is_some_and(|end| now < end) && !self.looked.borrow().all;
+        let of_first = finds || self.recalls;
+        match outgoing.try_send(Outgoing::Delta { at: pending.at, body, of_first }) {
             Ok(()) => {
                 self.record();
                 self.last_flush = Some(now);
@@ -431,7 +468,7 @@ mod tests {
         fn start(room: usize) -> Self {
             let (reports, receiver) = mpsc::channel(64);
             let (sender, outgoing) = mpsc::channel(room);
-            let engine = Engine::new(Facts::default(), ["units"], watch::Sender::default());
+            let engine = Engine::new(Facts::default(), ["units"], [], watch::Sender::default());
             #[expect(clippy::disallowed_methods, reason = "ends with the test's channels")]
             tokio::spawn(engine.run(receiver, sender, CancellationToken::new()));
             Self { reports, outgoing, state: Facts::default() }
@@ -531,7 +568,7 @@ mod tests {
         let (sender, mut outgoing) = mpsc::channel(8);
         let (looked, mut has_looked) = watch::channel(Looked::default());
         let awaited = ["units", "containers"];
-        let engine = Engine::new(Facts::default(), awaited, looked);
+        let engine = Engine::new(Facts::default(), awaited, awaited, looked);
         #[expect(clippy::disallowed_methods, reason = "ends with the test's channels")]
         tokio::spawn(engine.run(receiver, sender, CancellationToken::new()));
         let say = |collector, seen| reports.send(Report { collector, seen });

@@ -111,7 +111,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         engine: reports.downgrade(),
         recall: true,
         patient: true,
-        begun: false,
         is_known: None,
     };
     let mut context = Context::new(config, identity.key, reports, wanted);
@@ -122,11 +121,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         .entities::<File>()
         .filter_map(|file| Some((file.path, Role::parse(&file.role)?)))
         .collect();
-    let awaited = collect::FIRST.into_iter().filter(|name| match *name {
-        "network" | "sockets" => context.config.network,
-        _ => true,
-    });
-    let engine = Engine::new(facts, awaited, looked);
+    let unseen = collect::FIRST.into_iter().chain(collect::SEEN_LATER);
+    let engine = Engine::new(facts, collect::FIRST, unseen, looked);
 
     // The outbox outlives the engine, and the engine the collectors: each is told to stop by
     // the end of what feeds it, so that the last changes still go out.
@@ -165,7 +161,7 @@ pub async fn once(config: Config) -> Result<Facts, Error> {
     context.once = true;
     let mut collectors = collect::start(&context);
     drop(context);
-    let engine = Engine::new(Facts::default(), [], watch::Sender::default());
+    let engine = Engine::new(Facts::default(), [], [], watch::Sender::default());
     let facts = engine.once(received);
     let ended = async { while collectors.join_next().await.is_some() {} };
     let (facts, ()) = tokio::join!(facts, ended);

@@ -14,10 +14,10 @@
 
 use crate::clock;
 use crate::contents::Contents;
-use crate::engine::{Looked, Report, Seen};
+use crate::engine::{LOOKS, Looked, Report, Seen};
 use crate::spool::{self, Spool};
 use api::client::{Client, Error, segment};
-use api::wire::{self, Acknowledged, Batch, Body, Delta, Gap};
+use api::wire::{self, Acknowledged, Batch, Body, Delta};
 use bytes::Bytes;
 use hyper::Method;
 use model::load::Load;
@@ -30,8 +30,6 @@ use tokio_util::sync::CancellationToken;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
 /// Refusals after which what waits is sent in another form.
 const REFUSALS: u32 = 5;
-/// A first look at everything is over by then, or something hangs.
-const LOOKS: Duration = Duration::from_secs(30);
 /// Load samples kept while the server is away.
 const MAX_LOAD: usize = 360;
 
@@ -41,7 +39,8 @@ pub(crate) enum Outgoing {
     Delta {
         at: Time,
         body: Body,
-        gap: Option<Gap>,
+        /// Tells of what was there before, not of what happened.
+        of_first: bool,
     },
     /// Comes before the delta that names it.
     Content(Vec<u8>),
@@ -79,8 +78,6 @@ pub(crate) struct Outbox {
     pub(crate) recall: bool,
     /// Whether it is worth waiting for that.
     pub(crate) patient: bool,
-    /// Whether changes were sent.
-    pub(crate) begun: bool,
     /// Whether the server knows this host; `None` before it was asked.
     pub(crate) is_known: Option<bool>,
 }
@@ -131,11 +128,12 @@ impl Outbox {
                 },
                 sent = async { match &mut flight { Some(sending) => sending.await, None => std::future::pending().await } } => {
                     flight = None;
+                    if sent.result.is_ok() {
+                        backoff = BACKOFF.0;
+                    }
                     let (client, goes_on) = self.settle(sent, &mut load);
                     idle = Some(client);
-                    if goes_on {
-                        backoff = BACKOFF.0;
-                    } else {
+                    if !goes_on {
                         resting = true;
                         wait.as_mut().reset(tokio::time::Instant::now() + backoff);
                         backoff = (backoff * 2).min(BACKOFF.1);
@@ -200,8 +198,12 @@ impl Outbox {
 
     fn keep(&mut self, outgoing: Outgoing, load: &mut VecDeque<Load>) {
         match outgoing {
-            Outgoing::Delta { at, body, gap } => {
-                let trouble = self.spool.push(at, body, gap);
+            Outgoing::Delta { at, body, of_first } => {
+                let trouble = if of_first {
+                    self.spool.push_first(at, body)
+                } else {
+                    self.spool.push(at, body, None)
+                };
                 let trouble = trouble.map(|error| with_causes(&error));
                 self.standing.send_if_modified(|standing| {
                     let news = standing.spool != trouble;
@@ -257,11 +259,16 @@ impl Outbox {
         mut client: Client,
         load: &mut VecDeque<Load>,
     ) -> impl Future<Output = Sent> + Send + use<> {
+        // In this order: what was passed on before it was said to be complete is in the spool now.
+        let (holds_back, recalls) = (self.holds_back(), self.recalls());
+        while let Ok(outgoing) = self.incoming.try_recv() {
+            self.keep(outgoing, load);
+        }
         let contents = self.contents.batch();
         // Contents go first, and deltas wait while some are left: a version is not to name
         // what the server can't show.
         let whole = contents.len() == self.contents.len();
-        let deltas = if whole && !self.holds_back() { self.next() } else { Ok(Vec::new()) };
+        let deltas = if whole && !holds_back { self.next() } else { Ok(Vec::new()) };
         let deltas = deltas.unwrap_or_else(|error| {
             tracing::error!(error = with_causes(&error), "the spool can't be read back");
             Vec::new()
@@ -271,11 +278,10 @@ impl Outbox {
             deltas,
             load: load.drain(..).collect(),
             agent: env!("CARGO_PKG_VERSION").to_owned(),
-            unseen: if self.recalls() { self.looked.borrow().unseen.clone() } else { Vec::new() },
+            unseen: if recalls { self.looked.borrow().unseen.clone() } else { Vec::new() },
         };
         let host = segment(self.host.as_str());
         let newest = self.spool.newest();
-        let recalls = self.recalls();
         async move {
             let (ids, bytes): (Vec<ContentId>, Vec<Vec<u8>>) = contents.into_iter().unzip();
             if !ids.is_empty() {
@@ -340,9 +346,8 @@ impl Outbox {
     }
 
     fn next(&mut self) -> Result<Vec<Delta>, spool::Error> {
-        // Once: what comes behind the first look is history.
-        let begins = !self.spool.is_empty() && !std::mem::replace(&mut self.begun, true);
-        if begins && self.is_known != Some(false) {
+        // A host that the server does not know can't lose what comes a moment later.
+        if self.is_known != Some(false) {
             self.spool.condense()?;
         }
         if self.spool.is_stale() {

@@ -17,9 +17,9 @@
 //!   the same rules, and the journal is written anew as soon as it can be.
 
 use api::wire::{Body, Delta, Gap};
-use model::{Digest, Facts, Patch, Time};
+use model::{Digest, Facts, Fields, Item, Op, Patch, Subject, Time};
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
@@ -63,8 +63,20 @@ pub(crate) enum Error {
 
 #[derive(Serialize, Deserialize)]
 enum Record {
-    Base { stream: String, sequence: u64, facts: Facts },
+    Base {
+        stream: String,
+        sequence: u64,
+        facts: Facts,
+    },
     Delta(Delta),
+    /// One that belongs to the whole state at the beginning.
+    First(Delta),
+}
+
+impl Record {
+    fn of(delta: Delta, of_first: bool) -> Self {
+        if of_first { Self::First(delta) } else { Self::Delta(delta) }
+    }
 }
 
 /// Where a waiting delta is.
@@ -80,6 +92,8 @@ struct Waiting {
     at: Time,
     /// A whole state, not a step from the one before.
     is_whole: bool,
+    /// Tells of what was there before it: belongs to the whole state at the beginning.
+    of_first: bool,
     place: Place,
 }
 
@@ -202,29 +216,41 @@ impl Spool {
         self.is_stale
     }
 
-    /// Makes one whole state of the one that comes next and all behind it, which was seen in the
-    /// same look.
+    /// Makes one of the whole state that comes next and what belongs to it: the rest of the look
+    /// that it is of. What happened meanwhile stays as it was.
     pub(crate) fn condense(&mut self) -> Result<(), Error> {
-        if !self.begins_whole() || self.is_stale || self.waiting.len() < 2 {
+        let more = self.waiting.iter().skip(1).any(|waiting| waiting.of_first);
+        if !self.begins_whole() || self.is_stale || !more {
             return Ok(());
         }
-        let deltas: Vec<Delta> =
-            self.waiting.iter().map(|waiting| self.read(waiting)).collect::<Result<_, _>>()?;
-        let gap = deltas.iter().find_map(|delta| delta.gap);
-        let one = deltas.into_iter().reduce(merged).map(|one| Delta { gap, ..one });
-        self.hold(one.into_iter().collect());
+        let mut deltas = Vec::new();
+        for waiting in &self.waiting {
+            deltas.push((self.read(waiting)?, waiting.of_first));
+        }
+        self.hold(condensed(deltas));
         self.rewrite()
     }
 
     /// Adds a delta. Gives a description of the trouble when it could only be held in memory.
     pub(crate) fn push(&mut self, at: Time, body: Body, gap: Option<Gap>) -> Option<Error> {
+        self.add(at, body, gap, false)
+    }
+
+    /// Adds one that tells of what was there before it.
+    pub(crate) fn push_first(&mut self, at: Time, body: Body) -> Option<Error> {
+        self.add(at, body, None, true)
+    }
+
+    fn add(&mut self, at: Time, body: Body, gap: Option<Gap>, of_first: bool) -> Option<Error> {
         let delta = Delta { sequence: self.next_sequence, at, body, gap };
         self.next_sequence += 1;
         let mut trouble = None;
         if !self.whole {
             trouble = self.rewrite().err();
         }
-        let payload = encode(&Record::Delta(delta.clone()));
+        let is_whole = matches!(delta.body, Body::Keyframe(_));
+        let sequence = delta.sequence;
+        let payload = encode(&Record::of(delta, of_first));
         let place = if self.whole {
             match self.append(&payload) {
                 Ok(place) => place,
@@ -237,8 +263,7 @@ impl Spool {
         } else {
             Place::Held(payload)
         };
-        let is_whole = matches!(delta.body, Body::Keyframe(_));
-        self.waiting.push_back(Waiting { sequence: delta.sequence, at, is_whole, place });
+        self.waiting.push_back(Waiting { sequence, at, is_whole, of_first, place });
         if self.size() > self.limit {
             trouble = self.merge().err().or(trouble);
         }
@@ -361,6 +386,7 @@ impl Spool {
                 sequence: delta.sequence,
                 at: delta.at,
                 is_whole: matches!(delta.body, Body::Keyframe(_)),
+                of_first: false,
                 place: Place::Held(encode(&Record::Delta(delta))),
             })
             .collect();
@@ -378,7 +404,7 @@ impl Spool {
             }
         };
         match rmp_serde::from_slice(&payload) {
-            Ok(Record::Delta(delta)) => Ok(delta),
+            Ok(Record::Delta(delta) | Record::First(delta)) => Ok(delta),
             _ => Err(corrupt(io::ErrorKind::InvalidData.into())),
         }
     }
@@ -408,7 +434,7 @@ impl Spool {
         bytes.extend(framed(&base));
         let mut places = Vec::with_capacity(self.waiting.len());
         for waiting in &self.waiting {
-            let payload = encode(&Record::Delta(self.read(waiting)?));
+            let payload = encode(&Record::of(self.read(waiting)?, waiting.of_first));
             places.push((bytes.len() + 8, payload.len()));
             bytes.extend(framed(&payload));
         }
@@ -502,6 +528,69 @@ fn merged(first: Delta, second: Delta) -> Delta {
     Delta { sequence: second.sequence, at: second.at, body, gap }
 }
 
+/// Puts what is of the first look into the whole state at the beginning, and leads the others
+/// from there to where they led: a step that is left with nothing to do goes.
+fn condensed(deltas: Vec<(Delta, bool)>) -> Vec<Delta> {
+    let mut was = Facts::default();
+    let mut now = Facts::default();
+    for (delta, of_first) in &deltas {
+        match &delta.body {
+            Body::Keyframe(facts) => now = facts.clone(),
+            Body::Patch { patch, .. } if *of_first => {
+                for (subject, op) in patch.iter() {
+                    take(&mut now, subject, op);
+                }
+            }
+            Body::Patch { .. } => {}
+        }
+    }
+    let mut kept = Vec::with_capacity(deltas.len());
+    for (mut delta, _) in deltas {
+        match delta.body {
+            Body::Keyframe(facts) => {
+                was = facts;
+                delta.body = Body::Keyframe(now.clone());
+            }
+            Body::Patch { base, next, patch } => {
+                let subjects: BTreeSet<Subject> =
+                    patch.iter().map(|(subject, _)| subject.clone()).collect();
+                apply(&mut was, Body::Patch { base, next, patch });
+                let (mut before, base) = (Facts::default(), now.digest());
+                for subject in &subjects {
+                    let known = match was.get(subject) {
+                        Some(item) => now.put(subject.clone(), item.clone()),
+                        None => now.remove(subject),
+                    };
+                    if let Some(item) = known {
+                        before.put(subject.clone(), item);
+                    }
+                }
+                let patch = Patch::of(&before, &now, &subjects);
+                if patch.is_empty() {
+                    continue;
+                }
+                delta.body = patch_body(base, now.digest(), patch);
+            }
+        }
+        kept.push(delta);
+    }
+    kept
+}
+
+/// Does what can be done of an op.
+fn take(facts: &mut Facts, subject: &Subject, op: &Op) {
+    match op {
+        Op::Added(fields) => drop(facts.put(subject.clone(), Item::new(fields))),
+        Op::Removed(_) => drop(facts.remove(subject)),
+        Op::Edited { was, now } => {
+            let mut fields: Fields = facts.get(subject).map(Item::fields).unwrap_or_default();
+            fields.retain(|name, _| !was.contains_key(name));
+            fields.extend(now.clone());
+            facts.put(subject.clone(), Item::new(&fields));
+        }
+    }
+}
+
 #[derive(Default)]
 struct Found {
     stream: String,
@@ -526,7 +615,9 @@ fn read_journal(journal: &mut File, acked: u64) -> io::Result<Option<Found>> {
     let mut found = Found::default();
     let mut position = 8;
     while let Some((payload, next)) = record_at(&bytes, position) {
-        match rmp_serde::from_slice(payload) {
+        let record = rmp_serde::from_slice(payload);
+        let of_first = matches!(record, Ok(Record::First(_)));
+        match record {
             Ok(Record::Base { stream, sequence, facts })
                 if position == 8 && sequence < LAST_SEQUENCE =>
             {
@@ -536,13 +627,16 @@ fn read_journal(journal: &mut File, acked: u64) -> io::Result<Option<Found>> {
                 found.acknowledged = facts.clone();
                 found.facts = facts;
             }
-            Ok(Record::Delta(delta)) if position > 8 && fits(&delta, &found) => {
+            Ok(Record::Delta(delta) | Record::First(delta))
+                if position > 8 && fits(&delta, &found) =>
+            {
                 found.next_sequence = delta.sequence + 1;
                 if delta.sequence > acked {
                     found.waiting.push_back(Waiting {
                         sequence: delta.sequence,
                         at: delta.at,
                         is_whole: matches!(delta.body, Body::Keyframe(_)),
+                        of_first,
                         place: Place::Journal {
                             offset: u64::try_from(position + 8).unwrap_or(u64::MAX),
                             length: payload.len(),
@@ -605,7 +699,7 @@ pub(crate) fn patch_body(before: Digest, after: Digest, patch: Patch) -> Body {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{Fields, Item, Kind, Subject, Value};
+    use model::{Kind, Value};
 
     fn facts(number: i64) -> Facts {
         let fields: Fields =
@@ -720,22 +814,60 @@ mod tests {
         assert_eq!(reopened(), (true, 1, true), "acknowledged beyond its end");
     }
 
+    /// Adds what leads from one state to another.
+    fn lead(spool: &mut Spool, from: &Facts, to: &Facts, at: i64, of_first: bool) {
+        let subjects: BTreeSet<Subject> =
+            from.iter().chain(to.iter()).map(|(subject, _)| subject.clone()).collect();
+        let patch = Patch::of(from, to, &subjects);
+        let body = patch_body(from.digest(), to.digest(), patch);
+        let trouble = if of_first {
+            spool.push_first(Time(at), body)
+        } else {
+            spool.push(Time(at), body, None)
+        };
+        assert!(trouble.is_none());
+    }
+
+    fn with(facts: &Facts, id: &str, number: i64) -> Facts {
+        let mut facts = facts.clone();
+        let fields: Fields = [("n".to_owned(), Value::Int(number))].into();
+        facts.put(Subject::escaped(Kind::UNIT, id), Item::new(&fields));
+        facts
+    }
+
     #[test]
-    fn what_the_first_look_finds_is_one_state() {
+    fn what_was_there_is_one_state_and_what_happened_stays() {
         let dir = tempfile::tempdir().unwrap();
         let mut spool = open(dir.path(), 1 << 20).spool;
-        assert!(spool.push(Time(1), Body::Keyframe(facts(1)), None).is_none());
-        push(&mut spool, 1, 2);
-        push(&mut spool, 2, 3);
+        let found = with(&facts(0), "late", 1);
+        let busy = with(&found, "busy", 1);
+        let over = found.clone();
+        let recalled = with(&with(&over, "recalled", 1), "busy", 2);
+        assert!(spool.push_first(Time(1), Body::Keyframe(facts(0))).is_none());
+        lead(&mut spool, &facts(0), &found, 2, true);
+        lead(&mut spool, &found, &busy, 3, false);
+        lead(&mut spool, &busy, &over, 4, false);
+        lead(&mut spool, &over, &recalled, 5, true);
+        drop(spool);
+        let mut spool = open(dir.path(), 1 << 20).spool;
         spool.condense().unwrap();
         let batch = spool.batch().unwrap();
-        assert_eq!((batch.len(), batch[0].gap), (1, None));
-        assert_eq!(batch[0].body, Body::Keyframe(facts(3)));
-        spool.acknowledged(batch[0].sequence).unwrap();
-        push(&mut spool, 3, 4);
-        push(&mut spool, 4, 5);
+        let told: Vec<_> = batch.iter().map(|delta| (delta.at, delta.gap)).collect();
+        assert_eq!(told, [1, 3, 4, 5].map(|at| (Time(at), None)));
+        let Body::Keyframe(whole) = &batch[0].body else { panic!("not whole") };
+        for id in ["a.service", "late", "recalled"] {
+            assert!(whole.get(&Subject::escaped(Kind::UNIT, id)).is_some(), "{id}");
+        }
+        assert_eq!(drain(&mut spool).0, recalled);
+    }
+
+    #[test]
+    fn what_happened_is_never_condensed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = begin(dir.path(), 1 << 20, 5);
+        let waiting = spool.len();
         spool.condense().unwrap();
-        assert_eq!(spool.len(), 2, "steps stay steps");
+        assert_eq!(spool.len(), waiting);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of a test")]
 
 use api::client::Client;
-use api::wire::{self, Batch, Body, Delta};
+use api::wire::{self, Acknowledged, Batch, Body, Delta};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{Method, StatusCode};
@@ -589,6 +589,49 @@ async fn roles_decide_beyond_loopback() {
     assert_eq!(bench.send("web01", vec![]).await.0, 403);
     tokens.revoke(&viewer.token.id).unwrap();
     assert_eq!(bench.get("/api/v1/hosts").await.0, 401, "revoked at once");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn an_agent_without_memory_is_told_what_its_own_host_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = server::tokens::Tokens::open(dir.path()).unwrap();
+    let make = |host: Option<&str>| {
+        let host = host.map(|host| host.parse().unwrap());
+        tokens.create(server::tokens::Role::Agent, "test", host, Time(1)).unwrap().text
+    };
+    let (own, unbound) = (make(Some("web01")), make(None));
+    let file = File {
+        data_dir: Some(dir.path().to_owned()),
+        listen: Some(vec!["127.0.0.1:0".into()]),
+        require_tokens: Some(true),
+        ..File::default()
+    };
+    let mut bench = Bench::with(file, Some(own.clone())).await;
+    assert_eq!(bench.send("web01", vec![keyframe(1, 1, "active")]).await.0, 200);
+    let url = bench.url.clone();
+    let ask = async |token: &str, unseen: Vec<Kind>| {
+        let mut client = Client::new(&url, Some(token.to_owned())).unwrap();
+        let batch = Batch {
+            stream: "new".into(),
+            deltas: Vec::new(),
+            load: Vec::new(),
+            agent: String::new(),
+            unseen,
+        };
+        let body = wire::encode(&batch).into();
+        let path = "/api/v1/hosts/web01/deltas";
+        let response = client.open(Method::POST, path, wire::MEDIA_TYPE, body).await.unwrap();
+        let status = response.status();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (status, wire::decode::<Acknowledged>(&bytes).ok().and_then(|answer| answer.told))
+    };
+    let told = |facts: Facts| (StatusCode::OK, Some(facts));
+    assert_eq!(ask(&own, vec![Kind::UNIT, Kind::FILE]).await, told(facts("active")));
+    assert_eq!(ask(&own, vec![Kind::FILE]).await, told(Facts::default()));
+    assert_eq!(ask(&own, Vec::new()).await, (StatusCode::OK, None));
+    assert_eq!(ask(&unbound, vec![Kind::UNIT]).await, (StatusCode::OK, None));
+    assert_eq!(ask(&own, vec![Kind::UNIT; 1_000_000]).await, (StatusCode::BAD_REQUEST, None));
     bench.end().await;
 }
 

@@ -12,7 +12,7 @@ use host::packages::Packages;
 use host::users::Accounts;
 use host::watch::{Wanted, Watch};
 use model::entity::Unit;
-use model::{ContentId, Kind};
+use model::{ContentId, Kind, Subject};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -68,6 +68,8 @@ struct Follower {
     units: watch::Receiver<Option<Arc<Vec<Unit>>>>,
     packages_changed: watch::Receiver<u64>,
     missing: watch::Receiver<Vec<ContentId>>,
+    /// What was told while not all was known.
+    told: BTreeSet<Subject>,
     chosen: Vec<Pattern>,
     /// Chosen paths that can't be followed, and why.
     refused: Vec<String>,
@@ -93,6 +95,7 @@ pub(crate) async fn run(context: Context) {
         units: context.units.subscribe(),
         packages_changed: context.packages_changed.subscribe(),
         missing: context.missing.clone(),
+        told: BTreeSet::new(),
         context,
         chosen,
         refused,
@@ -100,9 +103,9 @@ pub(crate) async fn run(context: Context) {
     follower.wait_for_first().await;
     let mut rebuild = true;
     loop {
-        follower.look(rebuild).await;
+        let looked = follower.look(rebuild).await;
         rebuild = match follower.wait().await {
-            Next::Look => false,
+            Next::Look => rebuild && !looked,
             Next::Rebuild => true,
             Next::End => return,
         };
@@ -127,7 +130,8 @@ impl Sight {
 }
 
 impl Follower {
-    async fn look(&mut self, rebuild: bool) {
+    /// Whether that could be done.
+    async fn look(&mut self, rebuild: bool) -> bool {
         if rebuild {
             self.due = None;
             self.named = self.named.map(|at| at.min(Instant::now()));
@@ -155,10 +159,14 @@ impl Follower {
             })
         });
         match look.await {
-            Ok(Ok(look)) => self.tell(look).await,
+            Ok(Ok(look)) => {
+                self.tell(look).await;
+                return true;
+            }
             Ok(Err(error)) => self.sink.fault(&error).await,
             Err(error) => self.sink.fault(&error).await,
         }
+        false
     }
 
     async fn tell(&mut self, look: Look) {
@@ -175,8 +183,11 @@ impl Follower {
         if look.informed {
             self.sink.all(vec![Scope::Kind(Kind::FILE)], files, limits).await;
         } else {
-            // Some are there; that others are gone can't be told.
-            self.sink.say(Seen::Part(files)).await;
+            // That others are gone is known only of those that were there.
+            let now: BTreeSet<Subject> = files.iter().map(|(subject, _)| subject.clone()).collect();
+            let gone = std::mem::replace(&mut self.told, now.clone());
+            let gone = gone.difference(&now).cloned().collect();
+            self.sink.say(Seen::Part { put: files, gone }).await;
             self.sink.say(Seen::Fault(UNINFORMED.to_owned())).await;
         }
         if let Some((wanted, places)) = look.watched {

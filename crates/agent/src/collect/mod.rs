@@ -20,7 +20,7 @@ use host::packages::Packages;
 use model::entity::{Entity, Platform, Unit};
 use model::load::GpuLoad;
 use model::redact::Redactor;
-use model::{ContentId, Item, Subject};
+use model::{ContentId, Item, Kind, Subject};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -46,6 +46,9 @@ pub(crate) const FIRST: [&str; 11] = [
     "files",
     "dependencies",
 ];
+
+/// Those it does not wait for.
+pub(crate) const SEEN_LATER: [&str; 3] = ["gpus", "user-units", "workloads"];
 
 /// What every collector works with.
 #[derive(Debug, Clone)]
@@ -180,6 +183,15 @@ fn items<'e, T: Entity + 'e>(entities: impl IntoIterator<Item = &'e T>) -> Vec<(
     entities.into_iter().map(item).collect()
 }
 
+/// What is not to be looked at is not known to be so any more.
+async fn switched_off(context: Context, name: &'static str, kinds: &[Kind]) {
+    let scopes = kinds.iter().copied().map(Scope::Kind).collect();
+    context
+        .sink(name)
+        .all(scopes, Vec::new(), vec!["switched off in the agent's configuration".to_owned()])
+        .await;
+}
+
 /// Starts all collectors.
 pub(crate) fn start(context: &Context) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
@@ -189,6 +201,12 @@ pub(crate) fn start(context: &Context) -> JoinSet<()> {
     tasks.spawn(machine::gpus(context.clone()));
     if context.config.network {
         tasks.spawn(machine::network(context.clone()));
+    } else {
+        tasks.spawn(switched_off(context.clone(), "network", &[Kind::INTERFACE, Kind::ROUTE]));
+        tasks.spawn(switched_off(context.clone(), "sockets", &[Kind::SOCKET]));
+    }
+    if !context.config.processes {
+        tasks.spawn(switched_off(context.clone(), "processes", &[Kind::PROCESS]));
     }
     tasks.spawn(units::system(context.clone()));
     tasks.spawn(units::users(context.clone()));

@@ -165,18 +165,18 @@ impl Watcher {
         let mut reopen = tokio::time::interval(RETRY_EVENTS);
         reopen.tick().await;
         let mut batch: Vec<Event> = Vec::new();
-        let mut pending: BTreeMap<u32, Instant> = BTreeMap::new();
+        let mut pending = Pending::default();
         let mut sockets_due: Option<Instant> = None;
         let mut soon = false;
         let shutdown = self.context.shutdown.clone();
         loop {
-            let next = pending.values().min().copied();
+            let next = pending.next();
             tokio::select! {
                 read = comings.next(&mut batch) => match read {
                     Ok(()) => {
-                        let lost = self.sort(&mut batch, &mut pending);
-                        if lost || pending.len() > MOST_PENDING {
-                            pending.clear();
+                        let lost = pending.sort(&mut batch);
+                        if lost || pending.due.len() > MOST_PENDING {
+                            pending = Pending::default();
                             self.look().await;
                         }
                     }
@@ -187,8 +187,7 @@ impl Watcher {
                 },
                 () = until(next) => {
                     let now = Instant::now();
-                    let due: Vec<u32> = pending.iter().filter(|(_, at)| **at <= now).map(|(pid, _)| *pid).collect();
-                    pending.retain(|_, at| *at > now);
+                    let due = pending.take(now, matches!(comings, Comings::Counted(_)));
                     if self.refresh(due).await {
                         sockets_due.get_or_insert(now + SOCKETS_AFTER);
                     }
@@ -202,7 +201,7 @@ impl Watcher {
                     if changed.is_err() { return; }
                     sockets_due.get_or_insert(Instant::now() + SOCKETS_AFTER);
                     // That a unit changed is then the best sign that processes did.
-                    if matches!(comings, Comings::Unknown) && !soon {
+                    if !matches!(comings, Comings::Told(_)) && !soon {
                         scan.reset_after(SCAN_AFTER);
                         soon = true;
                     }
@@ -242,31 +241,6 @@ impl Watcher {
                 Comings::Unknown
             }
         }
-    }
-
-    /// Notes when which process is to be read; whether events were lost.
-    fn sort(&mut self, batch: &mut Vec<Event>, pending: &mut BTreeMap<u32, Instant>) -> bool {
-        let now = Instant::now();
-        let mut lost = false;
-        for event in batch.drain(..) {
-            match event {
-                Event::Exec(pid) => {
-                    pending.entry(pid).or_insert(now + SETTLE);
-                }
-                Event::Exit(pid) => match pending.get(&pid) {
-                    // Came and went within the settling time.
-                    Some(due) if due.saturating_duration_since(now) > GATHER => {
-                        pending.insert(pid, now + GATHER);
-                    }
-                    Some(_) => {}
-                    None => {
-                        pending.insert(pid, now + GATHER);
-                    }
-                },
-                Event::Lost => lost = true,
-            }
-        }
-        lost
     }
 
     /// A full look.
@@ -395,6 +369,63 @@ impl Watcher {
         let Some(units) = self.units.borrow().clone() else { return };
         let found = items(&dependencies(&units, &self.connections));
         self.dependencies.all(vec![Scope::Kind(Kind::DEPENDENCY)], found, Vec::new()).await;
+    }
+}
+
+/// Which processes are to be read, and when.
+#[derive(Default)]
+struct Pending {
+    due: BTreeMap<u32, Instant>,
+    /// Those that are to be read a second time.
+    read_once: BTreeSet<u32>,
+}
+
+impl Pending {
+    fn next(&self) -> Option<Instant> {
+        self.due.values().min().copied()
+    }
+
+    /// Notes when which process is to be read; whether events were lost.
+    fn sort(&mut self, batch: &mut Vec<Event>) -> bool {
+        let now = Instant::now();
+        let mut lost = false;
+        for event in batch.drain(..) {
+            match event {
+                Event::Exec(pid) => {
+                    self.due.entry(pid).or_insert(now + SETTLE);
+                }
+                Event::Exit(pid) => match self.due.get(&pid) {
+                    // Came and went within the settling time.
+                    Some(due) if due.saturating_duration_since(now) > GATHER => {
+                        self.due.insert(pid, now + GATHER);
+                    }
+                    Some(_) => {}
+                    None => {
+                        self.due.insert(pid, now + GATHER);
+                    }
+                },
+                Event::Lost => lost = true,
+            }
+        }
+        lost
+    }
+
+    /// Those to be read now. `twice`: and once more a little later, since they may have been
+    /// found before they became another program.
+    fn take(&mut self, now: Instant, twice: bool) -> Vec<u32> {
+        let due: Vec<u32> =
+            self.due.iter().filter(|(_, at)| **at <= now).map(|(pid, _)| *pid).collect();
+        self.due.retain(|_, at| *at > now);
+        if twice {
+            for &pid in &due {
+                if self.read_once.insert(pid) {
+                    self.due.insert(pid, now + SCAN_AFTER);
+                } else {
+                    self.read_once.remove(&pid);
+                }
+            }
+        }
+        due
     }
 }
 

@@ -80,7 +80,13 @@ pub(crate) async fn users(context: Context) {
             if let Some(task) = running.remove(&name) {
                 task.abort();
             }
-            sink.all(vec![Scope::UnitsOf(name)], Vec::new(), Vec::new()).await;
+        }
+        // Again and again: what a server remembers may come in between.
+        let others = vec![Scope::UnitsBut(present.iter().cloned().collect())];
+        if present.is_empty() {
+            sink.all(others, Vec::new(), Vec::new()).await;
+        } else {
+            sink.say(Seen::None(others)).await;
         }
         for bus in managers {
             let Some(name) = bus.owner().map(str::to_owned) else { continue };
@@ -174,7 +180,7 @@ impl Follower {
         let mut units = systemd.loaded().await?;
         if self.known.is_empty() {
             // How the rest is enabled takes systemd longer than all else; this goes ahead.
-            self.sink.say(Seen::Part(items(&units))).await;
+            self.sink.say(Seen::Part { put: items(&units), gone: Vec::new() }).await;
         }
         let files = systemd.unit_files(&units).await?;
         units.extend(files);

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 pub const EVERY: Duration = Duration::from_millis(50);
 /// One part in so many of a processor is for listing.
 const SHARE: u32 = 200;
+const LISTING_MAX: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub struct Census {
@@ -85,7 +86,8 @@ impl Census {
         self.listed.sort_unstable();
         compare(&self.pids, &self.listed, events);
         std::mem::swap(&mut self.pids, &mut self.listed);
-        self.may_list = begin + begin.elapsed() * SHARE;
+        // Longer than that it was not listing, but waiting for a processor.
+        self.may_list = begin + begin.elapsed().min(LISTING_MAX) * SHARE;
         Ok(())
     }
 }

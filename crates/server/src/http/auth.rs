@@ -55,6 +55,15 @@ impl Caller {
         }
     }
 
+    /// Whether the caller may be told what this host told before: an agent only with a token that
+    /// is the host's own.
+    pub(crate) fn may_recall(&self, host: &HostId) -> bool {
+        match self {
+            Self::Local => true,
+            Self::Known(token) => token.role != Role::Agent || token.host.as_ref() == Some(host),
+        }
+    }
+
     /// Whether the caller may have the server read its own machine's files.
     pub(crate) fn may_administer(&self, what: &str) -> Result<(), ApiError> {
         match self {

@@ -11,6 +11,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use model::{ContentId, Facts, HostId, Kind, Op, Value, Version, with_causes};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use store::Append;
 
@@ -47,6 +48,9 @@ pub(crate) async fn deltas(
             format!("a request has at most {MAX_DELTAS} deltas"),
         ));
     }
+    if batch.unseen.len() > Kind::ALL.len() {
+        return Err(ApiError::bad("too_many", "there are fewer kinds than are asked for"));
+    }
     for delta in &batch.deltas {
         if let wire::Body::Keyframe(facts) = &delta.body {
             limit_items(facts)?;
@@ -55,7 +59,7 @@ pub(crate) async fn deltas(
     let now = clock::now();
     let load = std::mem::take(&mut batch.load);
     let acknowledged = if batch.deltas.is_empty() {
-        let told = told(&app, &host, std::mem::take(&mut batch.unseen)).await?;
+        let told = told(&app, &host, &caller, std::mem::take(&mut batch.unseen)).await?;
         Acknowledged { told, ..standing(&app, &host, &batch.stream).await? }
     } else {
         record(&app, &host, batch).await?
@@ -120,26 +124,34 @@ async fn standing(app: &Arc<App>, host: &HostId, stream: &str) -> Result<Acknowl
 
 /// What the host last told of these kinds, for an agent that lost its memory. Nothing to tell
 /// where that is damaged: a whole state begins anew after it.
-async fn told(app: &Arc<App>, host: &HostId, kinds: Vec<Kind>) -> Result<Option<Facts>, ApiError> {
-    if kinds.is_empty() {
+async fn told(
+    app: &Arc<App>,
+    host: &HostId,
+    caller: &Caller,
+    kinds: Vec<Kind>,
+) -> Result<Option<Facts>, ApiError> {
+    if kinds.is_empty() || !caller.may_recall(host) {
         return Ok(None);
     }
+    let kinds: BTreeSet<Kind> = kinds.into_iter().collect();
     let asked = host.clone();
-    let head = match app.read(move |app| app.history.head(&asked)).await {
-        Ok(head) => head,
+    let told = app.read(move |app| {
+        let mut told = Facts::default();
+        for (subject, item) in app.history.head(&asked)?.iter().flat_map(|head| head.facts.iter()) {
+            if kinds.contains(&subject.kind()) {
+                told.put(subject.clone(), item.clone());
+            }
+        }
+        Ok(told)
+    });
+    match told.await {
+        Ok(told) => Ok(Some(told)),
         Err(error) if error.is_damage() => {
             tracing::warn!(%host, error = with_causes(&error), "what was told before is damaged");
-            None
+            Ok(Some(Facts::default()))
         }
-        Err(error) => return Err(error.into()),
-    };
-    let mut told = Facts::default();
-    for (subject, item) in head.iter().flat_map(|head| head.facts.iter()) {
-        if kinds.contains(&subject.kind()) {
-            told.put(subject.clone(), item.clone());
-        }
+        Err(error) => Err(error.into()),
     }
-    Ok(Some(told))
 }
 
 fn delta(delta: wire::Delta) -> store::Delta {
