@@ -145,7 +145,7 @@ step_kills() {
     cargo build --locked --quiet -p cli -p agent
     bench/kills --count 12 --binaries "$binaries"
     ensure_virtualisation
-    bench/twin-kills --count 12 --binaries "$binaries"
+    bench/twin-kills --count 6 --binaries "$binaries"
 }
 
 # A while for each parser, the same way each time; `fuzz/run` by itself looks further.
