@@ -34,7 +34,7 @@ const PACKAGES: [&str; 20] = [
     "dbus",
 ];
 /// The first words of the names of units.
-const UNITS: [&str; 15] = [
+const UNITS: [&str; 16] = [
     "systemd-",
     "dbus.",
     "dbus-broker.",
@@ -47,6 +47,7 @@ const UNITS: [&str; 15] = [
     "cloud-",
     "qemu-guest-agent.",
     "twin-agent",
+    "twin-guest.",
     "safetytwin",
     "networking.",
     "user@",

@@ -186,11 +186,18 @@ impl Draft<'_> {
         let comes =
             unit.package.as_ref().is_some_and(|package| self.packages.contains_key(package));
         match (wanted, there) {
+            // Nothing masked can be started, not even once more.
+            (true, _) if unit.enablement == Some(Enablement::Masked) => {
+                if there != Some(true) {
+                    let what = "it was masked while it ran, and nothing can start it like that";
+                    self.gap(&unit.subject, Cause::Transient, what, "unmask it on the host");
+                }
+            }
             (true, Some(true)) => self.refresh(name, unit, twin),
             // On its way to somewhere: the next look tells where.
             (true, None) if twin.is_some() => {}
             (true, _) => {
-                if !self.will_be_there(unit, twin) || unit.enablement == Some(Enablement::Masked) {
+                if !self.will_be_there(unit, twin) {
                     return;
                 }
                 let at = self.add(&unit.subject, Action::Start(name.clone()), "the host's runs");
@@ -351,8 +358,9 @@ fn configuration(spec: &Spec, name: &UnitName, unit: &Unit) -> BTreeSet<FilePath
 
 /// Whether the host's unit was started after the file became what it is.
 fn is_fresh(spec: &Spec, path: &FilePath, since: Option<Time>) -> bool {
-    let changed = spec.files.get(path).and_then(|file| file.modified_at);
-    match (changed, since) {
+    // What is not brought into the twin is nothing that the host's reads newly.
+    let Some(file) = spec.files.get(path) else { return false };
+    match (file.modified_at, since) {
         (Some(changed), Some(since)) => since >= changed,
         // An older agent does not tell; then what is written counts.
         _ => true,

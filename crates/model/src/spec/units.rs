@@ -56,10 +56,10 @@ const RUN: [&str; 4] = ["service", "socket", "timer", "path"];
 
 impl Spec {
     pub(super) fn take_units(&mut self, facts: &Facts) {
-        let packages: BTreeMap<FilePath, PackageName> = self
-            .files
-            .iter()
-            .filter_map(|(path, file)| Some((path.clone(), file.package.clone()?)))
+        // Of the facts: what masks a unit is not among the spec's files.
+        let packages: BTreeMap<FilePath, PackageName> = facts
+            .entities::<entity::File>()
+            .filter_map(|file| Some((file.path.parse().ok()?, file.package?.parse().ok()?)))
             .collect();
         for unit in facts.entities::<entity::Unit>() {
             let (subject, _) = unit.to_item();

@@ -98,7 +98,13 @@ impl Machine<'_> {
         let of_file = |unit: &Unit| unit.fragment_path.as_deref() == Some(path);
         let gone: Vec<Unit> = self.facts.entities::<Unit>().filter(of_file).collect();
         for unit in gone {
-            self.facts.remove(&Subject::escaped(crate::Kind::UNIT, &unit.id));
+            // What the host has without this file has another one in its place.
+            match self.host.entity::<Unit>(&unit.id) {
+                Some(Unit { fragment_path, .. }) => {
+                    self.facts.put_entity(&Unit { fragment_path, ..unit });
+                }
+                None => drop(self.facts.remove(&Subject::escaped(crate::Kind::UNIT, &unit.id))),
+            }
         }
     }
 
