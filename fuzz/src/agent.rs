@@ -5,7 +5,7 @@
 #[path = "../../crates/agent/src/config.rs"]
 mod config;
 #[allow(dead_code, reason = "what the outbox asks is left out here")]
-#[path = "../../crates/agent/src/spool.rs"]
+#[path = "../../crates/agent/src/spool/mod.rs"]
 mod spool;
 
 use crate::machine::scratch;
