@@ -25,11 +25,11 @@ KVM_FALLBACK = "tcg,thread=multi"
 
 
 def programs(work, options):
-    """Both programs in one directory, as they are installed: the agent goes into the guests."""
+    """The programs in one directory, as they are installed: one goes into the guests."""
     place = work.directory_of("bin")
-    for program in (h.twin(options), h.twin_agent(options)):
+    for program in (h.twin(options), h.twin_guest(options)):
         shutil.copy(program, place)
-    strip = [h.debian("strip", "binutils"), os.path.join(place, "twin-agent")]
+    strip = [h.debian("strip", "binutils"), os.path.join(place, "twin-guest")]
     subprocess.run(strip, check=False, env=h.with_libraries())
     return place
 
@@ -37,6 +37,19 @@ def programs(work, options):
 def image():
     """The directory of the lab's base image."""
     return h.run([os.path.join(h.ROOT, "lab", "guest-image")], stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def timed(command, said, may_fail=False, limit=None):
+    """Runs a program to its end, what it says into a file; gives how long that took, or None when it failed and may."""
+    begin = time.monotonic()
+    with open(said, "wb") as file:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=limit)
+    took = time.monotonic() - begin
+    if done.returncode == 0:
+        return took
+    if not may_fail:
+        h.fail(f"{' '.join(command)}: exit {done.returncode}\n{h.tail(said)}")
+    return None
 
 
 class Ours:
@@ -95,15 +108,7 @@ class Ours:
 
     def twin(self, *words, may_fail=False):
         """Runs `twin` to its end; gives how long that took, or None when it failed and may."""
-        begin = time.monotonic()
-        with open(self.work.path("last"), "wb") as said:
-            done = subprocess.run(self.command(*words), stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-        took = time.monotonic() - begin
-        if done.returncode == 0:
-            return took
-        if not may_fail:
-            h.fail(f"twin {' '.join(words)}: exit {done.returncode}\n{h.tail(self.work.path('last'))}")
-        return None
+        return timed(self.command(*words), self.work.path("last"), may_fail)
 
     def said(self):
         """What the last `twin` said."""
@@ -360,15 +365,7 @@ class Virsh:
 
     def __call__(self, *words, may_fail=False, limit=600):
         """Runs virsh to its end; gives how long that took, or None when it failed and may."""
-        begin = time.monotonic()
-        with open(self.work.path("virsh.out"), "wb") as said:
-            done = subprocess.run(self.command(*words), stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=limit)
-        took = time.monotonic() - begin
-        if done.returncode == 0:
-            return took
-        if not may_fail:
-            h.fail(f"virsh {' '.join(words)}: exit {done.returncode}\n{h.tail(self.work.path('virsh.out'))}")
-        return None
+        return timed(self.command(*words), self.work.path("virsh.out"), may_fail, limit)
 
     def agent(self, name, command, **arguments):
         """What the guest's agent answers; None when it does not."""

@@ -68,10 +68,13 @@ start_server() {
     until_true 30 curl -sf "$url/readyz" || { cat "$work/server.log"; return 1; }
 }
 
+# Ends the server as a power cut does. One that ended by itself before is a failure.
 kill_server() {
-    kill -KILL "$server_pid" 2>/dev/null || true
-    wait "$server_pid" 2>/dev/null || true
+    local status=0
+    kill -KILL "$server_pid" || bad 'the server runs until it is killed'
+    { wait "$server_pid" || status=$?; } 2>/dev/null
     server_pid=
+    [ $status -eq 137 ] || bad "the server ends by our signal alone, not with status $status"
 }
 
 # The processes of machines, each by what was written down of it.
@@ -97,7 +100,7 @@ prepare() {
     mkdir "$data/images" "$work/bin"
     # The agent comes to its machine by the seed; without what only debuggers read it is there sooner.
     cp "$binaries/twin" "$work/bin/twin"
-    strip -o "$work/bin/twin-agent" "$binaries/twin-agent" 2>/dev/null || cp "$binaries/twin-agent" "$work/bin/twin-agent"
+    strip -o "$work/bin/twin-guest" "$binaries/twin-guest" 2>/dev/null || cp "$binaries/twin-guest" "$work/bin/twin-guest"
     binaries=$work/bin
     cp -al "$image" "$data/images/" 2>/dev/null || cp -a "$image" "$data/images/"
     port=$(free_port)

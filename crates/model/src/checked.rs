@@ -9,12 +9,15 @@ pub struct TextError {
 }
 
 impl TextError {
-    pub(crate) fn new(text: &str, what: &'static str) -> Self {
+    /// For what [`checked!`](crate::checked) makes.
+    #[must_use]
+    pub fn new(text: &str, what: &'static str) -> Self {
         Self { text: text.chars().take(80).collect(), what }
     }
 }
 
 /// One checked text type: its name, what it is in words, and its check.
+#[macro_export]
 macro_rules! checked {
     ($(#[$doc:meta])* $name:ident, $what:literal, $check:path) => {
         $(#[$doc])*
@@ -60,5 +63,3 @@ macro_rules! checked {
         }
     };
 }
-
-pub(crate) use checked;

@@ -1,6 +1,6 @@
 //! Who a machine is: what no two machines may have in common.
 
-use crate::checked::checked;
+use crate::checked;
 use serde::{Deserialize, Serialize};
 
 /// What makes a machine this one and not the one it was cloned from.

@@ -9,5 +9,6 @@ pub mod job;
 pub mod libvirt;
 pub mod machine;
 pub mod qemu;
+mod turn;
 
 pub use guest_agent::{GuestAgent, await_guest};

@@ -1,7 +1,7 @@
 //! Containers, as they are to be made.
 
 use super::{Cause, Spec};
-use crate::checked::checked;
+use crate::checked;
 use crate::entity::{self, Entity};
 use crate::redact::MARK;
 use crate::{Facts, Subject, TextError};

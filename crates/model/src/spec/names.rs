@@ -1,7 +1,7 @@
 //! The names and values of a spec: what is in them is safe in a path, as an argument of a
 //! program, and in a line of a configuration file.
 
-use crate::checked::checked;
+use crate::checked;
 use crate::{TextError, unit_name_is_valid};
 use serde::{Deserialize, Serialize};
 

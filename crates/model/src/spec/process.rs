@@ -41,7 +41,7 @@ const PASSING: [&str; 18] = [
     "zsh",
 ];
 /// Of this product; a twin has its own.
-const OURS: [&str; 2] = ["twin", "twin-agent"];
+const OURS: [&str; 3] = ["twin", "twin-agent", "twin-guest"];
 
 /// A service made for a process.
 #[derive(Debug, Clone, PartialEq, Eq)]

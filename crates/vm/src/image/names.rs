@@ -1,73 +1,8 @@
 //! Names that come from outside, parsed once. What has one of these types can't leave its
 //! directory, become an option of a program, or end a line.
 
-pub use model::{HostName, MacAddress};
-use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::str::FromStr;
-
-/// Why a text is not the name it should be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not {what}")]
-pub struct NameError {
-    text: String,
-    what: &'static str,
-}
-
-impl NameError {
-    fn new(text: &str, what: &'static str) -> Self {
-        Self { text: text.chars().take(80).collect(), what }
-    }
-}
-
-/// One checked text type: its name, what it is in words, and its check.
-macro_rules! checked {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $check:path) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
-
-        impl $name {
-            #[must_use]
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = NameError;
-
-            fn from_str(text: &str) -> Result<Self, NameError> {
-                if $check(text) {
-                    Ok(Self(text.to_owned()))
-                } else {
-                    Err(NameError::new(text, $what))
-                }
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = NameError;
-
-            fn try_from(text: String) -> Result<Self, NameError> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> Self {
-                name.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-    };
-}
+use model::checked;
+pub use model::{HostName, MacAddress, TextError as NameError};
 
 checked!(
     /// What people call an image. Lower case, so that a directory listing sorts as people read.

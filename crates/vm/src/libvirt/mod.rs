@@ -36,15 +36,15 @@ use crate::machine::{
     NewSnapshot, Seen, Snapshot, Stream,
 };
 use crate::qemu::{Found, Trials, find_acceleration};
+use crate::turn::Turns;
 use async_trait::async_trait;
 use domains::{Domains, State};
 use home::{Definition, Home, Record};
 use serde_json::json;
-use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
@@ -68,22 +68,9 @@ pub struct Libvirt {
     images: Store,
     domains: Domains,
     acceleration: Arc<OnceCell<Found>>,
-    busy: Arc<Mutex<BTreeSet<MachineName>>>,
+    turns: Turns,
     /// Locked while any of the clones is there.
     _lock: Arc<fs::File>,
-}
-
-/// The right to work with a machine; it ends when this is dropped.
-#[derive(Debug)]
-struct Turn {
-    busy: Arc<Mutex<BTreeSet<MachineName>>>,
-    name: MachineName,
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
-    }
 }
 
 impl Libvirt {
@@ -104,7 +91,7 @@ impl Libvirt {
             images,
             domains: Domains::new(uri),
             acceleration: Arc::default(),
-            busy: Arc::default(),
+            turns: Turns::default(),
             _lock: Arc::new(lock),
         };
         libvirt.domains.version().await?;
@@ -139,14 +126,6 @@ impl Libvirt {
         let names = home::entries(&self.root)?;
         let names = names.iter().filter_map(|name| name.parse().ok());
         Ok(names.filter(|name| self.home(name).exists()).collect())
-    }
-
-    fn turn(&self, name: &MachineName) -> Outcome<Turn> {
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        if !busy.insert(name.clone()) {
-            return Err(machine::Error::Busy { name: name.clone() });
-        }
-        Ok(Turn { busy: Arc::clone(&self.busy), name: name.clone() })
     }
 
     /// How a machine is; one that libvirt does not know has no power.
@@ -324,7 +303,7 @@ impl Hypervisor for Libvirt {
     }
 
     async fn define(&self, machine: Machine, job: &Job) -> Outcome<()> {
-        let _turn = self.turn(&machine.name)?;
+        let _turn = self.turns.take(&machine.name)?;
         if machine.network == Network::Nat {
             let what = "`network: nat`, with which libvirt lets a guest reach this machine, too,";
             return Err(machine::Error::Unsupported { what, hypervisor: NAME });
@@ -393,27 +372,27 @@ impl Hypervisor for Libvirt {
     }
 
     async fn start(&self, name: &MachineName, job: &Job) -> Outcome<()> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         let home = self.home(name);
         home.load()?;
         self.power_on(&home, job).await
     }
 
     async fn shut_down(&self, name: &MachineName, job: &Job) -> Outcome<()> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         let home = self.home(name);
         home.load()?;
         self.power_down(&home, job).await
     }
 
     async fn power_off(&self, name: &MachineName) -> Outcome<()> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         self.home(name).load()?;
         if self.runs(name).await? { Ok(self.domains.power_off(name).await?) } else { Ok(()) }
     }
 
     async fn forget(&self, name: &MachineName) -> Outcome<()> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         let home = self.home(name);
         home.load()?;
         if self.runs(name).await? {
@@ -435,7 +414,7 @@ impl Hypervisor for Libvirt {
         wish: NewSnapshot,
         job: &Job,
     ) -> Outcome<Snapshot> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         let home = self.home(name);
         let mut definition = home.load()?;
         if home.snapshots()?.contains(&wish.name) {
@@ -493,7 +472,7 @@ impl Hypervisor for Libvirt {
     }
 
     async fn revert(&self, name: &MachineName, snapshot: &SnapshotName, job: &Job) -> Outcome<()> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         let home = self.home(name);
         let mut definition = home.load()?;
         let record = home.record(snapshot)?;
@@ -517,7 +496,7 @@ impl Hypervisor for Libvirt {
         snapshot: &SnapshotName,
         job: &Job,
     ) -> Outcome<()> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         let home = self.home(name);
         let mut definition = home.load()?;
         if !home.snapshots()?.contains(snapshot) {
@@ -544,8 +523,8 @@ impl Hypervisor for Libvirt {
         clone: NewClone,
         job: &Job,
     ) -> Outcome<()> {
-        let _turn = self.turn(name)?;
-        let _clone = self.turn(&clone.name)?;
+        let _turn = self.turns.take(name)?;
+        let _clone = self.turns.take(&clone.name)?;
         let (home, new) = (self.home(name), self.home(&clone.name));
         let of = home.load()?;
         let record = home.record(snapshot)?;

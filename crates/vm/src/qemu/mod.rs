@@ -35,14 +35,15 @@ use crate::machine::{
     About, Error, Hypervisor, Line, Listed, Machine, NewClone, NewSnapshot, Seen, Snapshot, State,
     Stream,
 };
+use crate::turn::Turns;
 pub(crate) use acceleration::{Found, Trials};
 use async_trait::async_trait;
 use home::{Below, Definition, Hardware, Home};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
@@ -55,7 +56,7 @@ pub struct Qemu {
     version: String,
     verified: Verified,
     acceleration: Arc<OnceCell<Found>>,
-    busy: Arc<Mutex<BTreeSet<MachineName>>>,
+    turns: Turns,
     /// Locked while any of the clones is there.
     _lock: Arc<fs::File>,
 }
@@ -121,19 +122,6 @@ pub(crate) async fn find_acceleration(
     }
 }
 
-/// The right to work with a machine; it ends when this is dropped.
-#[derive(Debug)]
-struct Turn {
-    busy: Arc<Mutex<BTreeSet<MachineName>>>,
-    name: MachineName,
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
-    }
-}
-
 impl Qemu {
     /// Opens the directory, makes it if need be, and puts in order what was cut off.
     ///
@@ -152,11 +140,11 @@ impl Qemu {
             images,
             verified: Verified::default(),
             acceleration: Arc::default(),
-            busy: Arc::default(),
+            turns: Turns::default(),
             _lock: Arc::new(lock),
         };
         for name in qemu.names()? {
-            let _turn = qemu.turn(&name)?;
+            let _turn = qemu.turns.take(&name)?;
             if let Err(error) = qemu.recover(&qemu.home(&name)).await {
                 tracing::warn!(machine = %name, error = &error as &dyn std::error::Error, "a machine could not be put in order");
             }
@@ -186,14 +174,6 @@ impl Qemu {
         let names = home::entries(&self.root)?;
         let names = names.iter().filter_map(|name| name.parse().ok());
         Ok(names.filter(|name| self.home(name).exists()).collect())
-    }
-
-    fn turn(&self, name: &MachineName) -> Result<Turn, Error> {
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        if !busy.insert(name.clone()) {
-            return Err(Error::Busy { name: name.clone() });
-        }
-        Ok(Turn { busy: Arc::clone(&self.busy), name: name.clone() })
     }
 
     async fn acceleration(&self, image: &crate::image::Image, job: &Job) -> Result<Found, Error> {
@@ -245,7 +225,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn define(&self, machine: Machine, job: &Job) -> Result<(), Error> {
-        let _turn = self.turn(&machine.name)?;
+        let _turn = self.turns.take(&machine.name)?;
         if !machine.memory_bytes.is_multiple_of(2 << 20) || machine.memory_bytes == 0 {
             let what = "memory that is no multiple of 2 MiB";
             return Err(Error::Unsupported { what, hypervisor: "qemu" });
@@ -267,22 +247,22 @@ impl Hypervisor for Qemu {
     }
 
     async fn start(&self, name: &MachineName, job: &Job) -> Result<(), Error> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         self.power_on(&self.home(name), job).await
     }
 
     async fn shut_down(&self, name: &MachineName, job: &Job) -> Result<(), Error> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         self.power_down(&self.home(name), job).await
     }
 
     async fn power_off(&self, name: &MachineName) -> Result<(), Error> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         self.cut_power(&self.home(name)).await
     }
 
     async fn forget(&self, name: &MachineName) -> Result<(), Error> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         let home = self.home(name);
         if self.look(&home).await?.state != State::Stopped {
             return Err(Error::Running { name: name.clone(), doing: "remove it" });
@@ -297,8 +277,10 @@ impl Hypervisor for Qemu {
         // The layers it began from may have been kept for it alone.
         let origin =
             origin.map(|origin| origin.machine).filter(|origin| self.home(origin).exists());
-        if let Some(Ok(_turn)) = origin.as_ref().map(|origin| self.turn(origin)) {
-            self.collect(&self.home(&_turn.name))?;
+        if let Some(origin) = &origin
+            && let Ok(_turn) = self.turns.take(origin)
+        {
+            self.collect(&self.home(origin))?;
         }
         Ok(())
     }
@@ -309,7 +291,7 @@ impl Hypervisor for Qemu {
         wish: NewSnapshot,
         job: &Job,
     ) -> Result<Snapshot, Error> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         self.save(&self.home(name), wish, job).await
     }
 
@@ -333,7 +315,7 @@ impl Hypervisor for Qemu {
         snapshot: &SnapshotName,
         job: &Job,
     ) -> Result<(), Error> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         self.put_back(&self.home(name), snapshot, job).await
     }
 
@@ -343,7 +325,7 @@ impl Hypervisor for Qemu {
         snapshot: &SnapshotName,
         job: &Job,
     ) -> Result<(), Error> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         self.delete(&self.home(name), snapshot, job).await
     }
 
@@ -355,13 +337,13 @@ impl Hypervisor for Qemu {
         job: &Job,
     ) -> Result<(), Error> {
         // The machine itself is only read, but its layers must not be merged meanwhile.
-        let _turn = self.turn(name)?;
-        let _clone = self.turn(&clone.name)?;
+        let _turn = self.turns.take(name)?;
+        let _clone = self.turns.take(&clone.name)?;
         self.branch(&self.home(name), snapshot, clone, job).await
     }
 
     async fn lead_ssh(&self, name: &MachineName, to: &[Ipv4Addr]) -> Result<(), Error> {
-        let _turn = self.turn(name)?;
+        let _turn = self.turns.take(name)?;
         self.move_way_in(&self.home(name), to).await
     }
 
