@@ -50,6 +50,7 @@ say "installing into $prefix"
 mkdir -p "$prefix/bin"
 install -m 0755 "$target/release/twin" "$prefix/bin/twin"
 install -m 0755 "$target/agent/twin-agent" "$prefix/bin/twin-agent"
+install -m 0755 "$target/agent/twin-guest" "$prefix/bin/twin-guest"
 "$prefix/bin/twin" man --dir "$prefix/share/man/man1"
 for shell in bash zsh fish; do
     case $shell in

@@ -1,10 +1,11 @@
 //! The agent in a twin: answers what the server asks through the machine's virtio-serial port.
 //!
 //! It sees what the agent on a host sees, with the same code. What it changes is who the machine
-//! is, and what a plan says, and only when asked to. The port is there before anybody listens at its other end and
-//! stays when they leave; both are waited for.
+//! is, and what a plan says, and only when asked to. The port is there before anybody listens at
+//! its other end and stays when they leave; both are waited for.
 
 mod applying;
+mod options;
 mod port;
 mod renewal;
 
@@ -12,6 +13,7 @@ use crate::config::Config;
 use crate::{Error, once};
 use api::guest::{Answer, Ask, Health, Look, Reply, Request, receive, send};
 use applying::Applying;
+pub use options::Options;
 use port::Port;
 use renewal::Renewal;
 use std::io;

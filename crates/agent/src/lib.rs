@@ -20,6 +20,7 @@ pub mod log;
 pub mod memory;
 pub mod options;
 mod outbox;
+pub mod program;
 pub mod signals;
 mod spool;
 

@@ -1,12 +1,11 @@
 //! The agent's command line: its own flags, and those of the older agent with one dash.
 
-use crate::config::{Config, Error, File, default_file};
+use crate::config::{Error, File, default_file};
 use clap::Parser;
 use model::Facts;
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use tokio_util::sync::CancellationToken;
+use std::path::PathBuf;
 
 /// Watches this machine and brings every change of it to the server.
 ///
@@ -61,19 +60,6 @@ pub struct Options {
     /// Indent the facts
     #[arg(long)]
     pub pretty: bool,
-    #[command(subcommand)]
-    pub part: Option<Part>,
-}
-
-/// What else the agent can be.
-#[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
-pub enum Part {
-    /// Answer for this machine through its virtio-serial port: the agent inside a twin
-    Guest {
-        /// The port to the server
-        #[arg(long, value_name = "PATH", default_value = api::guest::PORT)]
-        port: PathBuf,
-    },
 }
 
 /// The older agent's flags, which had one dash.
@@ -109,19 +95,6 @@ impl Options {
     #[must_use]
     pub fn looks_once(&self) -> bool {
         self.once || self.output.is_some()
-    }
-
-    /// Is what the options say until told to stop: a host's agent, or a twin's.
-    ///
-    /// # Errors
-    /// As the one or the other has them.
-    pub async fn serve(&self, config: Config, stop: CancellationToken) -> Result<(), crate::Error> {
-        match &self.part {
-            Some(Part::Guest { port }) => {
-                crate::guest::serve(config, Path::new("/"), port, stop).await
-            }
-            None => crate::run(config, stop).await,
-        }
     }
 
     /// Writes facts where and how the options say.

@@ -48,6 +48,6 @@ impl Work {
 
 /// The agent that was installed with this program; it becomes a service of the guest.
 pub(crate) fn agent() -> Option<PathBuf> {
-    let beside = std::env::current_exe().ok()?.parent()?.join("twin-agent");
+    let beside = std::env::current_exe().ok()?.parent()?.join("twin-guest");
     beside.is_file().then_some(beside)
 }

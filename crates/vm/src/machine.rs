@@ -258,7 +258,7 @@ pub struct Listed {
 pub enum Line {
     /// QEMU's guest agent.
     GuestAgent,
-    /// `twin-agent` in the guest.
+    /// `twin-guest` in the guest.
     TwinAgent,
     Console,
 }

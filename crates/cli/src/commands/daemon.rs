@@ -56,7 +56,7 @@ pub(crate) fn agent(options: &Options) -> Result<(), Failure> {
         let stop = CancellationToken::new();
         let signals =
             agent::signals::cancel_on_signal(stop.clone()).map_err(|error| failed(&error))?;
-        let result = options.serve(config, stop).await;
+        let result = agent::run(config, stop).await;
         signals.abort();
         result.map_err(|error| failed(&error))
     })

@@ -1,8 +1,8 @@
 //! What is said to a guest: nothing but "are you there", what time it is and who it is.
 //!
 //! ```text
-//! boot:         guest agent or SSH ─► SSH, guest agent, twin-agent
-//! saved moment: guest agent ─► twin-agent: Renew ─► for a clone: Identity, until it is done
+//! boot:         guest agent or SSH ─► SSH, guest agent, twin-guest
+//! saved moment: guest agent ─► twin-guest: Renew ─► for a clone: Identity, until it is done
 //! ```
 
 use super::Twins;
@@ -73,7 +73,7 @@ impl Twins {
             handle.line(Says::Server, "SSH does not answer; look why with: twin console");
         }
         if !agent {
-            let text = "twin-agent does not answer in the guest: a clone of it can't become itself";
+            let text = "twin-guest does not answer in the guest: a clone of it can't become itself";
             handle.line(Says::Server, text);
         }
         Ok(())
@@ -142,7 +142,7 @@ impl Twins {
         let hypervisor = self.hypervisor().await.map_err(Failed::of)?;
         let until = Instant::now() + AFTERWARDS;
         let channel = until_answered(until, || talk(hypervisor, name)).await;
-        let silent = || format!("twin-agent does not answer in {name}; is it in its image?");
+        let silent = || format!("twin-guest does not answer in {name}; is it in its image?");
         let mut channel = channel.ok_or_else(|| Failed(silent()))?;
         let entropy = Entropy::new(random::<64>().map_err(Failed::of)?.to_vec());
         let renew = Renew { now: clock::now(), entropy: entropy.map_err(Failed::of)?, identity };
@@ -151,7 +151,7 @@ impl Twins {
                 let words = |fault: api::guest::Fault| format!("{}: {}", fault.part, fault.what);
                 Ok(renewed.faults.into_iter().map(words).collect())
             }
-            Ok(_) => Err(Failed("twin-agent answers something else; is it of another age?".into())),
+            Ok(_) => Err(Failed("twin-guest answers something else; is it of another age?".into())),
             Err(error) => Err(Failed::of(error)),
         }
     }

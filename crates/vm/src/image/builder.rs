@@ -65,8 +65,8 @@ const FILES: &[(&str, &str)] = &[
     ("etc/fstab", include_str!("guest/fstab")),
     ("etc/systemd/network/80-safetytwin.network", include_str!("guest/80-safetytwin.network")),
     ("etc/cloud/cloud.cfg.d/95_safetytwin.cfg", include_str!("guest/95_safetytwin.cfg")),
-    ("etc/systemd/system/twin-agent-guest.service", include_str!("guest/twin-agent-guest.service")),
-    ("etc/udev/rules.d/90-twin-agent.rules", include_str!("guest/90-twin-agent.rules")),
+    ("etc/systemd/system/twin-guest.service", include_str!("guest/twin-guest.service")),
+    ("etc/udev/rules.d/90-twin-guest.rules", include_str!("guest/90-twin-guest.rules")),
 ];
 
 /// What kind of image to build.
@@ -80,7 +80,7 @@ pub struct Builder {
     pub packages: BTreeSet<PackageName>,
     /// Of the disk; a machine's own layer may be larger, its file system grows at boot.
     pub size_bytes: u64,
-    /// The program `twin-agent`, which becomes a service of the guest.
+    /// The program `twin-guest`, which becomes a service of the guest.
     pub agent: Option<PathBuf>,
     /// A third of the space, for some time at every boot.
     pub compress: bool,
@@ -284,7 +284,7 @@ fn lay_out(at: &Path, sources: &str, options: &str, agent: Option<&[u8]>) -> Res
         for (path, content) in FILES {
             put(&format!("files/{path}"), content.as_bytes(), 0o644)?;
         }
-        agent.map_or(Ok(()), |agent| put("files/usr/bin/twin-agent", agent, 0o755))
+        agent.map_or(Ok(()), |agent| put("files/usr/bin/twin-guest", agent, 0o755))
     };
     all().map_err(Error::file("write in", at))
 }

@@ -19,9 +19,9 @@ use std::net::IpAddr;
 pub const LABEL: &str = "cidata";
 /// Beyond that, user data is refused by some readers; nobody types that much.
 const DOCUMENT_BYTES: usize = 1 << 20;
-const AGENT: &str = "twin-agent";
-const UNIT: &str = include_str!("guest/twin-agent-guest.service");
-const RULES: &str = include_str!("guest/90-twin-agent.rules");
+const AGENT: &str = "twin-guest";
+const UNIT: &str = include_str!("guest/twin-guest.service");
+const RULES: &str = include_str!("guest/90-twin-guest.rules");
 
 /// All a seed says. cloud-init follows it once for each `instance`.
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ pub struct Seed {
     pub files: Vec<GuestFile>,
     /// Run at the end of the first boot: program and arguments, no shell.
     pub commands: Vec<Vec<String>>,
-    /// The program `twin-agent`, for an image that does not have it.
+    /// The program `twin-guest`, for an image that does not have it.
     pub agent: Option<Vec<u8>>,
 }
 
@@ -208,8 +208,8 @@ impl Seed {
         let mut files = self.files.clone();
         if self.agent.is_some() {
             for (path, content) in [
-                ("/etc/systemd/system/twin-agent-guest.service", UNIT),
-                ("/etc/udev/rules.d/90-twin-agent.rules", RULES),
+                ("/etc/systemd/system/twin-guest.service", UNIT),
+                ("/etc/udev/rules.d/90-twin-guest.rules", RULES),
             ] {
                 let path = path.parse().expect("a path of ours is a guest's path");
                 files.push(GuestFile { path, content: content.into(), mode: 0o644 });
@@ -225,11 +225,11 @@ impl Seed {
             for line in [
                 "mkdir -p /run/safetytwin-seed",
                 "mount -o ro LABEL=cidata /run/safetytwin-seed",
-                "install -m 0755 /run/safetytwin-seed/twin-agent /usr/bin/twin-agent",
+                "install -m 0755 /run/safetytwin-seed/twin-guest /usr/bin/twin-guest",
                 "umount /run/safetytwin-seed",
                 "udevadm control --reload",
                 "systemctl daemon-reload",
-                "systemctl start twin-agent-guest.service",
+                "systemctl start twin-guest.service",
             ] {
                 commands.push(line.split(' ').map(str::to_owned).collect());
             }
@@ -334,7 +334,7 @@ mod tests {
         let seed = Seed { agent: Some(b"\x7fELF agent".to_vec()), ..seed().completing() };
         let iso = seed.iso().unwrap();
         let text = String::from_utf8_lossy(&iso);
-        assert!(text.contains("TWIN-AGENT.;1") && text.contains("\x7fELF agent"));
+        assert!(text.contains("TWIN-GUEST.;1") && text.contains("\x7fELF agent"));
         let data = seed.user_data().unwrap();
         assert_eq!(data["write_files"].as_array().unwrap().len(), 2);
         assert!(data["packages"].as_array().unwrap().contains(&json!("qemu-guest-agent")));

@@ -29,7 +29,7 @@ pub(super) struct Domain<'a> {
     pub(super) ssh_port: u16,
     pub(super) console: &'a Path,
     pub(super) console_log: &'a Path,
-    /// The socket of `twin-agent`'s channel.
+    /// The socket of `twin-guest`'s channel.
     pub(super) agent: &'a Path,
 }
 
