@@ -65,7 +65,7 @@ pub(crate) struct Context {
     /// Names of containers by id.
     pub(crate) containers: watch::Sender<BTreeMap<String, String>>,
     pub(crate) packages: Arc<Mutex<Packages>>,
-    /// Counts up when packages were looked at.
+    /// Counts up when packages were seen first, and when they changed.
     pub(crate) packages_changed: watch::Sender<u64>,
     pub(crate) gpus: watch::Sender<Gpus>,
     /// The platform in the facts that the agent begins with.

@@ -28,6 +28,7 @@ pub(crate) async fn run(context: Context) {
         });
         match found.await {
             Ok(Ok((found, wanted))) => {
+                let changed = found.is_some();
                 match found {
                     Some(found) => {
                         sink.all(vec![Scope::Kind(Kind::PACKAGE)], found, Vec::new()).await;
@@ -35,7 +36,11 @@ pub(crate) async fn run(context: Context) {
                     None => sink.unchanged().await,
                 }
                 watch.set(wanted);
-                context.packages_changed.send_modify(|generation| *generation += 1);
+                context.packages_changed.send_if_modified(|generation| {
+                    let news = changed || *generation == 0;
+                    *generation += u64::from(news);
+                    news
+                });
             }
             Ok(Err(error)) => sink.fault(&error).await,
             Err(error) => sink.fault(&error).await,
