@@ -204,7 +204,17 @@ impl FromIterator<(Subject, Item)> for Facts {
 /// As a map from subject to fields.
 impl Serialize for Facts {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.iter().map(|(subject, item)| (subject, item.fields())))
+        serializer.collect_map(self.iter().map(|(subject, item)| (subject, InOtherForm(item))))
+    }
+}
+
+/// An item's fields on their way from their encoded form to another, without being built.
+struct InOtherForm<'i>(&'i Item);
+
+impl Serialize for InOtherForm<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut encoded = rmp_serde::Deserializer::from_read_ref(self.0.encoded());
+        serde_transcode::transcode(&mut encoded, serializer)
     }
 }
 

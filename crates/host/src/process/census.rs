@@ -6,7 +6,9 @@
 //! compared with those before.
 //!
 //! # Invariants
-//! - Listing takes [`SHARE`] of one processor at most, however many processes come and go.
+//! - Listing takes [`SHARE`] of one processor at most, however many processes come and go; and
+//!   [`SHARE_OF_OTHERS`] where only the number of threads moves: it counts those of the whole
+//!   machine, beyond what this `/proc` shows.
 //! - A process that comes and goes between two looks is not told, nor one that runs another
 //!   program under its old number: a full scan finds those that stay.
 
@@ -21,8 +23,10 @@ use tokio::time::Instant;
 
 /// How often the counters are read.
 pub const EVERY: Duration = Duration::from_millis(50);
-/// One part in so many of a processor is for listing.
+/// One part in so many of a processor is for listing where a process number was given out.
 const SHARE: u32 = 200;
+/// The same where only the number of threads moved.
+const SHARE_OF_OTHERS: u32 = 1000;
 const LISTING_MAX: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
@@ -34,7 +38,8 @@ pub struct Census {
     pids: Vec<u32>,
     listed: Vec<u32>,
     due: Instant,
-    may_list: Instant,
+    /// When and for how long the processes were listed last.
+    last_listing: (Instant, Duration),
 }
 
 /// How many threads there are, and the process number given out last.
@@ -57,7 +62,8 @@ impl Census {
         files.list(&mut pids)?;
         pids.sort_unstable();
         let now = Instant::now();
-        Ok(Self { files, counters, last, pids, listed: Vec::new(), due: now, may_list: now })
+        let last_listing = (now, Duration::ZERO);
+        Ok(Self { files, counters, last, pids, listed: Vec::new(), due: now, last_listing })
     }
 
     /// Waits until processes came or went, and appends which. Nothing is lost when the wait is
@@ -77,8 +83,13 @@ impl Census {
 
     fn look(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
         let counters = read(&self.counters)?;
+        if counters == self.last {
+            return Ok(());
+        }
+        let share = if counters.newest == self.last.newest { SHARE_OF_OTHERS } else { SHARE };
+        let (before, took) = self.last_listing;
         let begin = Instant::now();
-        if counters == self.last || begin < self.may_list {
+        if begin < before + took * share {
             return Ok(());
         }
         self.files.list(&mut self.listed)?;
@@ -87,7 +98,7 @@ impl Census {
         compare(&self.pids, &self.listed, events);
         std::mem::swap(&mut self.pids, &mut self.listed);
         // Longer than that it was not listing, but waiting for a processor.
-        self.may_list = begin + begin.elapsed().min(LISTING_MAX) * SHARE;
+        self.last_listing = (begin, begin.elapsed().min(LISTING_MAX));
         Ok(())
     }
 }
