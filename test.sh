@@ -158,6 +158,11 @@ step_fuzz() { fuzz/run --seconds "${FUZZ_SECONDS:-5}" --seed 1; }
 . packaging/virtualisation.sh
 ensure_toolchain gcc libc6-dev git ca-certificates
 
+# A full disk shows as anything but that, halfway through.
+mkdir -p "$CARGO_TARGET_DIR"
+free=$(($(df --output=avail --block-size=1G "$CARGO_TARGET_DIR" | tail -n 1)))
+[ $free -ge 10 ] || missing "room: $free GB are free for $CARGO_TARGET_DIR, 10 are needed" || exit 1
+
 passed=0
 failed=()
 for step in "${chosen[@]}"; do

@@ -7,6 +7,7 @@
 use anyhow::{Context as _, bail};
 use std::io::Write as _;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,17 @@ use vm::image::{Builder, Import, Job, Progress, Seed, Store};
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            drop(writeln!(std::io::stderr(), "build_image: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let (mut agent, mut from, mut plain) = (None, None, Vec::new());
     while let Some(argument) = arguments.next() {
