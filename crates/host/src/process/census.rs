@@ -18,7 +18,10 @@ use crate::exec_events::Event;
 use rustix::io::pread;
 use std::fs::File;
 use std::io;
+use std::sync::{Arc, Weak};
+use std::thread;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// How often the counters are read.
@@ -32,14 +35,21 @@ const LISTING_MAX: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub struct Census {
     files: ProcDirectory,
-    counters: File,
+    watch: Arc<Watch>,
     last: Counters,
     /// Sorted.
     pids: Vec<u32>,
     listed: Vec<u32>,
-    due: Instant,
     /// When and for how long the processes were listed last.
     last_listing: (Instant, Duration),
+}
+
+/// The counters, and word of their having moved. A thread of its own reads them, since that is
+/// all that a host at rest costs: a runtime's timer costs five times as much as the reading.
+#[derive(Debug)]
+struct Watch {
+    counters: File,
+    moved: Notify,
 }
 
 /// How many threads there are, and the process number given out last.
@@ -61,9 +71,13 @@ impl Census {
         let mut pids = Vec::new();
         files.list(&mut pids)?;
         pids.sort_unstable();
-        let now = Instant::now();
-        let last_listing = (now, Duration::ZERO);
-        Ok(Self { files, counters, last, pids, listed: Vec::new(), due: now, last_listing })
+        let watch = Arc::new(Watch { counters, moved: Notify::new() });
+        let watched = Arc::downgrade(&watch);
+        thread::Builder::new()
+            .name("census".to_owned())
+            .spawn(move || keep_watch(&watched, last))?;
+        let last_listing = (Instant::now(), Duration::ZERO);
+        Ok(Self { files, watch, last, pids, listed: Vec::new(), last_listing })
     }
 
     /// Waits until processes came or went, and appends which. Nothing is lost when the wait is
@@ -73,24 +87,31 @@ impl Census {
     /// When `/proc` can't be read any more.
     pub async fn read(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
         let before = events.len();
-        while events.len() == before {
-            tokio::time::sleep_until(self.due).await;
-            self.due = Instant::now() + EVERY;
-            self.look(events)?;
+        loop {
+            let not_before = self.look(events)?;
+            if events.len() > before {
+                return Ok(());
+            }
+            let moved = self.watch.moved.notified();
+            match not_before {
+                // What moves meanwhile may be worth more.
+                Some(time) => drop(tokio::time::timeout_at(time, moved).await),
+                None => moved.await,
+            }
         }
-        Ok(())
     }
 
-    fn look(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
-        let counters = read(&self.counters)?;
+    /// Lists the processes if the counters moved; or says when that may be done.
+    fn look(&mut self, events: &mut Vec<Event>) -> io::Result<Option<Instant>> {
+        let counters = read(&self.watch.counters)?;
         if counters == self.last {
-            return Ok(());
+            return Ok(None);
         }
         let share = if counters.newest == self.last.newest { SHARE_OF_OTHERS } else { SHARE };
         let (before, took) = self.last_listing;
-        let begin = Instant::now();
-        if begin < before + took * share {
-            return Ok(());
+        let (begin, not_before) = (Instant::now(), before + took * share);
+        if begin < not_before {
+            return Ok(Some(not_before));
         }
         self.files.list(&mut self.listed)?;
         self.last = counters;
@@ -99,7 +120,27 @@ impl Census {
         std::mem::swap(&mut self.pids, &mut self.listed);
         // Longer than that it was not listing, but waiting for a processor.
         self.last_listing = (begin, begin.elapsed().min(LISTING_MAX));
-        Ok(())
+        Ok(None)
+    }
+}
+
+/// Tells when the counters move, until nobody waits for it any more.
+fn keep_watch(watched: &Weak<Watch>, mut last: Counters) {
+    loop {
+        thread::sleep(EVERY);
+        let Some(watch) = watched.upgrade() else { return };
+        match read(&watch.counters) {
+            Ok(counters) if counters == last => {}
+            Ok(counters) => {
+                last = counters;
+                watch.moved.notify_one();
+            }
+            Err(_) => {
+                // Who waits reads them as well, and tells.
+                watch.moved.notify_one();
+                return;
+            }
+        }
     }
 }
 

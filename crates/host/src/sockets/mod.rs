@@ -186,6 +186,7 @@ impl Sockets {
             .chain(talks.iter().map(|talk| talk.client))
             .filter(|&inode| inode != 0)
             .collect();
+        self.forget_holders(&wanted, scanner, depth);
         self.find_holders(&wanted, scanner);
         self.remember_connections(&tables, &talks, scanner);
         let mut sockets = BTreeMap::new();
@@ -266,16 +267,21 @@ impl Sockets {
         }
     }
 
-    /// Finds who holds the sockets that are not known yet.
-    fn find_holders(&mut self, wanted: &HashSet<u64>, scanner: &Scanner) {
-        let round = self.round;
+    /// Forgets sockets that are gone, and those whose holder is. Who talks to whom is not known
+    /// of listeners alone, and would else have to be found anew each time.
+    fn forget_holders(&mut self, wanted: &HashSet<u64>, scanner: &Scanner, depth: Depth) {
         self.holders.retain(|inode, holder| {
-            wanted.contains(inode)
+            (wanted.contains(inode) || depth == Depth::Listeners)
                 && match holder {
                     Ok(holder) => holder.is_there(scanner),
                     Err(_missed) => true,
                 }
         });
+    }
+
+    /// Finds who holds the sockets that are not known yet.
+    fn find_holders(&mut self, wanted: &HashSet<u64>, scanner: &Scanner) {
+        let round = self.round;
         let is_unknown = |inode: &u64| match self.holders.get(inode) {
             None => true,
             Some(Err(missed)) => missed.is_due(round),

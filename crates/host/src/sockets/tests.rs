@@ -123,6 +123,18 @@ fn connections_stay_while_both_run() {
 }
 
 #[test]
+fn clients_are_remembered_while_only_listeners_are_looked_at() {
+    let (_directory, root) = machine();
+    let mut sockets = Sockets::new(&root).unwrap();
+    sockets.observe(&scanned(&root), Depth::Connections).unwrap();
+    sockets.observe(&scanned(&root), Depth::Listeners).unwrap();
+    assert!(matches!(sockets.holders.get(&101), Some(Ok(Holder { pid: 50, .. }))));
+    fs::write(root.proc("net/tcp"), row(&here(6379), "00000000:0000", LISTENING, 200)).unwrap();
+    sockets.observe(&scanned(&root), Depth::Connections).unwrap();
+    assert!(!sockets.holders.contains_key(&101));
+}
+
+#[test]
 fn the_owner_is_found_again_when_it_restarts() {
     let (_directory, root) = machine();
     let mut sockets = Sockets::new(&root).unwrap();
