@@ -13,7 +13,7 @@
 //!   a crash leaves in between is cleaned up on opening.
 
 use crate::error::Error;
-use crate::{files, journal, keys};
+use crate::{files, journal, keys, making};
 use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
 use fjall::{
     CompressionType, Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode,
@@ -80,6 +80,7 @@ const DROPPED: &[u8] = b"d";
 
 impl Db {
     pub(crate) fn open(path: &Path, block_cache_bytes: u64) -> Result<Self, Error> {
+        making::make(path)?;
         files::check(path)?;
         journal::mend(path)?;
         let open_error = |source| Error::open(path, source);
@@ -90,19 +91,17 @@ impl Db {
             .journal_compression(CompressionType::None)
             .open()
             .map_err(open_error)?;
-        let small = |name: &str| {
-            let options = || KeyspaceCreateOptions::default().max_memtable_size(8 << 20);
-            database.keyspace(name, options).map_err(open_error)
-        };
-        let hosts = small("hosts")?;
+        let small = |name| database.keyspace(name, making::small).map_err(open_error);
+        let [hosts, subjects, origins, contents, records] = making::NAMES.map(small);
+        let hosts = hosts?;
         start_above_reserved(&database, &hosts).map_err(open_error)?;
         let db = Self {
             path: path.to_owned(),
             hosts,
-            subjects: small("subjects")?,
-            origins: small("origins")?,
-            contents: small("contents")?,
-            records: small("records")?,
+            subjects: subjects?,
+            origins: origins?,
+            contents: contents?,
+            records: records?,
             reserved: AtomicU64::new(0),
             buckets: RwLock::default(),
             eras: RwLock::default(),

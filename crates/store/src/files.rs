@@ -4,6 +4,7 @@
 //! is gone while everything seems in order.
 
 use crate::error::Error;
+use crate::making;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,14 +13,14 @@ use std::sync::Arc;
 /// [`Error::Lost`] with the file that is not there.
 pub(crate) fn check(directory: &Path) -> Result<(), Error> {
     let failed = |source| Error::Prepare { path: directory.to_owned(), source: Arc::new(source) };
-    // Written last when a history is made: without it there was never anything in it.
-    let is_made = directory.join("version").try_exists().map_err(failed)?;
-    let keyspaces = directory.join("keyspaces");
-    let lost = match (is_made, is_filled(&keyspaces).map_err(failed)?) {
-        (false, false) => return Ok(()),
-        (false, true) => Some(directory.join("version")),
-        (true, _) => lost_journal(directory)
-            .and_then(|lost| lost.map_or_else(|| lost_catalogue(&keyspaces), |lost| Ok(Some(lost))))
+    let version = directory.join(making::VERSION);
+    let lost = match version.try_exists().map_err(failed)? {
+        false => Some(version),
+        true => lost_journal(directory)
+            .and_then(|lost| match lost {
+                Some(lost) => Ok(Some(lost)),
+                None => lost_catalogue(&directory.join(making::KEYSPACES)),
+            })
             .map_err(failed)?,
     };
     lost.map_or(Ok(()), |path| Err(Error::Lost { path, directory: directory.to_owned() }))
@@ -47,18 +48,12 @@ fn lost_journal(directory: &Path) -> io::Result<Option<PathBuf>> {
 
 /// The engine's own keyspace, and those that are made with the history and never deleted. Of the
 /// others, one may be half deleted.
-const PERMANENT: std::ops::RangeInclusive<u32> = 0..=5;
+const PERMANENT: std::ops::RangeInclusive<usize> = 0..=making::NAMES.len();
 
 /// Each keyspace has a file that names its catalogue of tables.
 fn lost_catalogue(keyspaces: &Path) -> io::Result<Option<PathBuf>> {
-    // All were there before the first of them had a table.
-    let all_are_made = is_filled(&keyspaces.join("1/tables"))?;
     for keyspace in PERMANENT {
         let keyspace = keyspaces.join(keyspace.to_string());
-        // One without a table was made just now, and has nothing to lose.
-        if !all_are_made && !is_filled(&keyspace.join("tables"))? {
-            continue;
-        }
         if !keyspace.try_exists()? {
             return Ok(Some(keyspace));
         }
@@ -71,12 +66,4 @@ fn lost_catalogue(keyspaces: &Path) -> io::Result<Option<PathBuf>> {
         }
     }
     Ok(None)
-}
-
-fn is_filled(directory: &Path) -> io::Result<bool> {
-    match std::fs::read_dir(directory) {
-        Ok(mut files) => Ok(files.next().is_some()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
 }

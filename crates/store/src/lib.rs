@@ -61,6 +61,7 @@ mod ingest;
 mod journal;
 mod keys;
 mod loads;
+mod making;
 mod names;
 mod read;
 mod record;

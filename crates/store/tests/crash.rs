@@ -165,3 +165,15 @@ fn killed_again_and_again_nothing_acknowledged_is_lost() {
     }
     assert!(stored.values().sum::<u64>() > 50, "{stored:?}");
 }
+
+/// At its first start, again and again at other moments of it.
+#[test]
+fn killed_while_it_is_made_it_is_made_again() {
+    for after in (0..48).step_by(3) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut stored = run_and_kill(directory.path(), Duration::from_millis(after));
+        check(directory.path(), &stored);
+        stored.extend(run_and_kill(directory.path(), Duration::from_millis(after)));
+        check(directory.path(), &stored);
+    }
+}
