@@ -42,6 +42,10 @@ need_root() {
     [ "$(id -u)" -eq 0 ] || missing "$1 needs root, for namespaces of its own"
 }
 
+# The programs that steps run. All at once, since another selection has its dependencies built
+# anew with other features.
+programs() { cargo build --locked --quiet --workspace --bins --example plan --example build_image; }
+
 step_shell() {
     ensure_packages shellcheck
     shellcheck -x install.sh test.sh .ci/run packaging/toolchain.sh lab/host lab/docker lab/test lab/endtoend \
@@ -67,7 +71,7 @@ step_unit() {
 }
 
 step_openapi() {
-    cargo build --locked --quiet -p cli
+    programs
     "$binaries/twin" openapi | diff -u openapi/safetytwin.json - || {
         printf 'openapi/safetytwin.json is not what the routes say; run: just openapi\n' >&2
         return 1
@@ -86,8 +90,7 @@ step_lab() {
     need_root 'the lab' || return 1
     [ "$(id -u)" -eq 0 ] || return 0
     lab/test
-    cargo build --locked --quiet -p agent
-    cargo build --locked --quiet -p model --example plan
+    programs
     lab/identity "$binaries"
     lab/apply "$binaries"
 }
@@ -104,7 +107,7 @@ step_machines() {
     ensure_virtualisation
     local image
     # The agent comes to its machine by the seed: an image with it would be built for each.
-    cargo build --locked --quiet -p agent
+    programs
     image=$(lab/guest-image --check --seed-agent "$binaries/twin-guest")
     SAFETYTWIN_GUEST_IMAGE=$image cargo test --locked --quiet -p vm --test contract
 }
@@ -129,7 +132,7 @@ step_libvirt() {
 step_twins() {
     ensure_virtualisation
     local image
-    cargo build --locked --quiet -p cli -p agent
+    programs
     image=$(lab/guest-image)
     lab/twins "$binaries" "$image"
 }
@@ -137,13 +140,13 @@ step_twins() {
 step_endtoend() {
     need_root 'the lab' || return 1
     [ "$(id -u)" -eq 0 ] || return 0
-    cargo build --locked --quiet -p cli -p agent
+    programs
     lab/endtoend "$binaries"
 }
 
 step_kills() {
     ensure_packages python3
-    cargo build --locked --quiet -p cli -p agent
+    programs
     bench/kills --count 12 --binaries "$binaries"
     ensure_virtualisation
     bench/twin-kills --count 6 --binaries "$binaries"
