@@ -51,6 +51,7 @@ mkdir -p "$prefix/bin"
 install -m 0755 "$target/release/twin" "$prefix/bin/twin"
 install -m 0755 "$target/agent/twin-agent" "$prefix/bin/twin-agent"
 install -m 0755 "$target/agent/twin-guest" "$prefix/bin/twin-guest"
+install -m 0755 "$target/agent/twin-node" "$prefix/bin/twin-node"
 "$prefix/bin/twin" man --dir "$prefix/share/man/man1"
 for shell in bash zsh fish; do
     case $shell in
@@ -70,7 +71,7 @@ esac
 
 if [ $root = yes ]; then config=/etc/safetytwin; else config=${XDG_CONFIG_HOME:-$HOME/.config}/safetytwin; fi
 mkdir -p "$config"
-for file in twin.yaml agent.yaml; do
+for file in twin.yaml agent.yaml node.yaml; do
     if [ -e "$config/$file" ]; then
         say "keeping $config/$file"
     else
@@ -106,6 +107,10 @@ if [ -d /run/systemd/system ] && [ "$(cat /proc/1/comm)" = systemd ]; then
         [ $root = yes ] || variant=packaging/systemd/user/$unit.service
         sed "s|@PREFIX@|$prefix|g" "$variant" >"$units/$unit.service"
     done
+    # For nodes that run VMs, and whose operator wants it: neither enabled nor started.
+    if [ $root = yes ]; then
+        sed "s|@PREFIX@|$prefix|g" packaging/systemd/safetytwin-node.service >"$units/safetytwin-node.service"
+    fi
     "${control[@]}" daemon-reload
     "${control[@]}" enable safetytwin-server.service safetytwin-agent.service
     "${control[@]}" restart safetytwin-server.service safetytwin-agent.service

@@ -13,7 +13,7 @@ root=$PWD
 
 say() { printf '\n== %s\n' "$*"; }
 
-steps=(shell format lint unit openapi deny lab observe machines libvirt twins endtoend kills fuzz)
+steps=(shell format lint unit openapi deny alerts lab observe machines libvirt twins endtoend inventory kills fuzz)
 allow_missing=no
 chosen=()
 while [ $# -gt 0 ]; do
@@ -48,9 +48,10 @@ programs() { cargo build --locked --quiet --workspace --bins --example plan --ex
 
 step_shell() {
     ensure_packages shellcheck
-    shellcheck -x install.sh test.sh .ci/run packaging/toolchain.sh lab/host lab/docker lab/test lab/endtoend \
-        lab/identity lab/apply lab/twins lab/observe lab/libvirt lab/guest-image lab/src/build-rootfs lab/src/check-guest-image lab/src/common.sh \
-        packaging/virtualisation.sh
+    local scripts=()
+    # Everything that says it is for a shell, and what such read.
+    mapfile -t scripts < <(git grep -lI -E '^#!.*(bash|/sh)$' -- ':!*.md'; git ls-files '*.sh')
+    shellcheck -x -P SCRIPTDIR -P "$root" "${scripts[@]}"
 }
 
 step_format() { cargo fmt --all --check; }
@@ -84,6 +85,14 @@ step_deny() {
     # It looks at the manifests of all that is locked, also of what other systems need.
     cargo fetch --locked --quiet
     cargo deny --offline check bans licenses sources
+}
+
+# The rules that ship do what they say, and the dashboard is whole.
+step_alerts() {
+    ensure_packages prometheus jq
+    promtool check rules packaging/prometheus/alerts.yaml
+    promtool test rules packaging/prometheus/tests.yaml
+    jq -e '.panels | length > 0' packaging/grafana/vms.json >/dev/null
 }
 
 step_lab() {
@@ -142,6 +151,14 @@ step_endtoend() {
     [ "$(id -u)" -eq 0 ] || return 0
     programs
     lab/endtoend "$binaries"
+}
+
+# The VM inventory, with real units that run stand-ins for VMMs.
+step_inventory() {
+    need_root 'the lab' || return 1
+    [ "$(id -u)" -eq 0 ] || return 0
+    programs
+    lab/inventory "$binaries"
 }
 
 step_kills() {

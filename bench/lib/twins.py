@@ -39,6 +39,12 @@ def image():
     return h.run([os.path.join(h.ROOT, "lab", "guest-image")], stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
+def pss_mib(pid):
+    """What a process holds of memory, its share of what others hold, too."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) / 1024
+
+
 def timed(command, said, may_fail=False, limit=None):
     """Runs a program to its end, what it says into a file; gives how long that took, or None when it failed and may."""
     begin = time.monotonic()
@@ -53,7 +59,7 @@ def timed(command, said, may_fail=False, limit=None):
 
 
 class Ours:
-    """A server that knows a host, with an image; all it does goes by `twin` or the
+    """A server that knows a host, with an image if one is given; all it does goes by `twin` or the
     API."""
 
     def __init__(self, work, options, base, memory_mib):
@@ -61,7 +67,8 @@ class Ours:
         self.data = work.directory_of("data")
         os.chmod(self.data, 0o700)
         images = work.directory_of("data/images")
-        shutil.copytree(base, os.path.join(images, os.path.basename(base)), copy_function=link_or_copy)
+        if base:
+            shutil.copytree(base, os.path.join(images, os.path.basename(base)), copy_function=link_or_copy)
         self.bin = programs(work, options)
         self.config = work.path("twin.yaml")
         with open(self.config, "w") as file:
@@ -92,11 +99,12 @@ class Ours:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
 
-    def ask(self, method, path, body=None):
+    def ask(self, method, path, body=None, accept="*/*"):
         """The status and the JSON that comes back."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            kind = {"Content-Type": "application/json"} if body else {}
+            connection.request(method, path, body, {"Accept": accept, **kind})
             answer = connection.getresponse()
             text = answer.read()
             return answer.status, json.loads(text) if text else None
@@ -146,6 +154,10 @@ class Ours:
         """Where the disk of the stopped twin lies."""
         layers = os.path.join(self.data, "twins", NAME, "layers")
         return os.path.join(layers, max(os.listdir(layers), key=lambda name: int(name.split(".")[0])))
+
+    def pid(self):
+        """The QEMU of the twin."""
+        return next(pid for name, _, pid in self.processes() if name == NAME)
 
     def seed(self):
         return os.path.join(self.data, "twins", NAME, "seed.iso")
@@ -239,6 +251,17 @@ def answers(path):
         return False
 
 
+def await_rest(pids, seconds=120):
+    """Waits until guests that have booted do next to nothing."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        before = [h.cpu_seconds(pid) for pid in pids]
+        time.sleep(3)
+        if all(h.cpu_seconds(pid) - was < 0.3 for pid, was in zip(pids, before)):
+            return
+    h.note(f"the guests were not at rest after {seconds} s")
+
+
 def await_guest(path, what, process=None, seconds=300, pause=0.01):
     h.wait_until(lambda: answers(path), what, seconds=seconds, process=process, pause=pause)
 
@@ -246,7 +269,7 @@ def await_guest(path, what, process=None, seconds=300, pause=0.01):
 class Lone:
     """The same guest in a QEMU of its own, led by its monitor."""
 
-    def __init__(self, work, place, disk, seed, base, memory_mib, accelerator):
+    def __init__(self, work, place, disk, seed, base, memory_mib, accelerator, loads=None):
         self.place = place
         manifest = json.load(open(os.path.join(base, "manifest.json")))
         command = [
@@ -262,6 +285,8 @@ class Lone:
             "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
             "-device", "virtio-rng-pci", "-qmp", "unix:qmp,server=on,wait=off",
         ]
+        if loads:
+            command += ["-loadvm", loads]
         self.process = work.start(command, log=os.path.join(place, "qemu.log"), cwd=place)
         self.agent = os.path.join(place, "guest-agent")
 

@@ -63,3 +63,17 @@ pub fn api_guest(said: &[u8]) {
         }
     });
 }
+
+/// What `twin-node` and the server say to each other, and the checks that somebody writes down.
+pub fn api_node(said: &[u8]) {
+    plain::<::api::node::NodeAsks>(said);
+    plain::<::api::node::NodeWork>(said);
+    plain::<::api::vm::VmChecks>(said);
+    plain::<::api::vm::VmRecovery>(said);
+}
+
+fn plain<T: Serialize + DeserializeOwned + PartialEq + Debug>(said: &[u8]) {
+    let Ok(read) = serde_json::from_slice::<T>(said) else { return };
+    let again = serde_json::to_vec(&read).expect("what was read can be written");
+    assert_eq!(serde_json::from_slice::<T>(&again).ok(), Some(read));
+}

@@ -7,7 +7,7 @@ use ::model::entity::{
     Memory, Package, Platform, Process, Route, Socket, Unit, User, Workload,
 };
 use ::model::load::Load;
-use ::model::plan::{Own, Plan, plan};
+use ::model::plan::{Fidelity, Own, Plan, plan};
 use ::model::redact::MARK;
 use ::model::spec::{Extras, Spec};
 use ::model::{
@@ -76,7 +76,8 @@ pub fn model_plan(data: &[u8]) {
     let made = plan(&spec, &twin, &Own::default());
     again(&made);
     assert_eq!(plan(&spec, &twin, &Own::default()), made);
-    assert!(made.fidelity_per_mille() <= 1000);
+    assert!(Fidelity::now(&spec, &made).per_mille() <= 1000);
+    assert!(Fidelity::after(&spec, &made).per_mille() <= 1000);
 }
 
 /// Whatever is read as one of our types can be written and read again.

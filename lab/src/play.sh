@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 # What the labs with real guests share: checks that say what came true, and a server with its
 # image. They set `work`, `binaries` and `image` first.
 
@@ -46,7 +46,7 @@ until_true() {
     done
 }
 
-twin() { timeout 300 "$binaries/twin" --server "$url" "$@" </dev/null; }
+twin() { timeout 900 "$binaries/twin" --server "$url" "$@" </dev/null; }
 guest() { timeout 30 "$binaries/twin" --server "$url" ssh "$@" </dev/null; }
 is() { [ "$("${@:2}")" = "$1" ]; }
 # says WORDS COMMAND...: the command succeeds, and says this.

@@ -81,7 +81,12 @@ pub struct Config {
     pub docker_socket: PathBuf,
     pub systemd_bus: Option<String>,
     pub spool_limit: u64,
+    /// How long one look may take before it counts as hung.
+    pub look_deadline: Duration,
 }
+
+/// A machine that works does not take longer; only a twin that is emulated may.
+const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Where the file is looked for when none is named.
 #[must_use]
@@ -196,6 +201,7 @@ impl File {
             docker_socket: self.docker_socket.unwrap_or_else(|| "/var/run/docker.sock".into()),
             systemd_bus: self.systemd_bus,
             spool_limit: spool_limit_mb << 20,
+            look_deadline: LOOK_DEADLINE,
         })
     }
 }
@@ -206,7 +212,7 @@ pub fn is_open_to_others(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o077 != 0)
 }
 
-fn read_token(path: &Path) -> Result<String, Error> {
+pub(crate) fn read_token(path: &Path) -> Result<String, Error> {
     let text =
         fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let token = text.trim();

@@ -95,6 +95,8 @@ pub(crate) enum Seen {
     None(Vec<Scope>),
     /// It could not look.
     Fault(String),
+    /// It is through with the look that was asked for by this number.
+    CaughtUp(u64),
     /// What the server was told of kinds that nobody could look at so far.
     Recalled(Facts),
     /// Contents of files that are about to be named.
@@ -205,13 +207,25 @@ impl Engine {
 
     /// The facts after everything that all collectors say once.
     pub(crate) async fn once(mut self, mut reports: mpsc::Receiver<Report>) -> Facts {
-        let (nowhere, _closed) = mpsc::channel(1);
         while let Some(report) = reports.recv().await {
-            if !matches!(report.seen, Seen::Contents(_) | Seen::Load(_)) {
-                self.take(report, &nowhere).await;
-            }
+            self.absorb(report).await;
         }
         self.facts
+    }
+
+    /// Takes what is seen into the facts, which are asked for and not passed on.
+    pub(crate) async fn absorb(&mut self, report: Report) {
+        if matches!(report.seen, Seen::Contents(_) | Seen::Load(_)) {
+            return;
+        }
+        let (nowhere, _closed) = mpsc::channel(1);
+        self.take(report, &nowhere).await;
+        self.changed.clear();
+        self.pending = None;
+    }
+
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.facts
     }
 
     fn due(&self, start: Instant) -> Option<Instant> {
@@ -253,6 +267,7 @@ impl Engine {
                 return self.settle();
             }
             Seen::Fault(message) => self.fault(collector, message),
+            Seen::CaughtUp(_) => return,
             Seen::Recalled(facts) => return self.recall(&facts),
             Seen::Contents(contents) => {
                 for content in contents {

@@ -10,6 +10,7 @@ mod port;
 mod renewal;
 
 use crate::config::Config;
+use crate::watching::Watching;
 use crate::{Error, once};
 use api::guest::{Answer, Ask, Health, Look, Reply, Request, receive, send};
 use applying::Applying;
@@ -22,6 +23,9 @@ use std::time::Duration;
 use tokio::io::{AsyncBufRead, AsyncWrite, BufStream};
 use tokio_util::sync::CancellationToken;
 
+/// For one part of a look that the server asks for. A twin may be emulated, which is ten times as
+/// slow as a machine; and nobody else works in it who would be held up.
+const LOOK_DEADLINE: Duration = Duration::from_secs(60);
 /// Between two tries while nobody is at the other end.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -39,7 +43,7 @@ pub async fn serve(
     let mut channel = BufStream::new(Port::open(port).map_err(failed)?);
     tracing::info!(port = %port.display(), "answering for this machine");
     let applying = Applying::new(root, &config.docker_socket);
-    let mut guest = Guest { config, renewal: Renewal::new(root), applying };
+    let mut guest = Guest { config, renewal: Renewal::new(root), applying, watching: None };
     loop {
         let ended = stop.run_until_cancelled(guest.answer_all(&mut channel)).await;
         match ended {
@@ -59,6 +63,8 @@ struct Guest {
     config: Config,
     renewal: Renewal,
     applying: Applying,
+    /// From the first look on.
+    watching: Option<Watching>,
 }
 
 impl Guest {
@@ -91,14 +97,28 @@ impl Guest {
         }
     }
 
-    async fn look(&self, look: Look) -> Answer {
-        let mut config = self.config.clone();
-        // What tells that this is a twin is looked at, too.
-        config.track.push(model::spec::ENVIRONMENT.to_owned());
-        config.track.extend(look.files.into_iter().map(String::from));
-        match once(config).await {
-            Ok(facts) => Answer::Facts(facts),
+    async fn look(&mut self, look: Look) -> Answer {
+        let watching = match self.watching.take() {
+            Some(watching) => watching,
+            None => match Watching::begin(self.config_of_looks()) {
+                Ok(watching) => watching,
+                Err(error) => return Answer::Fault(error.to_string()),
+            },
+        };
+        match watching.look(look.files.into_iter().map(String::from).collect()).await {
+            Ok(facts) => {
+                self.watching = Some(watching);
+                Answer::Facts(facts)
+            }
+            // The next look begins anew.
             Err(error) => Answer::Fault(error.to_string()),
         }
+    }
+
+    fn config_of_looks(&self) -> Config {
+        let mut config = Config { look_deadline: LOOK_DEADLINE, ..self.config.clone() };
+        // What tells that this is a twin is looked at, too.
+        config.track.push(model::spec::ENVIRONMENT.to_owned());
+        config
     }
 }

@@ -58,7 +58,12 @@ impl Identity {
 /// # Errors
 /// When the machine's hostname can't be one.
 pub fn host_name(config: &Config) -> Result<HostId, Error> {
-    if let Some(name) = &config.host {
+    name_of(config.host.as_deref())
+}
+
+/// The name that a configuration gives, or the hostname.
+pub(crate) fn name_of(host: Option<&str>) -> Result<HostId, Error> {
+    if let Some(name) = host {
         return Ok(HostId::new(name)?);
     }
     let name = rustix::system::uname();

@@ -18,11 +18,13 @@ pub mod guest;
 mod identity;
 pub mod log;
 pub mod memory;
+pub mod node;
 pub mod options;
 mod outbox;
 pub mod program;
 pub mod signals;
 mod spool;
+mod watching;
 
 use collect::Context;
 use config::Config;
@@ -71,6 +73,8 @@ pub enum Error {
         "this host has no name that can be one: {0}; give it one with `host:` in the configuration"
     )]
     Name(#[from] model::HostIdError),
+    #[error("watching this machine broke off")]
+    Watching,
     #[error(transparent)]
     Server(#[from] api::client::Error),
 }

@@ -2,6 +2,7 @@
 
 use crate::config::{Config, Error, File};
 use anyhow::Context;
+use std::path::Path;
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
 
@@ -13,14 +14,31 @@ pub fn run<W>(name: &str, file: Result<File, Error>, work: impl FnOnce(Config) -
 where
     W: Future<Output = anyhow::Result<()>>,
 {
-    let config = match file.and_then(File::check) {
+    let config = file.and_then(File::check);
+    let log = config.as_ref().ok().and_then(|config| config.log_file.clone());
+    let verbose = config.as_ref().is_ok_and(|config| config.verbose);
+    run_with(name, verbose, log.as_deref(), config, work)
+}
+
+/// The same for a program with a configuration of its own.
+pub fn run_with<C, W>(
+    name: &str,
+    verbose: bool,
+    log: Option<&Path>,
+    config: Result<C, Error>,
+    work: impl FnOnce(C) -> W,
+) -> ExitCode
+where
+    W: Future<Output = anyhow::Result<()>>,
+{
+    let config = match config {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{name}: {:#}", anyhow::Error::new(error));
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
-    match turn(config, work) {
+    match turn(verbose, log, config, work) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{name}: {error:#}");
@@ -29,14 +47,18 @@ where
     }
 }
 
-fn turn<W>(config: Config, work: impl FnOnce(Config) -> W) -> anyhow::Result<()>
+fn turn<C, W>(
+    verbose: bool,
+    log: Option<&Path>,
+    config: C,
+    work: impl FnOnce(C) -> W,
+) -> anyhow::Result<()>
 where
     W: Future<Output = anyhow::Result<()>>,
 {
-    let level = if config.verbose { "debug" } else { "info" };
+    let level = if verbose { "debug" } else { "info" };
     let filter = format!("warn,agent={level},converge={level},host={level}");
-    crate::log::start(&filter, config.log_file.as_deref())
-        .context("could not open the log file")?;
+    crate::log::start(&filter, log).context("could not open the log file")?;
     crate::memory::be_thrifty();
     // One thread turns the loop; what blocks has its own, and those end when idle.
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -10,11 +10,15 @@ mod words;
 pub mod answer;
 pub mod bridge;
 pub mod client;
+pub mod extras;
+pub mod following;
 pub mod guest;
 mod json;
+pub mod node;
 pub mod places;
 pub mod run;
 pub mod twin;
+pub mod vm;
 pub mod wire;
 
 pub use answer::ErrorBody;

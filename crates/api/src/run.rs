@@ -80,6 +80,7 @@ words!(
     SnapshotRevert = "snapshot_revert",
     SnapshotDelete = "snapshot_delete",
     Clone = "clone",
+    Apply = "apply",
 );
 
 words!(
@@ -135,6 +136,8 @@ pub enum RunCause {
     Token { id: String, name: String },
     /// The server itself, by its rules of what is kept.
     Schedule,
+    /// The twin follows its host, which came to this version.
+    Host { version: u64 },
 }
 
 /// One run, in short.

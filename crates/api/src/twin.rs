@@ -1,5 +1,6 @@
 //! Twins: the machine that mirrors a host, its saved moments, and its clones.
 
+use crate::following::Following;
 use crate::run::RunId;
 use model::Time;
 use serde::{Deserialize, Serialize};
@@ -112,6 +113,9 @@ pub struct Twin {
     /// The way in, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh: Option<Ssh>,
+    /// How it follows its host; a clone follows nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub following: Option<Following>,
     /// What is being done to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]

@@ -1,10 +1,13 @@
 //! The command line.
 
+mod inventory;
 mod twin;
 
+pub(crate) use inventory::{InventoryCommand, ListVmsArguments, WatchVmsArguments};
 pub(crate) use twin::{
-    CloneArguments, ConsoleArguments, DeleteArguments, RevertArguments, SnapshotCommand,
-    SshArguments, StartArguments, StopArguments,
+    CloneArguments, ConsoleArguments, DeleteArguments, ExtrasCommand, FidelityArguments,
+    FollowArguments, RevertArguments, SnapshotCommand, SshArguments, StartArguments, StopArguments,
+    TwinArguments,
 };
 
 use crate::failure::EXIT_CODES;
@@ -68,7 +71,7 @@ pub(crate) enum Command {
         after_help = "Standard error is the log. As root it sees everything; as an ordinary user what that user may."
     )]
     Agent(Box<agent::options::Options>),
-    /// List the hosts and their twins: version, last change, faults, state.
+    /// List the hosts and their twins: version, last change, faults, state, lag, fidelity.
     List,
     /// Show one host at a glance, and its twin.
     Show(ShowArguments),
@@ -96,17 +99,36 @@ pub(crate) enum Command {
     Clone(CloneArguments),
     /// Put a twin back to a snapshot or a moment; what was not saved is lost.
     Revert(RevertArguments),
+    /// Show what would be done in a twin to bring it to its host.
+    Plan(FollowArguments),
+    /// Look at a twin, and say whether it is as its host.
+    #[command(after_help = "Exit status: 0 it is, 1 it is not; others as in twin --help.")]
+    Verify(FollowArguments),
+    /// Show what of a host its twin has; what it has not, why, and what to do.
+    Fidelity(FidelityArguments),
+    /// Bring a twin to the newest version of its host, once; also one that is held.
+    Apply(TwinArguments),
+    /// Leave a twin as it is, whatever its host does.
+    Hold(FollowArguments),
+    /// Let a twin follow its host.
+    Follow(FollowArguments),
     /// Remove a twin with its disk and all its snapshots. The host's history stays.
     Delete(DeleteArguments),
     /// Save a twin, go back to what was saved, list and delete that.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Declare services, processes, containers and dependencies of a twin, on top of its host's.
+    #[command(subcommand)]
+    Extras(ExtrasCommand),
     /// See what takes long: its state, its log, and end it.
     #[command(subcommand)]
     Run(RunCommand),
     /// Build, list and delete the base images that machines start from.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// See the VMs of all nodes: their state, their use, how well they do.
+    #[command(subcommand)]
+    Inventory(InventoryCommand),
     /// Create, list and revoke tokens of the server on this machine.
     #[command(subcommand)]
     Token(TokenCommand),

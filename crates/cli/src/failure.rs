@@ -9,7 +9,7 @@ use std::process::ExitCode;
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0    done
-  1    failed, or `twin doctor` found an error
+  1    failed, `twin doctor` found an error, or `twin verify` a difference
   2    the command line is wrong
   3    the server can't be reached
   4    there is no such host, subject, moment, token, run, image, twin or snapshot

@@ -30,10 +30,6 @@ use std::time::Duration;
 /// A server sends something at least every 15 s; one silent for so long is gone.
 pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 
-/// Waits between attempts double from the first to the second.
-pub(crate) const WAITS: (Duration, Duration) =
-    (Duration::from_millis(250), Duration::from_secs(10));
-
 /// Entries asked for at once when catching up.
 const PAGE: usize = 200;
 
@@ -54,8 +50,7 @@ pub(crate) struct Follow {
     /// The last version of each host that this connection brought.
     brought: BTreeMap<HostId, Version>,
     queue: VecDeque<Told>,
-    /// Before the next attempt.
-    wait: Duration,
+    patience: Patience,
 }
 
 /// The newest of a host that was given out or was there at the beginning, as far as known.
@@ -174,8 +169,15 @@ impl Follow {
             }
         }
         let (brought, queue) = (BTreeMap::new(), VecDeque::new());
-        let mut follow =
-            Self { remote, scope, seen, connection: None, brought, queue, wait: WAITS.0 };
+        let mut follow = Self {
+            remote,
+            scope,
+            seen,
+            connection: None,
+            brought,
+            queue,
+            patience: Patience::new(),
+        };
         // A server that refuses at once is told at once, and so is one that is not there.
         follow.connect().await?;
         Ok(follow)
@@ -237,24 +239,11 @@ impl Follow {
     }
 
     async fn reconnect(&mut self) -> Result<(), Failure> {
-        let mut told = false;
         loop {
-            tokio::time::sleep(self.wait).await;
-            self.wait = (self.wait * 2).min(WAITS.1);
-            match self.resume().await {
-                Err(Failure::NoServer { reason, .. }) => {
-                    if !told {
-                        note(&format!("lost {} ({reason}); trying again", self.remote.url()));
-                    }
-                    told = true;
-                }
-                Err(other) => return Err(other),
-                Ok(()) => {
-                    if told {
-                        note(&format!("back at {}", self.remote.url()));
-                    }
-                    return Ok(());
-                }
+            self.patience.pause().await;
+            let tried = self.resume().await;
+            if let Some(done) = self.patience.judge(self.remote.url(), tried) {
+                return done;
             }
         }
     }
@@ -331,7 +320,7 @@ impl Follow {
                     let entry: Entry = serde_json::from_str(&event.data).map_err(|error| {
                         refused(format!("an event is not understood ({error}); compare versions with: twin doctor"))
                     })?;
-                    self.wait = WAITS.0;
+                    self.patience.restore();
                     let before = self.brought.insert(entry.host.clone(), entry.version);
                     let steps_back = before.is_some_and(|before| entry.version <= before);
                     let life = life(&event.id).map(str::to_owned);

@@ -13,6 +13,7 @@ mod entry;
 mod failure;
 mod follow;
 mod naming;
+mod patience;
 mod remote;
 mod run_log;
 mod session;
@@ -22,6 +23,7 @@ mod target;
 mod terminal;
 mod values;
 mod view;
+mod vm_events;
 
 #[cfg(test)]
 mod fake_server;
@@ -93,9 +95,23 @@ async fn ask(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Clone(arguments) => commands::twin::clone(&arguments, &mut session).await,
         Command::Revert(arguments) => commands::twin::revert(&arguments, &mut session).await,
         Command::Delete(arguments) => commands::twin::delete(&arguments, &mut session).await,
+        Command::Plan(arguments) => commands::following::plan(&arguments, &mut session).await,
+        Command::Verify(arguments) => commands::following::verify(&arguments, &mut session).await,
+        Command::Fidelity(arguments) => {
+            commands::following::fidelity(&arguments, &mut session).await
+        }
+        Command::Apply(arguments) => commands::following::apply(&arguments, &mut session).await,
+        Command::Hold(arguments) => {
+            commands::following::decide(&arguments, "hold", &mut session).await
+        }
+        Command::Follow(arguments) => {
+            commands::following::decide(&arguments, "follow", &mut session).await
+        }
+        Command::Extras(command) => commands::extras::run(&command, &mut session).await,
         Command::Snapshot(command) => commands::snapshot::run(&command, &mut session).await,
         Command::Run(command) => commands::run::run(&command, &mut session).await,
         Command::Image(command) => commands::image::run(&command, &mut session).await,
+        Command::Inventory(command) => commands::inventory::run(&command, &mut session).await,
         Command::Doctor(data) => commands::doctor::run(data, &mut session).await,
         Command::Up(_)
         | Command::Server(_)

@@ -133,6 +133,13 @@ impl Remote {
         self.token.is_some()
     }
 
+    /// The same server, waited for as long as a slow machine may take to be looked at.
+    pub(crate) fn patient(&self, deadline: Duration) -> Result<Self, Failure> {
+        let mut another = self.another()?;
+        another.client = another.client.with_deadline(deadline);
+        Ok(another)
+    }
+
     pub(crate) async fn get<T: DeserializeOwned>(&mut self, query: &Query) -> Result<T, Failure> {
         let answer = self.client.get(query.as_str()).await;
         answer.map_err(|error| Failure::from_client(&self.url, error))
@@ -182,14 +189,31 @@ impl Remote {
         query: &Query,
         body: &impl Serialize,
     ) -> Result<T, Failure> {
+        self.give(Method::POST, query, body).await
+    }
+
+    async fn give<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        query: &Query,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
         let failed = |error| Failure::from_client(&self.url, error);
         let body = serde_json::to_vec(body).map_err(|error| Failure::Failed(error.to_string()))?;
-        let sent =
-            self.client.send(Method::POST, query.as_str(), "application/json", body.into()).await;
+        let sent = self.client.send(method, query.as_str(), "application/json", body.into()).await;
         serde_json::from_slice(&sent.map_err(failed)?).map_err(|_form| {
             let (server, status) = (self.url.clone(), StatusCode::OK);
             failed(api::client::Error::Answer { server, status })
         })
+    }
+
+    /// Puts a document in the place of the one that is there, and gets what is there then.
+    pub(crate) async fn put<T: DeserializeOwned>(
+        &mut self,
+        query: &Query,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        self.give(Method::PUT, query, body).await
     }
 
     /// Asks without a document, and gets one.

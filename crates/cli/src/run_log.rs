@@ -6,7 +6,8 @@
 //! - It is over when the end record came, and not when a connection ends.
 
 use crate::failure::Failure;
-use crate::follow::{SILENCE, WAITS};
+use crate::follow::SILENCE;
+use crate::patience::Patience;
 use crate::remote::{Query, Remote};
 use crate::session::note;
 use crate::sse::Parser;
@@ -26,7 +27,7 @@ pub(crate) struct RunLog {
     connection: Option<(Body, Parser)>,
     queue: VecDeque<RunRecord>,
     over: bool,
-    wait: Duration,
+    patience: Patience,
 }
 
 impl RunLog {
@@ -46,7 +47,7 @@ impl RunLog {
             connection: None,
             queue,
             over: false,
-            wait: WAITS.0,
+            patience: Patience::new(),
         };
         log.connect().await?;
         Ok(log)
@@ -89,17 +90,11 @@ impl RunLog {
     }
 
     async fn reconnect(&mut self) -> Result<(), Failure> {
-        let mut told = false;
         loop {
-            tokio::time::sleep(self.wait).await;
-            self.wait = (self.wait * 2).min(WAITS.1);
-            match self.connect().await {
-                Err(Failure::NoServer { reason, .. }) if !told => {
-                    note(&format!("lost {} ({reason}); trying again", self.remote.url()));
-                    told = true;
-                }
-                Err(Failure::NoServer { .. }) => {}
-                other => return other,
+            self.patience.pause().await;
+            let tried = self.connect().await;
+            if let Some(done) = self.patience.judge(self.remote.url(), tried) {
+                return done;
             }
         }
     }
@@ -120,7 +115,7 @@ impl RunLog {
                             "a record is not understood ({error}); compare versions with: twin doctor"
                         ))
                     })?;
-                    self.wait = WAITS.0;
+                    self.patience.restore();
                     self.queue.push_back(record);
                 }
                 "fault" => return Err(Failure::Failed(event.data)),

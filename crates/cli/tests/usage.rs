@@ -183,7 +183,7 @@ fn help_names_the_commands() {
           up           Watch this machine: server and agent together, in the foreground
           server       Run the server
           agent        Run the agent
-          list         List the hosts and their twins: version, last change, faults, state
+          list         List the hosts and their twins: version, last change, faults, state, lag, fidelity
           show         Show one host at a glance, and its twin
           state        Show the facts of a host, now or at any moment
           log          Show what happened to a unit, container, package, file, or to the whole host
@@ -197,10 +197,19 @@ fn help_names_the_commands() {
           console      Open the serial console of a twin
           clone        Make machines that begin in a moment of a twin, each with an identity of its own
           revert       Put a twin back to a snapshot or a moment; what was not saved is lost
+          plan         Show what would be done in a twin to bring it to its host
+          verify       Look at a twin, and say whether it is as its host
+          fidelity     Show what of a host its twin has; what it has not, why, and what to do
+          apply        Bring a twin to the newest version of its host, once; also one that is held
+          hold         Leave a twin as it is, whatever its host does
+          follow       Let a twin follow its host
           delete       Remove a twin with its disk and all its snapshots. The host's history stays
           snapshot     Save a twin, go back to what was saved, list and delete that
+          extras       Declare services, processes, containers and dependencies of a twin, on top of its
+                       host's
           run          See what takes long: its state, its log, and end it
           image        Build, list and delete the base images that machines start from
+          inventory    See the VMs of all nodes: their state, their use, how well they do
           token        Create, list and revoke tokens of the server on this machine
           doctor       Find what is missing or misconfigured, and how to mend it
           completions  Print a completion script for a shell
@@ -252,7 +261,7 @@ fn help() {
 
         Exit codes:
           0    done
-          1    failed, or `twin doctor` found an error
+          1    failed, `twin doctor` found an error, or `twin verify` a difference
           2    the command line is wrong
           3    the server can't be reached
           4    there is no such host, subject, moment, token, run, image, twin or snapshot

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -31,12 +31,29 @@ pub(crate) async fn run(
     arguments: &[&OsStr],
     within: Duration,
 ) -> Result<Vec<u8>, Error> {
+    let (status, output, said) = to_end(program, arguments, within).await?;
+    judge(program, status, &said)?;
+    Ok(output)
+}
+
+async fn to_end(
+    program: &'static str,
+    arguments: &[&OsStr],
+    within: Duration,
+) -> Result<(io::Result<ExitStatus>, Vec<u8>, Vec<u8>), Error> {
     let mut child = start(program, arguments)?;
     let (output, complaint) = (child.stdout.take(), child.stderr.take());
     let all = async { tokio::join!(child.wait(), beginning(output), beginning(complaint)) };
-    let ended = tokio::time::timeout(within, all).await;
-    let (status, output, said) = ended.map_err(|_late| Error::Late { program, within })?;
-    judge(program, status, &said)?;
+    tokio::time::timeout(within, all).await.map_err(|_late| Error::Late { program, within })
+}
+
+/// Runs a program that also answers by how it ends, and returns the beginning of its output.
+pub(crate) async fn answer(
+    program: &'static str,
+    arguments: &[&OsStr],
+    within: Duration,
+) -> Result<Vec<u8>, Error> {
+    let (_status, output, _said) = to_end(program, arguments, within).await?;
     Ok(output)
 }
 
@@ -69,11 +86,7 @@ fn start(program: &'static str, arguments: &[&OsStr]) -> Result<Child, Error> {
         .map_err(|source| Error::Run { program, source })
 }
 
-fn judge(
-    program: &'static str,
-    status: io::Result<std::process::ExitStatus>,
-    said: &[u8],
-) -> Result<(), Error> {
+fn judge(program: &'static str, status: io::Result<ExitStatus>, said: &[u8]) -> Result<(), Error> {
     let status = status.map_err(|source| Error::Run { program, source })?;
     if status.success() {
         return Ok(());

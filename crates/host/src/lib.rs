@@ -18,6 +18,7 @@ pub mod docker;
 pub mod exec_events;
 pub mod files;
 pub mod gpu;
+pub mod journal;
 pub mod load;
 pub mod network;
 mod now;

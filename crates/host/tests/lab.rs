@@ -4,15 +4,23 @@
 //! `SAFETYTWIN_LAB_BUS` is the D-Bus address of a lab host's system bus, and
 //! `SAFETYTWIN_LAB_DOCKER` the path of a lab engine's socket.
 
+use host::Root;
 use host::docker::{ContainerEvent, Docker};
 use host::systemd::{Bus, Systemd, UnitEvent};
 use model::entity::Unit;
 use model::redact::Redactor;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 /// How long anything in the lab may take.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Below a system's root.
+const SOCKET: &str = "/run/dbus/system_bus_socket";
 
 fn variable(name: &str, how: &str) -> String {
     let value = std::env::var(name).unwrap_or_default();
@@ -89,6 +97,85 @@ async fn one_unit_is_the_same_as_in_the_list() {
     }
     for none in ["nowhere.service", "../x.service", "", "x\n.service"] {
         assert_eq!(systemd.unit(none).await.unwrap(), None, "{none}");
+    }
+}
+
+/// What comes of files: of the rest signals tell.
+fn of_files(units: &BTreeMap<String, Unit>, id: &str) -> Option<Unit> {
+    let unit = units.get(id)?.clone();
+    Some(Unit {
+        active_state: String::new(),
+        sub_state: String::new(),
+        result: None,
+        main_pid: None,
+        restarts: None,
+        since: None,
+        changed_at: None,
+        cgroup: None,
+        ..unit
+    })
+}
+
+/// What is asked for because of what changed is all that became another.
+#[tokio::test]
+async fn what_became_of_units_is_what_a_whole_look_finds() {
+    let address = bus_address();
+    let root = address.strip_prefix("unix:path=").and_then(|path| path.strip_suffix(SOCKET));
+    let root = Path::new(root.expect("the socket is where a system's bus has it"));
+    let system = root.join("etc/systemd/system");
+    let bus = Bus::System(Root::at(root));
+    let systemd = Systemd::connect(&bus, redactor()).await.expect("the lab's systemd answers");
+    let all = async || -> BTreeMap<String, Unit> {
+        let units = systemd.units().await.unwrap().into_iter();
+        units.map(|unit| (unit.id.clone(), unit)).collect()
+    };
+    let mut catalog = systemd.catalog().await.unwrap();
+    let mut known = all().await;
+    let write = |name: &str, text: &str| {
+        let path = system.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    let unit = "[Unit]\nDescription=x\n[Service]\nExecStart=/usr/bin/sleep 9\n[Install]\nWantedBy=multi-user.target\n";
+    let wanted = system.join("multi-user.target.wants/t-new.service");
+    let changes: [(&str, &dyn Fn(), usize); 6] = [
+        ("nothing", &|| {}, 0),
+        ("a new file", &|| write("t-new.service", unit), 1),
+        ("enabled", &|| symlink("../t-new.service", &wanted).unwrap(), 2),
+        (
+            "named by another",
+            &|| write("nginx.service.d/t.conf", "[Unit]\nAfter=t-new.service\n"),
+            2,
+        ),
+        (
+            "a drop-in for all services",
+            &|| write("service.d/t.conf", "[Service]\nLimitNOFILE=4567\n"),
+            10,
+        ),
+        (
+            "as before",
+            &|| {
+                fs::remove_file(&wanted).unwrap();
+                fs::remove_file(system.join("t-new.service")).unwrap();
+                fs::remove_file(system.join("nginx.service.d/t.conf")).unwrap();
+                fs::remove_dir_all(system.join("service.d")).unwrap();
+            },
+            10,
+        ),
+    ];
+    for (what, change, least) in changes {
+        change();
+        order("Reload", None).await;
+        let (put, gone) = systemd.renew(&known, &mut catalog).await.unwrap();
+        assert!(put.len() + gone.len() >= least, "{what}: {} and {gone:?}", put.len());
+        for id in gone {
+            known.remove(&id);
+        }
+        known.extend(put.into_iter().map(|unit| (unit.id.clone(), unit)));
+        let found = all().await;
+        for id in known.keys().chain(found.keys()) {
+            assert_eq!(of_files(&known, id), of_files(&found, id), "{what}: {id}");
+        }
     }
 }
 

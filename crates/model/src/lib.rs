@@ -30,6 +30,8 @@ mod significance;
 pub mod spec;
 mod time;
 mod value;
+pub mod vm;
+mod words;
 
 pub use causes::with_causes;
 pub use checked::TextError;

@@ -71,6 +71,46 @@ pub struct UnitLoad {
     pub read_bytes_per_second: Option<f64>,
     pub written_bytes_per_second: Option<f64>,
     pub pressure: BTreeMap<String, Pressure>,
+    /// What is looked at only of units that run a microVM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm: Option<Box<VmLoad>>,
+}
+
+/// Of a unit that runs a microVM.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VmLoad {
+    /// Tap interfaces that its processes hold open; absent where they can't be looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub taps: Option<Vec<String>>,
+    /// By block device.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub disks: BTreeMap<String, VmDiskLoad>,
+    /// Processes of it that were killed because memory ran out, since it was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_kills: Option<u64>,
+    /// Absent while its journal is not followed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub journal: Option<JournalErrors>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VmDiskLoad {
+    pub read_bytes_per_second: Option<f64>,
+    pub written_bytes_per_second: Option<f64>,
+}
+
+/// What a unit said in the journal within the last hour.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JournalErrors {
+    /// Entries of priority 0 to 2: emergency, alert, critical.
+    pub critical: u64,
+    /// Entries of priority 3: error.
+    pub errors: u64,
+    /// When it said the last of them.
+    pub last: Option<Time>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ use crate::runs::Runs;
 use crate::snapshots::Snapshots;
 use crate::tokens::Tokens;
 use crate::twins::Twins;
+use crate::vms::Vms;
 use model::redact::Redactor;
 use model::{HostId, Time, Version};
 use std::collections::HashMap;
@@ -55,6 +56,7 @@ pub(crate) struct App {
     pub(crate) runs: Runs,
     pub(crate) images: vm::image::Store,
     pub(crate) twins: Twins,
+    pub(crate) vms: Vms,
     /// For clients that do not redact themselves.
     pub(crate) redactor: Redactor,
     pub(crate) metrics: Metrics,

@@ -5,6 +5,7 @@
 
 use crate::runs::Limits;
 use crate::twins::{Settings, TwinsFile};
+use crate::vms::{self, InventoryFile};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -49,6 +50,7 @@ pub struct File {
     pub retention: RetentionFile,
     pub runs: RunsFile,
     pub twins: TwinsFile,
+    pub inventory: InventoryFile,
     pub log_level: Option<String>,
     pub log_file: Option<PathBuf>,
     pub max_snapshots: Option<usize>,
@@ -124,6 +126,7 @@ pub struct Config {
     pub runs: Limits,
     pub max_snapshots: usize,
     pub twins: Settings,
+    pub inventory: vms::Settings,
     pub vm_name: String,
 }
 
@@ -205,6 +208,7 @@ impl File {
         let twins =
             self.twins.check(self.vm_user.as_deref(), self.libvirt_uri.as_deref(), max_snapshots);
         let twins = twins.map_err(|(key, message)| wrong(key, message))?;
+        let inventory = self.inventory.check().map_err(|message| wrong("inventory", message))?;
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(api::places::data),
             listen,
@@ -214,6 +218,7 @@ impl File {
             runs,
             max_snapshots,
             twins,
+            inventory,
             vm_name: self.vm_name.unwrap_or_else(|| "digital-twin".to_owned()),
         })
     }
@@ -264,9 +269,16 @@ mod tests {
         check("runs: {log_mb: 5000000000}", "runs: log_mb is between 1 and 1024");
         check("runs: {keep_day: 3}", "did you mean \"keep_days\"?");
         check("twins: {image: debian, memory_mb: 2048, network: nat}", "tokens=false");
+        check("twins: {follow: false, snapshot_before: disk}", "tokens=false");
+        check("twins: {snapshot_before: often}", "twin.yaml: line 1");
         check("twins: {imag: debian}", "did you mean \"image\"?");
         check("twins: {memory_mb: 3}", "twins: memory_mb is an even number");
         check("twins: {network: bridged}", "twin.yaml: line 1");
+        check("inventory: {breaker_share: 30, stale_after_seconds: 60}", "tokens=false");
+        check("inventory: {breaker_share: 0}", "inventory: breaker_share is a percentage");
+        check("inventory: {breaker_count: 0}", "inventory: breaker_count is at least 1");
+        check("inventory: {stale_after_seconds: 1}", "stale_after_seconds is between 5 and");
+        check("inventory: {breaker_shar: 30}", "did you mean \"breaker_share\"?");
         check("vm_user: 'a b'", "vm_user: \"a b\" is not a user name");
         check("listen: ['nonsense:99999']", "is not an address");
         check("listen: {", "twin.yaml:");

@@ -31,6 +31,7 @@ mod snapshots;
 pub mod tokens;
 pub mod twins;
 pub mod virtualisation;
+pub mod vms;
 
 pub use http::openapi;
 pub use serve::{Error, Server};

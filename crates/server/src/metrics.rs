@@ -1,7 +1,10 @@
 //! What the server counts, and how it is told to Prometheus.
 
+mod vms;
+
 use crate::app::App;
 use crate::clock;
+use api::following::FollowState;
 use model::entity::Collector;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -12,6 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct RequestLabels {
@@ -23,6 +27,17 @@ pub(crate) struct RequestLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct HostLabel {
     host: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TwinLabel {
+    twin: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TwinStateLabel {
+    twin: String,
+    state: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -70,6 +85,8 @@ pub(crate) fn render(app: &App) -> Result<String, store::Error> {
     registry.register("build_info", "The running version", build);
     history(app, &mut registry)?;
     hosts(app, &mut registry)?;
+    twins(app, &mut registry);
+    vms::register(app, &mut registry);
     let mut text = String::new();
     if let Err(error) = encode(&mut text, &registry) {
         tracing::error!(%error, "metrics could not be encoded");
@@ -126,6 +143,38 @@ fn hosts(app: &App, registry: &mut Registry) -> Result<(), store::Error> {
     registry.register("host_seen_age_seconds", "Since a host was last heard of", seen_age);
     registry.register("host_faults", "Parts of a host's picture that are stale", faults);
     Ok(())
+}
+
+fn twins(app: &App, registry: &mut Registry) {
+    let lag: Family<TwinLabel, Gauge<f64, AtomicU64>> = Family::default();
+    let took: Family<TwinLabel, Gauge<f64, AtomicU64>> = Family::default();
+    let fidelity: Family<TwinLabel, Gauge<f64, AtomicU64>> = Family::default();
+    let state: Family<TwinStateLabel, Gauge> = Family::default();
+    let seconds = |millis: u64| Duration::from_millis(millis).as_secs_f64();
+    for (name, following) in app.twins.followings() {
+        let label = TwinLabel { twin: name.to_string() };
+        if let Some(millis) = following.lag_ms {
+            lag.get_or_create(&label).set(seconds(millis));
+        }
+        if let Some(millis) = following.took_ms {
+            took.get_or_create(&label).set(seconds(millis));
+        }
+        if let Some(per_mille) = following.fidelity_per_mille {
+            fidelity.get_or_create(&label).set(f64::from(per_mille) / 1000.0);
+        }
+        for one in FollowState::ALL {
+            let (twin, state_word) = (name.to_string(), one.to_string());
+            let label = TwinStateLabel { twin, state: state_word };
+            state.get_or_create(&label).set(i64::from(*one == following.state));
+        }
+    }
+    let help = "Since the host's first change that is not in its twin; 0 where all are";
+    registry.register("twin_lag_seconds", help, lag);
+    let help = "From a host's change until it was seen in its twin, of the last one brought there";
+    registry.register("twin_took_seconds", help, took);
+    let help = "The part of a host's things that its twin has, when it was looked at last";
+    registry.register("twin_fidelity_ratio", help, fidelity);
+    registry.register("twin_follow_state", "1 for how a twin stands towards its host", state);
 }
 
 /// Counts an open stream for as long as it lives.

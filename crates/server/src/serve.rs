@@ -1,6 +1,7 @@
 //! Starts and stops: sockets, history, the timer for retention, what systemd wants to know.
 
 use crate::app::{App, events};
+use crate::clock;
 use crate::config::Config;
 use crate::http;
 use crate::metrics::Metrics;
@@ -10,7 +11,9 @@ use crate::retention;
 use crate::runs::{self, Runs};
 use crate::snapshots::Snapshots;
 use crate::tokens::{self, Tokens};
-use crate::twins::Twins;
+use crate::twins::follow::{self, Wakers};
+use crate::twins::{Shared, Twins};
+use crate::vms::{self, Vms};
 use axum::Router;
 use model::redact::Redactor;
 use std::collections::HashMap;
@@ -23,6 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use store::{History, Options};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -66,6 +70,8 @@ pub struct Server {
     listeners: Vec<TcpListener>,
     addresses: Vec<SocketAddr>,
     router: Router,
+    /// What the inventory is told.
+    messages: mpsc::Receiver<vms::Message>,
 }
 
 impl Server {
@@ -90,9 +96,12 @@ impl Server {
         let key = redaction_key(&config.data_dir)?;
         let events = events();
         let publish = events.clone();
+        let wakers = Wakers::default();
+        let wake = wakers.clone();
         let options = Options {
             retention: config.retention,
             on_commit: Some(Box::new(move |committed| {
+                wake.wake(committed.host.as_str());
                 // Who begins to listen after this finds the version in the history.
                 if publish.receiver_count() > 0 {
                     let _listeners = publish.send(Arc::new(committed.into()));
@@ -105,15 +114,20 @@ impl Server {
         let history = opened.unwrap_or(Err(store::Error::Closed))?;
         // After the history, whose lock says that no other server uses the directory.
         let (runs, images) = long_work(&config).await?;
+        let (vms, messages) = Vms::open(&history, config.inventory, clock::now())?;
         let app = Arc::new(App {
             snapshots: Snapshots::open(&history, config.max_snapshots)?,
             twins: Twins::new(
                 &config.data_dir,
                 config.twins,
-                images.clone(),
-                &history,
-                runs.clone(),
+                Shared {
+                    images: images.clone(),
+                    history: history.clone(),
+                    runs: runs.clone(),
+                    wakers,
+                },
             ),
+            vms,
             runs,
             images,
             history,
@@ -131,7 +145,7 @@ impl Server {
             shutdown: CancellationToken::new(),
         });
         let router = http::router(&app);
-        Ok(Self { app, listeners, addresses, router })
+        Ok(Self { app, listeners, addresses, router, messages })
     }
 
     /// Where it listens, with the ports the system chose.
@@ -154,7 +168,7 @@ impl Server {
 
     /// Serves until told to stop; then ends what is under way, and closes the history.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { app, listeners, router, .. } = self;
+        let Self { app, listeners, router, messages, .. } = self;
         let mut tasks = JoinSet::new();
         for listener in listeners {
             let (router, stopping) = (router.clone(), app.shutdown.clone());
@@ -168,10 +182,14 @@ impl Server {
         }
         tasks.spawn(retention::run(Arc::clone(&app)));
         tasks.spawn(watchdog(Arc::clone(&app)));
+        tasks.spawn(vms::controller::run(Arc::clone(&app), messages));
         let (twins, stopping) = (app.twins.clone(), app.shutdown.clone());
         tasks.spawn(async move {
             // Cut off by the end of the server, it is done at the next start.
-            stopping.run_until_cancelled_owned(twins.find_again()).await;
+            let found = stopping.clone().run_until_cancelled_owned(twins.find_again()).await;
+            if found.is_some() {
+                follow::run(twins, stopping).await;
+            }
         });
         notify(sd_notify::NotifyState::Ready);
         stop.cancelled().await;

@@ -83,6 +83,12 @@ async fn what_can_not_be_is_told_before_a_run_begins() {
         (Method::POST, "twins/web01/restart"),
         (Method::POST, "twins/web01/clone"),
         (Method::POST, "twins/web01/revert"),
+        (Method::GET, "twins/web01/plan"),
+        (Method::GET, "twins/web01/verify"),
+        (Method::GET, "twins/web01/fidelity"),
+        (Method::POST, "twins/web01/apply"),
+        (Method::POST, "twins/web01/hold"),
+        (Method::POST, "twins/web01/follow"),
         (Method::GET, "twins/web01/snapshots"),
         (Method::POST, "twins/web01/snapshots"),
         (Method::GET, "twins/web01/snapshots/a"),
@@ -145,6 +151,8 @@ async fn only_operators_act_on_twins() {
     assert_eq!(bench.ask(Method::GET, "twins", &Json::Null).await.0, 200);
     for (method, path) in [
         (Method::POST, "twins/web01/start"),
+        (Method::POST, "twins/web01/hold"),
+        (Method::POST, "twins/web01/apply"),
         (Method::DELETE, "twins/web01"),
         (Method::GET, "twins/web01/console"),
     ] {
@@ -152,5 +160,49 @@ async fn only_operators_act_on_twins() {
     }
     bench.token = Some(operator);
     bench.check(Method::POST, "twins/web01/start", Json::Null, "404 unknown_host").await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn what_is_declared_stays_until_it_is_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::start(dir.path(), false).await;
+    let unknown = "404 unknown_host: the server knows no host web01";
+    bench.check(Method::GET, "twins/web01/extras", Json::Null, unknown).await;
+    bench.check(Method::PUT, "twins/web01/extras/service/a", json!({}), unknown).await;
+    bench.feed("web01").await;
+    let service = "twins/web01/extras/service/nginx";
+    let process = "twins/web01/extras/process/probe";
+    for (path, body, expected) in [
+        ("twins/web01/extras/package/vim", json!({}), "400 bad_extra: \"package\" can't be"),
+        ("twins/web01/extras/service/..%2fx", json!({}), "400 bad_extra: "),
+        (service, json!({"x": 1}), "400 bad_json: unknown field"),
+        (service, json!({"fields": {"main_pid": 1}}), "400 bad_extra: a service has no field"),
+        (service, json!({"fields": {"active_state": 1}}), "400 bad_extra: active_state: "),
+        (service, json!({"gone": true, "fields": {"user": "a"}}), "400 bad_twin: fields: "),
+        (process, json!({}), "400 bad_extra: a new process needs its executable"),
+    ] {
+        bench.check(Method::PUT, path, body, expected).await;
+    }
+    let long = json!({ "fields": { "environment": { "A": "x".repeat(70_000) } } });
+    bench.check(Method::PUT, service, long, "413 too_large: ").await;
+    let stopped = json!({"fields": {"active_state": "inactive"}});
+    let (status, answer) = bench.ask(Method::PUT, service, &stopped).await;
+    let told = json!({"kind": "service", "name": "nginx.service", "gone": false, "fields": {"active_state": "inactive"}});
+    assert_eq!((status, answer), (200, told.clone()));
+    let container = "twins/web01/extras/container/web";
+    assert_eq!(bench.ask(Method::PUT, container, &json!({"gone": true})).await.0, 200);
+    bench.end().await;
+
+    let bench = Bench::start(dir.path(), false).await;
+    let (_, listed) = bench.ask(Method::GET, "twins/web01/extras", &Json::Null).await;
+    let gone = json!({"kind": "container", "name": "web", "gone": true, "fields": {}});
+    assert_eq!(listed, json!({"twin": "web01", "extras": [gone, told]}));
+    assert_eq!(
+        bench.ask(Method::DELETE, "twins/web01/extras/unit/nginx", &Json::Null).await.0,
+        204
+    );
+    let none = "404 unknown_extra: nothing is declared of unit:nginx.service";
+    bench.check(Method::DELETE, service, Json::Null, none).await;
     bench.end().await;
 }

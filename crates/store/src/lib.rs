@@ -78,7 +78,7 @@ mod writer;
 
 pub use error::Error;
 pub use history::History;
-pub use records::Records;
+pub use records::{Changes, Records};
 pub use types::{
     Append, Appended, Body, Committed, Content, Delta, Entry, Filter, Gap, Head, HostInfo,
     OnCommit, Options, Report, Retention, Stats, StreamInfo,

@@ -18,6 +18,42 @@ pub struct Records {
     history: History,
 }
 
+/// Changes of records that belong together.
+#[derive(Debug, Default)]
+pub struct Changes {
+    entries: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl Changes {
+    /// # Errors
+    /// When it is too large.
+    pub fn put<T: Serialize>(
+        &mut self,
+        collection: &str,
+        key: &str,
+        value: &T,
+    ) -> Result<(), Error> {
+        let bytes = rmp_serde::to_vec_named(value).map_err(|source| Error::Encode {
+            collection: collection.to_owned(),
+            source: Arc::new(source),
+        })?;
+        if bytes.len() > MAX_RECORD_BYTES {
+            return Err(Error::TooLarge { what: "a record", limit: MAX_RECORD_BYTES });
+        }
+        self.entries.push((name(collection, key)?, Some(bytes)));
+        Ok(())
+    }
+
+    /// One that is not there is no error.
+    ///
+    /// # Errors
+    /// When the name can't be one.
+    pub fn delete(&mut self, collection: &str, key: &str) -> Result<(), Error> {
+        self.entries.push((name(collection, key)?, None));
+        Ok(())
+    }
+}
+
 impl History {
     #[must_use]
     pub fn records(&self) -> Records {
@@ -42,14 +78,20 @@ impl Records {
     /// # Errors
     /// When it is too large or can't be written.
     pub fn put<T: Serialize>(&self, collection: &str, key: &str, value: &T) -> Result<(), Error> {
-        let bytes = rmp_serde::to_vec_named(value).map_err(|source| Error::Encode {
-            collection: collection.to_owned(),
-            source: Arc::new(source),
-        })?;
-        if bytes.len() > MAX_RECORD_BYTES {
-            return Err(Error::TooLarge { what: "a record", limit: MAX_RECORD_BYTES });
+        let mut changes = Changes::default();
+        changes.put(collection, key, value)?;
+        self.write(changes)
+    }
+
+    /// Makes changes durable together: all of them, or none.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub fn write(&self, changes: Changes) -> Result<(), Error> {
+        if changes.entries.is_empty() {
+            return Ok(());
         }
-        self.history.put(Place::Records, vec![(name(collection, key)?, Some(bytes))])
+        self.history.put(Place::Records, changes.entries)
     }
 
     /// Deletes a record; one that is not there is no error.
@@ -57,7 +99,9 @@ impl Records {
     /// # Errors
     /// When it can't be written.
     pub fn delete(&self, collection: &str, key: &str) -> Result<(), Error> {
-        self.history.put(Place::Records, vec![(name(collection, key)?, None)])
+        let mut changes = Changes::default();
+        changes.delete(collection, key)?;
+        self.write(changes)
     }
 
     /// All records of a collection, by key.
@@ -65,6 +109,18 @@ impl Records {
     /// # Errors
     /// When one can't be read, or does not have the form of `T`.
     pub fn list<T: DeserializeOwned>(&self, collection: &str) -> Result<Vec<(String, T)>, Error> {
+        self.list_where(collection, |_| true)
+    }
+
+    /// Those records of a collection that have such a key, by key.
+    ///
+    /// # Errors
+    /// When one can't be read, or does not have the form of `T`.
+    pub fn list_where<T: DeserializeOwned>(
+        &self,
+        collection: &str,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<(String, T)>, Error> {
         let prefix = keys::record(checked(collection)?, "");
         let db = self.history.shared().db()?;
         let mut records = Vec::new();
@@ -72,8 +128,10 @@ impl Records {
             let (key, bytes) = entry.into_inner().map_err(Error::storage("list records"))?;
             let key = key.get(prefix.len()..).unwrap_or_default();
             let key = String::from_utf8_lossy(key).into_owned();
-            let value = decode(collection, &key, &bytes)?;
-            records.push((key, value));
+            if is_wanted(&key) {
+                let value = decode(collection, &key, &bytes)?;
+                records.push((key, value));
+            }
         }
         Ok(records)
     }

@@ -1,10 +1,11 @@
 //! Builds a base image, or takes one from a file or URL, and prints where it lies. What a
 //! server does as a run, for the lab and for trying things out.
 //!
-//! usage: build_image [--agent PROGRAM] [--from SOURCE] IMAGES_DIRECTORY NAME
+//! usage: build_image [--agent PROGRAM] [--package NAME]… [--from SOURCE] IMAGES_DIRECTORY NAME
 //!        build_image [--agent PROGRAM] --seed PUBLIC_KEY_FILE ISO
 
 use anyhow::{Context as _, bail};
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -30,10 +31,15 @@ async fn main() -> ExitCode {
 async fn run() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let (mut agent, mut from, mut plain) = (None, None, Vec::new());
+    let mut packages = BTreeSet::new();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--agent" => agent = arguments.next(),
             "--from" => from = arguments.next(),
+            "--package" => {
+                let name = arguments.next().context("--package needs a name")?;
+                packages.insert(name.parse()?);
+            }
             "--seed" => {
                 let key = arguments.next().context("--seed needs a public key's file")?;
                 let iso = arguments.next().context("--seed needs a file to write")?;
@@ -58,7 +64,7 @@ async fn run() -> anyhow::Result<()> {
             }
             None => {
                 let agent = agent.map(Into::into);
-                let builder = Builder { agent, ..Builder::new(name.parse()?) };
+                let builder = Builder { agent, packages, ..Builder::new(name.parse()?) };
                 Ok(builder.build(&store, &job, now).await?)
             }
         }

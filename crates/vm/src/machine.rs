@@ -157,9 +157,9 @@ pub enum Network {
     /// Nothing: neither this machine nor anything beyond. SSH comes in from this machine.
     #[default]
     Isolated,
-    /// What this machine reaches, but not this machine itself.
+    /// What this machine reaches by the interface of its default route.
     Nat,
-    /// As `nat`, and what listens on this machine's loopback, at the gateway's address.
+    /// What this machine reaches; its loopback, too, at the gateway's address.
     Open,
 }
 

@@ -98,7 +98,7 @@ pub fn host_sockets(data: &[u8]) {
 
 /// The kernel's counters, twice: the two halves of the input, so that rates go any way.
 pub fn host_load(data: &[u8]) {
-    const FILES: [&str; 14] = [
+    const FILES: [&str; 19] = [
         "proc/stat",
         "proc/meminfo",
         "proc/loadavg",
@@ -113,9 +113,22 @@ pub fn host_load(data: &[u8]) {
         "sys/fs/cgroup/app.service/io.stat",
         "sys/fs/cgroup/app.service/cpu.pressure",
         "sys/fs/cgroup/app.service/pids.current",
+        "sys/fs/cgroup/microvm@a.service/cpu.stat",
+        "sys/fs/cgroup/microvm@a.service/io.stat",
+        "sys/fs/cgroup/microvm@a.service/memory.events",
+        "sys/fs/cgroup/microvm@a.service/memory.current",
+        "proc/42/fdinfo/9",
     ];
     thread_local!(static MACHINE: LazyCell<Machine> = LazyCell::new(|| {
-        Machine::new(&[("proc/1/stat", INIT), ("sys/fs/cgroup/cgroup.controllers", "cpu io memory pids\n")])
+        let machine = Machine::new(&[
+            ("proc/1/stat", INIT),
+            ("proc/42/stat", STAT),
+            ("proc/42/cmdline", "qemu\0"),
+            ("proc/42/cgroup", "0::/microvm@a.service\n"),
+            ("sys/fs/cgroup/cgroup.controllers", "cpu io memory pids\n"),
+        ]);
+        machine.link("proc/42/fd/9", "/dev/net/tun");
+        machine
     }));
     MACHINE.with(|machine| {
         let second = data.windows(3).position(|window| window == b"##\n");
@@ -124,13 +137,31 @@ pub fn host_load(data: &[u8]) {
             None => (data, data),
         };
         let mut sampler = Sampler::new(&machine.root);
-        let scanner = Scanner::new(&machine.root).expect("there is a /proc");
+        let mut scanner = Scanner::new(&machine.root).expect("there is a /proc");
+        let units = [("app.service", "/app.service"), ("microvm@a.service", "/microvm@a.service")];
         for (seconds, data) in [(0, first), (10, second)] {
             machine.fill(FILES, data);
-            let load = sampler.sample(now(seconds), &scanner, [("app.service", "/app.service")]);
+            scanner.scan(now(seconds), &redactor()).expect("there is a /proc");
+            let load = sampler.sample(now(seconds), &scanner, units);
             let packed = rmp_serde::to_vec_named(&load).expect("load is plain data");
             let again: Load = rmp_serde::from_slice(&packed).expect("just written");
             assert_eq!(again, load);
         }
     });
+}
+
+/// What `journalctl` says, line by line, at moments that the lines themselves choose.
+pub fn host_journal(data: &[u8]) {
+    use ::host::journal::{Errors, entry};
+    let mut errors = Errors::default();
+    let mut counted = 0;
+    for line in data.split(|&b| b == b'\n') {
+        let Some(entry) = entry(line) else { continue };
+        assert!(entry.priority <= 3 && entry.at >= Time(0));
+        errors.count(&entry, entry.at);
+        counted += 1;
+        let told = errors.of(&entry.unit, entry.at);
+        let count = told.critical + told.errors;
+        assert!((1..=counted).contains(&count), "{count} after {entry:?}");
+    }
 }

@@ -25,13 +25,16 @@ struct Follower {
     names: BTreeMap<String, String>,
     /// Whether there were containers when it was last seen, by this agent or the one before.
     had: bool,
+    /// The look asked for that the present one answers.
+    asked: u64,
 }
 
 pub(crate) async fn run(context: Context) {
     let sink = context.sink("containers");
-    let docker = Docker::new(context.config.docker_socket.clone(), context.redactor.clone());
+    let docker = Docker::new(context.config.docker_socket.clone(), context.redactor.clone())
+        .within(context.deadline());
     let had = context.had_containers;
-    let mut follower = Follower { context, sink, docker, names: BTreeMap::new(), had };
+    let mut follower = Follower { context, sink, docker, names: BTreeMap::new(), had, asked: 0 };
     let mut backoff = BACKOFF.0;
     loop {
         match follower.follow(&mut backoff).await {
@@ -44,6 +47,7 @@ pub(crate) async fn run(context: Context) {
             }
             Err(error) => follower.sink.fault(&error).await,
         }
+        follower.sink.caught_up(follower.asked).await;
         if !follower.context.pause(backoff).await {
             return;
         }
@@ -53,11 +57,13 @@ pub(crate) async fn run(context: Context) {
 
 impl Follower {
     async fn follow(&mut self, backoff: &mut Duration) -> Result<(), Error> {
+        self.asked = self.context.asked.take_up();
         if self.context.once {
             return self.read_all().await;
         }
         let mut watch = self.docker.watch().await?;
         self.read_all().await?;
+        self.sink.caught_up(self.asked).await;
         *backoff = BACKOFF.0;
         let shutdown = self.context.shutdown.clone();
         // Silence is not health: an engine that hangs sends no events either.
@@ -75,6 +81,12 @@ impl Follower {
                     continue;
                 }
                 _ = resync.tick() => ContainerEvent::Resync,
+                () = self.context.asked.next() => {
+                    self.asked = self.context.asked.take_up();
+                    self.read_all().await?;
+                    self.sink.caught_up(self.asked).await;
+                    continue;
+                }
                 () = shutdown.cancelled() => return Ok(()),
             };
             match event {

@@ -4,7 +4,7 @@
 //! change; what is in them is looked at when inotify says so, and every interval.
 
 use super::apart::Apart;
-use super::{Context, DEADLINE, Sink, items, until};
+use super::{Context, Sink, items, until};
 use crate::engine::{Scope, Seen};
 use host::Root;
 use host::files::{Pattern, Role, Scan, TrackedSet, Tracker};
@@ -24,8 +24,6 @@ use tokio::time::Instant;
 const SETTLE: Duration = Duration::from_millis(20);
 /// Units and packages change in bursts; which files are tracked may wait a little.
 const REBUILD_AFTER: Duration = Duration::from_millis(500);
-/// How long the first look waits for units and packages.
-const FIRST: Duration = Duration::from_secs(10);
 
 const UNINFORMED: &str =
     "which files to track is not known in full: units or packages could not be looked at yet";
@@ -39,7 +37,7 @@ struct Sight {
 
 struct Look {
     scan: Scan,
-    /// What to watch, and where the tracked files are; after a rebuild.
+    /// What to watch, and where the tracked files are; after a rebuild, where anything is.
     watched: Option<(Wanted, BTreeSet<PathBuf>)>,
     left_out: usize,
     /// Whether units and packages were known.
@@ -76,13 +74,6 @@ struct Follower {
 }
 
 pub(crate) async fn run(context: Context) {
-    let (mut chosen, mut refused) = (Vec::new(), Vec::new());
-    for text in &context.config.track {
-        match text.parse::<Pattern>() {
-            Ok(pattern) => chosen.push(pattern),
-            Err(error) => refused.push(format!("track: {error}")),
-        }
-    }
     let tracker = Tracker::new(context.root.clone(), context.redactor.clone());
     let known = context.known_files.to_vec();
     let mut follower = Follower {
@@ -97,13 +88,15 @@ pub(crate) async fn run(context: Context) {
         missing: context.missing.clone(),
         told: BTreeSet::new(),
         context,
-        chosen,
-        refused,
+        chosen: Vec::new(),
+        refused: Vec::new(),
     };
     follower.wait_for_first().await;
     let mut rebuild = true;
     loop {
+        let asked = follower.context.asked_last.take_up();
         let looked = follower.look(rebuild).await;
+        follower.sink.caught_up(asked).await;
         rebuild = match follower.wait().await {
             Next::Look => rebuild && !looked,
             Next::Rebuild => true,
@@ -130,9 +123,21 @@ impl Sight {
 }
 
 impl Follower {
+    fn choose(&mut self) {
+        self.chosen.clear();
+        self.refused.clear();
+        for text in self.context.config.track.iter().chain(&*self.context.paths.borrow()) {
+            match text.parse::<Pattern>() {
+                Ok(pattern) => self.chosen.push(pattern),
+                Err(error) => self.refused.push(format!("track: {error}")),
+            }
+        }
+    }
+
     /// Whether that could be done.
     async fn look(&mut self, rebuild: bool) -> bool {
         if rebuild {
+            self.choose();
             self.due = None;
             self.named = self.named.map(|at| at.min(Instant::now()));
             self.packages_changed.borrow_and_update();
@@ -140,9 +145,10 @@ impl Follower {
         }
         let informed = self.units.borrow().is_some() && *self.packages_changed.borrow() > 0;
         let units = self.units.borrow().clone().unwrap_or_default();
+        let is_watched = rebuild && !self.context.asked_last.is_used();
         let (root, packages, chosen) =
             (self.context.root.clone(), self.context.packages.clone(), self.chosen.clone());
-        let look = self.sight.look(DEADLINE * 2, move |sight| {
+        let look = self.sight.look(self.context.deadline() * 2, move |sight| {
             // Files whose owners can't be named have not changed hands.
             let accounts = Accounts::read(&root)?;
             if rebuild {
@@ -150,7 +156,7 @@ impl Follower {
                 sight.rebuild(&root, &units, &mut packages, &chosen);
             }
             let scan = sight.tracker.scan(&sight.set, &accounts);
-            let watched = rebuild.then(|| (sight.set.watched(&root), sight.set.places(&root)));
+            let watched = is_watched.then(|| (sight.set.watched(&root), sight.set.places(&root)));
             Ok::<_, host::users::Error>(Look {
                 scan,
                 watched,
@@ -200,6 +206,12 @@ impl Follower {
     async fn wait(&mut self) -> Next {
         if self.context.once {
             return Next::End;
+        }
+        if self.context.asked_last.is_used() {
+            return tokio::select! {
+                () = self.context.asked_last.next() => Next::Rebuild,
+                () = self.context.shutdown.cancelled() => Next::End,
+            };
         }
         loop {
             tokio::select! {
@@ -260,14 +272,16 @@ impl Follower {
         };
         tokio::select! {
             _ = both => {}
-            () = tokio::time::sleep(FIRST) => {}
+            () = tokio::time::sleep(self.context.deadline() * 2) => {}
+            // Units and packages are through, or said why they can't be.
+            () = self.context.asked_last.next() => {}
             () = self.context.shutdown.cancelled() => {}
         }
     }
 
     async fn hand_out_again(&mut self) {
         let wanted = self.missing.borrow_and_update().clone();
-        let found = self.sight.look(DEADLINE, move |sight| {
+        let found = self.sight.look(self.context.deadline(), move |sight| {
             wanted.into_iter().filter_map(|id| sight.tracker.content(id)).collect::<Vec<_>>()
         });
         match found.await {

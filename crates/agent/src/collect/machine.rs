@@ -1,7 +1,7 @@
 //! The machine itself: what seldom changes and is cheap to look at.
 
 use super::apart::Apart;
-use super::{Context, DEADLINE, Gpus, item, items};
+use super::{Context, Gpus, item, items};
 use crate::engine::Scope;
 use host::Root;
 use host::platform::platform_after;
@@ -18,7 +18,7 @@ struct Sight {
 }
 
 /// Platform, processors, memory.
-pub(crate) async fn machine(context: Context) {
+pub(crate) async fn machine(mut context: Context) {
     let sink = context.sink("machine");
     let mut look = Apart::new(Sight {
         root: context.root.clone(),
@@ -26,7 +26,8 @@ pub(crate) async fn machine(context: Context) {
         before: context.known_platform.as_deref().cloned(),
     });
     loop {
-        let found = look.look(DEADLINE, |sight: &mut Sight| {
+        let asked = context.asked.take_up();
+        let found = look.look(context.deadline(), |sight: &mut Sight| {
             let now = platform_after(&sight.root, &sight.redactor, sight.before.as_ref());
             let mut found = items(&host::platform::memory(&sight.root));
             found.push(item(&now));
@@ -41,6 +42,7 @@ pub(crate) async fn machine(context: Context) {
             }
             Err(error) => sink.fault(&error).await,
         }
+        sink.caught_up(asked).await;
         if !context.pause(context.config.interval * 3).await {
             return;
         }
@@ -48,11 +50,12 @@ pub(crate) async fn machine(context: Context) {
 }
 
 /// Users and groups.
-pub(crate) async fn users(context: Context) {
+pub(crate) async fn users(mut context: Context) {
     let sink = context.sink("users");
     let mut look = Apart::new(context.root.clone());
     loop {
-        let found = look.look(DEADLINE, |root| host::users::Accounts::read(root));
+        let asked = context.asked.take_up();
+        let found = look.look(context.deadline(), |root| host::users::Accounts::read(root));
         match found.await {
             Ok(Ok(accounts)) => {
                 let mut found = items(&accounts.users);
@@ -63,6 +66,7 @@ pub(crate) async fn users(context: Context) {
             Ok(Err(error)) => sink.fault(&error).await,
             Err(error) => sink.fault(&error).await,
         }
+        sink.caught_up(asked).await;
         if !context.pause(context.config.interval).await {
             return;
         }
@@ -70,11 +74,12 @@ pub(crate) async fn users(context: Context) {
 }
 
 /// Interfaces and routes.
-pub(crate) async fn network(context: Context) {
+pub(crate) async fn network(mut context: Context) {
     let sink = context.sink("network");
     let mut look = Apart::new(context.root.clone());
     loop {
-        match look.look(DEADLINE, |root| host::network::read(root)).await {
+        let asked = context.asked.take_up();
+        match look.look(context.deadline(), |root| host::network::read(root)).await {
             Ok(Ok(network)) => {
                 let mut found = items(&network.interfaces);
                 found.extend(items(&network.routes));
@@ -84,6 +89,7 @@ pub(crate) async fn network(context: Context) {
             Ok(Err(error)) => sink.fault(&error).await,
             Err(error) => sink.fault(&error).await,
         }
+        sink.caught_up(asked).await;
         if !context.pause(context.config.interval).await {
             return;
         }
@@ -91,11 +97,12 @@ pub(crate) async fn network(context: Context) {
 }
 
 /// Block devices and mounted filesystems.
-pub(crate) async fn disks(context: Context) {
+pub(crate) async fn disks(mut context: Context) {
     let sink = context.sink("disks");
     let mut look = Apart::new(context.root.clone());
     loop {
-        let found = look.look(DEADLINE, |root| {
+        let asked = context.asked.take_up();
+        let found = look.look(context.deadline(), |root| {
             Ok::<_, host::disks::Error>((
                 host::disks::disks(root)?,
                 host::disks::filesystems(root)?,
@@ -111,6 +118,7 @@ pub(crate) async fn disks(context: Context) {
             Ok(Err(error)) => sink.fault(&error).await,
             Err(error) => sink.fault(&error).await,
         }
+        sink.caught_up(asked).await;
         if !context.pause(context.config.interval).await {
             return;
         }
@@ -118,18 +126,20 @@ pub(crate) async fn disks(context: Context) {
 }
 
 /// Graphics processors. Seldom: asking their driver is not cheap.
-pub(crate) async fn gpus(context: Context) {
+pub(crate) async fn gpus(mut context: Context) {
     let sink = context.sink("gpus");
     let path = std::env::var("PATH").unwrap_or_default();
     let program = host::gpu::find_nvidia_smi(&path);
     loop {
-        let seen = host::gpu::observe(&context.root, program.as_deref(), DEADLINE).await;
+        let asked = context.asked.take_up();
+        let seen = host::gpu::observe(&context.root, program.as_deref(), context.deadline()).await;
         let gpus = Gpus { load: seen.load, processes: seen.processes };
         context.gpus.send_replace(gpus);
         match &seen.fault {
             Some(fault) => sink.fault(fault).await,
             None => sink.all(vec![Scope::Kind(Kind::GPU)], items(&seen.gpus), Vec::new()).await,
         }
+        sink.caught_up(asked).await;
         let pause = context.config.interval.max(Duration::from_secs(60));
         if !context.pause(pause).await {
             return;

@@ -4,8 +4,10 @@
 //! ([`apart::Apart`]), so that a look that hangs holds up only itself.
 
 mod apart;
+mod asked;
 mod containers;
 mod files;
+mod journal;
 mod machine;
 mod packages;
 mod processes;
@@ -14,8 +16,10 @@ mod units;
 
 use crate::config::Config;
 use crate::engine::{Report, Scope, Seen};
+pub(crate) use asked::Asked;
 use host::Root;
 use host::files::Role;
+use host::journal::Errors;
 use host::packages::Packages;
 use model::entity::{Entity, Platform, Unit};
 use model::load::GpuLoad;
@@ -28,9 +32,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-/// How long one look may take before it counts as hung.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Collectors whose first look the first delta waits for, though not for long.
 pub(crate) const FIRST: [&str; 11] = [
@@ -59,6 +60,11 @@ pub(crate) struct Context {
     pub(crate) reports: mpsc::Sender<Report>,
     /// Look once and end.
     pub(crate) once: bool,
+    /// Looks that somebody asks for.
+    pub(crate) asked: Asked,
+    /// The same, for those whose looks build on what units and packages were found to be: the
+    /// others are through with theirs by then.
+    pub(crate) asked_last: Asked,
     pub(crate) shutdown: CancellationToken,
     /// The units last seen, for those who follow them; nothing before the first look.
     pub(crate) units: watch::Sender<Option<Arc<Vec<Unit>>>>,
@@ -68,12 +74,16 @@ pub(crate) struct Context {
     /// Counts up when packages were seen first, and when they changed.
     pub(crate) packages_changed: watch::Sender<u64>,
     pub(crate) gpus: watch::Sender<Gpus>,
+    /// What units said in the journal lately; absent while nobody follows it.
+    pub(crate) journal: Arc<Mutex<Option<Errors>>>,
     /// The platform in the facts that the agent begins with.
     pub(crate) known_platform: Option<Arc<Platform>>,
     /// Files in the facts that the agent begins with, and why they were tracked.
     pub(crate) known_files: Arc<[(String, Role)]>,
     /// Whether there are containers in the facts that the agent begins with.
     pub(crate) had_containers: bool,
+    /// Files that are tracked beside those that the configuration names.
+    pub(crate) paths: watch::Receiver<Vec<String>>,
     /// Contents that the server asked for again.
     pub(crate) missing: watch::Receiver<Vec<ContentId>>,
 }
@@ -108,29 +118,39 @@ impl Context {
             config: Arc::new(config),
             reports,
             once: false,
+            asked: Asked::default(),
+            asked_last: Asked::default(),
             shutdown: CancellationToken::new(),
             units: watch::Sender::default(),
             containers: watch::Sender::default(),
             packages_changed: watch::Sender::default(),
             gpus: watch::Sender::default(),
+            journal: Arc::default(),
             known_platform: None,
             known_files: Arc::default(),
             had_containers: false,
+            paths: watch::channel(Vec::new()).1,
             missing,
         }
+    }
+
+    /// How long one look may take before it counts as hung.
+    fn deadline(&self) -> Duration {
+        self.config.look_deadline
     }
 
     fn sink(&self, collector: &'static str) -> Sink {
         Sink { collector, reports: self.reports.clone() }
     }
 
-    /// Waits until it is time to look again; whether there is a next time.
-    async fn pause(&self, pause: Duration) -> bool {
+    /// Waits until it is time to look again, or somebody asks; whether there is a next time.
+    async fn pause(&mut self, pause: Duration) -> bool {
         if self.once {
             return false;
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => true,
+            () = self.asked.next() => true,
             () = self.shutdown.cancelled() => false,
         }
     }
@@ -160,6 +180,13 @@ impl Sink {
     async fn some(&self, put: Vec<(Subject, Item)>, gone: Vec<Subject>) {
         if !put.is_empty() || !gone.is_empty() {
             self.say(Seen::Some { put, gone }).await;
+        }
+    }
+
+    /// Everything that was so when this look was asked for has been told, or why it can't be.
+    async fn caught_up(&self, asked: u64) {
+        if asked > 0 {
+            self.say(Seen::CaughtUp(asked)).await;
         }
     }
 
@@ -213,6 +240,10 @@ pub(crate) fn start(context: &Context) -> JoinSet<()> {
     tasks.spawn(containers::run(context.clone()));
     tasks.spawn(packages::run(context.clone()));
     tasks.spawn(files::run(context.clone()));
+    // Where looks are asked for there are no VMs whose journal anybody follows.
+    if !context.asked.is_used() {
+        tasks.spawn(journal::run(context.clone()));
+    }
     tasks.spawn(processes::run(context.clone()));
     tasks
 }

@@ -16,11 +16,12 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// What a look came to: what is installed, if it changed, and what to watch.
 type Found = (Option<Vec<(Subject, Item)>>, Wanted);
 
-pub(crate) async fn run(context: Context) {
+pub(crate) async fn run(mut context: Context) {
     let sink = context.sink("packages");
     let mut look = Apart::new(context.packages.clone());
     let mut watch = Watch::new();
     loop {
+        let asked = context.asked.take_up();
         let found = look.look(DEADLINE, |packages| -> Result<Found, host::packages::Error> {
             let mut packages = packages.lock().unwrap_or_else(PoisonError::into_inner);
             let changed = packages.refresh()?;
@@ -35,7 +36,9 @@ pub(crate) async fn run(context: Context) {
                     }
                     None => sink.unchanged().await,
                 }
-                watch.set(wanted);
+                if !context.asked.is_used() {
+                    watch.set(wanted);
+                }
                 context.packages_changed.send_if_modified(|generation| {
                     let news = changed || *generation == 0;
                     *generation += u64::from(news);
@@ -45,12 +48,14 @@ pub(crate) async fn run(context: Context) {
             Ok(Err(error)) => sink.fault(&error).await,
             Err(error) => sink.fault(&error).await,
         }
+        sink.caught_up(asked).await;
         if context.once {
             return;
         }
         tokio::select! {
             _ = watch.next_change() => tokio::time::sleep(SETTLE).await,
             () = tokio::time::sleep(context.config.interval) => {}
+            () = context.asked.next() => {}
             () = context.shutdown.cancelled() => return,
         }
     }

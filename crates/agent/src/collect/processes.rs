@@ -7,12 +7,13 @@
 
 use super::apart::{self, Apart};
 use super::transient::Transients;
-use super::{Context, DEADLINE, Gpus, Sink, item, items, until};
+use super::{Context, Gpus, Sink, item, items, until};
 use crate::clock;
 use crate::engine::{Scope, Seen};
 use host::Now;
 use host::dependencies::dependencies;
 use host::exec_events::{Event, ExecEvents};
+use host::journal::Errors;
 use host::load::Sampler;
 use host::process::{CENSUS_EVERY, Census, Group, Scan, Scanner};
 use host::sockets::{Connection, Depth, Sockets};
@@ -22,7 +23,7 @@ use model::load::Load;
 use model::redact::Redactor;
 use model::{Item, Kind, Subject};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -53,6 +54,7 @@ struct Sight {
     sampler: Sampler,
     workloads: Detector,
     redactor: Redactor,
+    journal: Arc<Mutex<Option<Errors>>>,
     origin: std::time::Instant,
 }
 
@@ -83,6 +85,13 @@ impl Sight {
             units.iter().filter_map(|unit| Some((unit.id.as_str(), unit.cgroup.as_deref()?)));
         let mut load = Box::new(self.sampler.sample(now, &self.scanner, cgroups));
         load.gpus.clone_from(&gpus.load);
+        if let Some(errors) = &*self.journal.lock().unwrap_or_else(PoisonError::into_inner) {
+            for (unit, used) in &mut load.units {
+                if let Some(vm) = &mut used.vm {
+                    vm.journal = Some(errors.of(unit, now.at));
+                }
+            }
+        }
         Picture { scan, groups: self.by_id(changed), sockets, workloads, load }
     }
 
@@ -128,6 +137,7 @@ pub(crate) async fn run(context: Context) {
                 sampler: Sampler::new(&root),
                 workloads: Detector::new(&root),
                 redactor: context.redactor.clone(),
+                journal: Arc::clone(&context.journal),
                 origin: std::time::Instant::now(),
             })
         });
@@ -154,6 +164,9 @@ pub(crate) async fn run(context: Context) {
 
 impl Watcher {
     async fn run(mut self) {
+        if self.context.asked_last.is_used() {
+            return self.when_asked().await;
+        }
         let mut comings = self.follow();
         self.look().await;
         if self.context.once {
@@ -218,6 +231,19 @@ impl Watcher {
         }
     }
 
+    async fn when_asked(mut self) {
+        let shutdown = self.context.shutdown.clone();
+        loop {
+            tokio::select! {
+                () = self.context.asked_last.next() => {}
+                () = shutdown.cancelled() => return,
+            }
+            let asked = self.context.asked_last.take_up();
+            self.look().await;
+            self.processes.caught_up(asked).await;
+        }
+    }
+
     fn follow(&mut self) -> Comings {
         self.no_events = None;
         if !self.context.config.processes || self.context.once {
@@ -248,7 +274,11 @@ impl Watcher {
         let units = self.units.borrow().clone().unwrap_or_default();
         let names = self.context.containers.borrow().clone();
         let gpus = self.context.gpus.borrow().clone();
-        match self.sight.look(DEADLINE, move |sight| sight.picture(&units, names, &gpus)).await {
+        match self
+            .sight
+            .look(self.context.deadline(), move |sight| sight.picture(&units, names, &gpus))
+            .await
+        {
             Ok(picture) => self.tell(picture).await,
             Err(error) => self.hung(&error).await,
         }
@@ -283,7 +313,7 @@ impl Watcher {
             let held: Vec<Arc<str>> = self.held.drain().collect();
             let again = self
                 .sight
-                .look(DEADLINE, move |sight| sight.by_id(held.into_iter().collect()))
+                .look(self.context.deadline(), move |sight| sight.by_id(held.into_iter().collect()))
                 .await;
             let mut groups = changed;
             groups.extend(again.unwrap_or_default());
@@ -328,7 +358,7 @@ impl Watcher {
 
     /// Reads some processes; whether that told anything.
     async fn refresh(&mut self, pids: Vec<u32>) -> bool {
-        match self.sight.look(DEADLINE, move |sight| sight.refresh(&pids)).await {
+        match self.sight.look(self.context.deadline(), move |sight| sight.refresh(&pids)).await {
             Ok(groups) => self.tell_groups(groups).await,
             Err(error) => {
                 self.processes.fault(&error).await;
@@ -338,9 +368,9 @@ impl Watcher {
     }
 
     async fn listeners(&mut self) {
-        let seen = self
-            .sight
-            .look(DEADLINE, |sight| sight.sockets.observe(&sight.scanner, Depth::Listeners));
+        let seen = self.sight.look(self.context.deadline(), |sight| {
+            sight.sockets.observe(&sight.scanner, Depth::Listeners)
+        });
         match seen.await {
             Ok(Ok(seen)) => self.tell_sockets(&seen, false).await,
             Ok(Err(error)) => self.sockets.fault(&error).await,
@@ -363,7 +393,7 @@ impl Watcher {
         if self.context.once {
             // Whoever looks once wants it whole.
             let known = self.units.wait_for(Option::is_some);
-            drop(tokio::time::timeout(DEADLINE, known).await);
+            drop(tokio::time::timeout(self.context.deadline(), known).await);
         }
         // Before the units are known nothing is: that is not the same as no dependencies.
         let Some(units) = self.units.borrow().clone() else { return };

@@ -4,21 +4,48 @@
 //!   connect ──► watch, read all ──► follow ──closed──► fault, backoff ──► connect
 //! ```
 
-use super::{Context, DEADLINE, Sink, item, items};
+use super::{Context, Sink, item, items};
 use crate::engine::{Scope, Seen};
-use host::systemd::{Bus, Error, Systemd, UnitEvent, user_managers};
+use host::systemd::{Bus, Catalog, Error, Systemd, UnitEvent, Watch, user_managers};
 use model::entity::Unit;
 use model::{Kind, Subject};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior};
 
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// A full look in spite of the signals, should one have been missed.
 const RESYNC: Duration = Duration::from_secs(900);
 const RESYNC_AFTER: Duration = Duration::from_millis(200);
+
+/// One user's manager that is followed.
+struct Running {
+    task: AbortHandle,
+    /// The look asked for that it is through with.
+    is_through: watch::Receiver<u64>,
+}
+
+/// What is to be read at the next look.
+#[derive(Default)]
+struct Stale {
+    units: BTreeSet<String>,
+    /// What systemd may have made of its files.
+    files: bool,
+}
+
+impl Stale {
+    fn note(&mut self, event: UnitEvent) {
+        match event {
+            UnitEvent::Resync => self.files = true,
+            UnitEvent::Changed(id) => {
+                self.units.insert(id);
+            }
+        }
+    }
+}
 
 /// Follows one manager.
 struct Follower {
@@ -27,6 +54,12 @@ struct Follower {
     bus: Bus,
     scope: Scope,
     known: BTreeMap<String, Unit>,
+    /// The files of units, as they were when all units were read.
+    catalog: Catalog,
+    /// The look asked for that the present one answers.
+    asked: u64,
+    /// Who waits for such looks, of a user's manager: all of them are one collector.
+    through: Option<watch::Sender<u64>>,
 }
 
 /// The system's manager.
@@ -39,33 +72,22 @@ pub(crate) async fn system(context: Context) {
     // Where systemd runs it has to be there; where it doesn't, there are no units.
     let expected =
         context.config.systemd_bus.is_some() || context.root.path("/run/systemd/system").exists();
-    let follower =
-        Follower { context, sink, bus, scope: Scope::SystemUnits, known: BTreeMap::new() };
-    follower.run(expected).await;
+    Follower::new(context, sink, bus, Scope::SystemUnits, None).run(expected).await;
 }
 
 /// The managers of users, as they come and go.
-pub(crate) async fn users(context: Context) {
-    let mut running: HashMap<String, tokio::task::AbortHandle> = HashMap::new();
+pub(crate) async fn users(mut context: Context) {
+    let mut running: HashMap<String, Running> = HashMap::new();
     let mut tasks = JoinSet::new();
     let sink = context.sink("user-units");
     loop {
-        let root = context.root.clone();
-        let managers = tokio::task::spawn_blocking(move || {
-            let accounts = host::users::Accounts::read(&root)?;
-            Ok::<_, host::users::Error>(user_managers(&root, &accounts))
-        });
-        // What could not be looked at is not gone.
-        let looked = match tokio::time::timeout(DEADLINE, managers).await {
-            Ok(Ok(Ok(managers))) => Ok(managers),
-            Ok(Ok(Err(error))) => Err(error.to_string()),
-            Ok(Err(ended)) => Err(ended.to_string()),
-            Err(_) => Err(format!("no look within {} s", DEADLINE.as_secs())),
-        };
-        let managers = match looked {
+        let asked = context.asked.take_up();
+        let managers = match managers_now(&context).await {
             Ok(managers) => managers,
+            // What could not be looked at is not gone.
             Err(fault) => {
                 sink.say(Seen::Fault(fault)).await;
+                sink.caught_up(asked).await;
                 if !context.pause(context.config.interval).await {
                     break;
                 }
@@ -77,8 +99,8 @@ pub(crate) async fn users(context: Context) {
         let ended: Vec<String> =
             running.keys().filter(|name| !present.contains(name)).cloned().collect();
         for name in ended {
-            if let Some(task) = running.remove(&name) {
-                task.abort();
+            if let Some(follower) = running.remove(&name) {
+                follower.task.abort();
             }
         }
         // Again and again: what a server remembers may come in between.
@@ -93,14 +115,21 @@ pub(crate) async fn users(context: Context) {
             if running.contains_key(&name) {
                 continue;
             }
-            let follower = Follower {
-                context: context.clone(),
-                sink: sink.clone(),
-                bus,
-                scope: Scope::UnitsOf(name.clone()),
-                known: BTreeMap::new(),
+            let (through, is_through) = watch::channel(0);
+            let scope = Scope::UnitsOf(name.clone());
+            let follower = Follower::new(context.clone(), sink.clone(), bus, scope, Some(through));
+            let task = tasks.spawn(follower.run(false));
+            running.insert(name, Running { task, is_through });
+        }
+        if asked > 0 {
+            let all = async {
+                for follower in running.values_mut() {
+                    follower.caught_up(asked).await;
+                }
             };
-            running.insert(name, tasks.spawn(follower.run(false)));
+            // One that does not answer says so itself.
+            drop(tokio::time::timeout(context.deadline(), all).await);
+            sink.caught_up(asked).await;
         }
         if !context.pause(context.config.interval).await {
             break;
@@ -111,7 +140,41 @@ pub(crate) async fn users(context: Context) {
     }
 }
 
+/// The managers of users that run now.
+async fn managers_now(context: &Context) -> Result<Vec<Bus>, String> {
+    let root = context.root.clone();
+    let managers = tokio::task::spawn_blocking(move || {
+        let accounts = host::users::Accounts::read(&root)?;
+        Ok::<_, host::users::Error>(user_managers(&root, &accounts))
+    });
+    match tokio::time::timeout(context.deadline(), managers).await {
+        Ok(Ok(Ok(managers))) => Ok(managers),
+        Ok(Ok(Err(error))) => Err(error.to_string()),
+        Ok(Err(ended)) => Err(ended.to_string()),
+        Err(_) => Err(format!("no look within {} s", context.deadline().as_secs())),
+    }
+}
+
+impl Running {
+    /// Until it is through with a look that was asked for, or has ended.
+    async fn caught_up(&mut self, asked: u64) {
+        drop(self.is_through.wait_for(|through| *through >= asked).await);
+    }
+}
+
 impl Follower {
+    fn new(
+        mut context: Context,
+        sink: Sink,
+        bus: Bus,
+        scope: Scope,
+        through: Option<watch::Sender<u64>>,
+    ) -> Self {
+        let asked = context.asked.take_up();
+        let (known, catalog) = (BTreeMap::new(), Catalog::default());
+        Self { context, sink, bus, scope, known, catalog, asked, through }
+    }
+
     /// Until the agent stops. `expected`: that the manager is missing is a fault.
     async fn run(mut self, expected: bool) {
         let mut backoff = BACKOFF.0;
@@ -130,6 +193,7 @@ impl Follower {
             } else {
                 self.sink.fault(&error).await;
             }
+            self.caught_up().await;
             if !self.context.pause(backoff).await {
                 return;
             }
@@ -138,15 +202,26 @@ impl Follower {
     }
 
     async fn follow(&mut self, backoff: &mut Duration) -> Result<(), Error> {
-        let systemd = Systemd::connect(&self.bus, self.context.redactor.clone()).await?;
+        self.asked = self.context.asked.take_up();
+        let systemd = Systemd::connect_within(
+            &self.bus,
+            self.context.redactor.clone(),
+            self.context.deadline(),
+        )
+        .await?;
         if self.context.once {
             return self.read_all(&systemd).await;
         }
         let mut watch = systemd.watch().await?;
         self.read_all(&systemd).await?;
+        self.caught_up().await;
         *backoff = BACKOFF.0;
+        if self.context.asked.is_used() {
+            return self.when_asked(&systemd, watch).await;
+        }
         let resync = tokio::time::sleep(RESYNC);
         tokio::pin!(resync);
+        let mut resync_soon = false;
         // Silence is not health: a bus or a manager that hangs sends no signals either.
         let mut alive = tokio::time::interval(self.context.config.interval);
         alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -160,8 +235,11 @@ impl Follower {
                     continue;
                 }
                 () = &mut resync => {
-                    self.read_all(&systemd).await?;
-                    resync.as_mut().reset(tokio::time::Instant::now() + RESYNC);
+                    match std::mem::take(&mut resync_soon) {
+                        true => self.renew(&systemd).await?,
+                        false => self.read_all(&systemd).await?,
+                    }
+                    resync.as_mut().reset(Instant::now() + RESYNC);
                     continue;
                 }
                 () = shutdown.cancelled() => return Ok(()),
@@ -169,23 +247,69 @@ impl Follower {
             match event {
                 // One command of systemctl may ask for several.
                 UnitEvent::Resync => {
-                    resync.as_mut().reset(tokio::time::Instant::now() + RESYNC_AFTER);
+                    resync_soon = true;
+                    resync.as_mut().reset(Instant::now() + RESYNC_AFTER);
                 }
                 UnitEvent::Changed(id) => self.read_one(&systemd, id).await?,
             }
         }
     }
 
+    /// The same where looks are asked for: nothing is read before.
+    async fn when_asked(&mut self, systemd: &Systemd, mut watch: Watch) -> Result<(), Error> {
+        let shutdown = self.context.shutdown.clone();
+        let mut stale = Stale::default();
+        loop {
+            tokio::select! {
+                event = watch.next() => {
+                    stale.note(event?);
+                    continue;
+                }
+                () = self.context.asked.next() => {}
+                () = shutdown.cancelled() => return Ok(()),
+            }
+            self.asked = self.context.asked.take_up();
+            watch.catch_up().await?;
+            while let Some(event) = watch.pending().await? {
+                stale.note(event);
+            }
+            let Stale { units, files } = std::mem::take(&mut stale);
+            for id in units {
+                self.read_one(systemd, id).await?;
+            }
+            if files {
+                self.renew(systemd).await?;
+            }
+            self.caught_up().await;
+        }
+    }
+
     async fn read_all(&mut self, systemd: &Systemd) -> Result<(), Error> {
+        // What changes while all is read is other than in this one.
+        let catalog = systemd.catalog().await?;
         let mut units = systemd.loaded().await?;
         if self.known.is_empty() {
             // How the rest is enabled takes systemd longer than all else; this goes ahead.
             self.sink.say(Seen::Part { put: items(&units), gone: Vec::new() }).await;
         }
         let files = systemd.unit_files(&units).await?;
+        self.catalog = catalog;
         units.extend(files);
         self.sink.all(vec![self.scope.clone()], items(&units), Vec::new()).await;
         self.known = units.into_iter().map(|unit| (unit.id.clone(), unit)).collect();
+        self.publish();
+        Ok(())
+    }
+
+    /// Reads what systemd may have made of units when it read its files again.
+    async fn renew(&mut self, systemd: &Systemd) -> Result<(), Error> {
+        let (put, gone) = systemd.renew(&self.known, &mut self.catalog).await?;
+        let subjects = gone.iter().map(|id| Subject::escaped(Kind::UNIT, id)).collect();
+        self.sink.some(items(&put), subjects).await;
+        for id in gone {
+            self.known.remove(&id);
+        }
+        self.known.extend(put.into_iter().map(|unit| (unit.id.clone(), unit)));
         self.publish();
         Ok(())
     }
@@ -203,6 +327,15 @@ impl Follower {
         }
         self.publish();
         Ok(())
+    }
+
+    async fn caught_up(&self) {
+        match &self.through {
+            Some(through) => {
+                through.send_replace(self.asked);
+            }
+            None => self.sink.caught_up(self.asked).await,
+        }
     }
 
     /// Tells those who follow units: of the system's manager alone, whose files are tracked.

@@ -1,5 +1,6 @@
 //! The command line of twins: the machine that mirrors a host, its snapshots, its clones.
 
+use crate::commands::extras::Field;
 use api::twin::{MAX_CLONES, NewTwin, TwinNetwork};
 use clap::{Args, Subcommand};
 use model::HostId;
@@ -19,6 +20,23 @@ pub(crate) struct TwinArguments {
     /// Print the run's id and do not wait.
     #[arg(long)]
     pub(crate) detach: bool,
+}
+
+/// Which twin.
+#[derive(Debug, Args)]
+pub(crate) struct FollowArguments {
+    /// A host, for its twin [default: the server's only host].
+    #[arg(value_name = "HOST")]
+    pub(crate) name: Option<HostId>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FidelityArguments {
+    #[command(flatten)]
+    pub(crate) of: FollowArguments,
+    /// All that is not reproduced, not only some of each cause.
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 #[derive(Debug, Args)]
@@ -188,6 +206,55 @@ pub(crate) struct CloneArguments {
     /// Print the run's id and do not wait.
     #[arg(long)]
     pub(crate) detach: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExtrasCommand {
+    /// List what is declared of a twin.
+    List {
+        /// A host, for its twin [default: the server's only host].
+        #[arg(value_name = "HOST")]
+        name: Option<HostId>,
+    },
+    /// Declare one thing, in the place of what was declared of it before.
+    #[command(after_long_help = "\
+twin extras set web01 service nginx active_state=inactive        stopped, whatever the host's does
+twin extras set web01 service sidecar 'exec_start=[[\"/usr/bin/sidecar\",\"--quiet\"]]' user=app
+twin extras set web01 process probe executable=/usr/bin/probe
+twin extras set web01 container cache image=redis:7 'ports=[\"127.0.0.1:6379->6379/tcp\"]'
+twin extras set web01 dependency 'app.service->redis.service'
+twin extras set web01 service billing --gone                     not in the twin at all
+
+Fields are those of the host's state (twin state web01 --json); each goes before the observed
+one. Lists and maps are JSON. A service that the host does not have needs exec_start.")]
+    Set {
+        /// A host, for its twin.
+        #[arg(value_name = "HOST")]
+        host: HostId,
+        /// service, process, container or dependency.
+        #[arg(value_name = "KIND")]
+        kind: String,
+        /// Of the service, process or container; of a dependency `FROM->TO`.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// It is not to be in the twin.
+        #[arg(long, conflicts_with = "fields")]
+        gone: bool,
+        #[arg(value_name = "FIELD=VALUE")]
+        fields: Vec<Field>,
+    },
+    /// Take back what was declared of one thing: it is as on the host again.
+    Remove {
+        /// A host, for its twin.
+        #[arg(value_name = "HOST")]
+        host: HostId,
+        /// service, process, container or dependency.
+        #[arg(value_name = "KIND")]
+        kind: String,
+        /// As `twin extras list` has it.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

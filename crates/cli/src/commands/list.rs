@@ -39,15 +39,21 @@ fn machines(twins: &[Twin], view: &View) -> String {
     if twins.is_empty() {
         return String::new();
     }
-    let heading = ["TWIN", "STATE", "CLONED FROM", "MEMORY", "DISK", "NETWORK", "RUN"];
+    let heading =
+        ["TWIN", "STATE", "FOLLOWS", "FIDELITY", "CLONED FROM", "MEMORY", "DISK", "NETWORK", "RUN"];
     let mut table = Table::new(view, &heading);
     for twin in twins {
         let (said, paint) = super::twin::state(twin);
         let origin = twin.origin.as_ref();
         let origin = origin.map(|origin| format!("{}@{}", origin.twin, origin.snapshot));
+        let following = twin.following.as_ref();
+        let (follows, how) = following.map_or(("-".into(), Paint::None), super::following::state);
+        let fidelity = following.and_then(|following| following.fidelity_per_mille);
         table.row([
             Cell::painted(twin.name.as_str(), Paint::Bold),
             Cell::painted(said, paint),
+            Cell::painted(follows, how),
+            Cell::number(fidelity.map_or_else(|| "-".into(), super::following::per_cent)),
             Cell::from(origin.unwrap_or_else(|| "-".into())),
             Cell::number(bytes(twin.memory_bytes)),
             Cell::number(bytes(twin.used_bytes)),
@@ -131,11 +137,12 @@ pub(crate) mod tests {
     fn a_table_of_twins() {
         let twin = crate::commands::twin::tests::example();
         let origin = api::twin::Origin { twin: "web01".into(), snapshot: "before".into() };
-        let clone = Twin { name: "try".into(), origin: Some(origin), ..twin.clone() };
+        let clone =
+            Twin { name: "try".into(), origin: Some(origin), following: None, ..twin.clone() };
         expect![[r#"
-            TWIN   STATE    CLONED FROM   MEMORY   DISK     NETWORK   RUN
-            try    running  web01@before  1.0 GiB  300 MiB  isolated  -
-            web01  running  -             1.0 GiB  300 MiB  isolated  -
+            TWIN   STATE    FOLLOWS  FIDELITY  CLONED FROM   MEMORY   DISK     NETWORK   RUN
+            try    running  -               -  web01@before  1.0 GiB  300 MiB  isolated  -
+            web01  running  current    98.7 %  -             1.0 GiB  300 MiB  isolated  -
         "#]]
         .assert_eq(&machines(&[clone, twin], &View::of_tests()));
     }

@@ -23,6 +23,7 @@ pub(crate) fn pages(dir: Option<&Path>) -> Result<(), Failure> {
         .and_then(|()| clap_mangen::generate_to(Arguments::command(), dir))
         .and_then(|()| clap_mangen::generate_to(agent::options::Options::command(), dir))
         .and_then(|()| clap_mangen::generate_to(agent::guest::Options::command(), dir))
+        .and_then(|()| clap_mangen::generate_to(agent::node::Options::command(), dir))
         .map_err(|source| Failure::Write { path: dir.to_owned(), source })
 }
 
@@ -41,8 +42,14 @@ mod tests {
         names.sort();
         let page = std::fs::read_to_string(dir.path().join("twin.1")).unwrap();
         assert!(page.contains("Exit codes"), "{page}");
-        for name in ["twin-log.1", "twin-token-create.1", "twin.1", "twin-agent.1", "twin-guest.1"]
-        {
+        for name in [
+            "twin-log.1",
+            "twin-token-create.1",
+            "twin.1",
+            "twin-agent.1",
+            "twin-guest.1",
+            "twin-node.1",
+        ] {
             assert!(names.iter().any(|one| one == name), "{names:?}");
         }
     }

@@ -153,6 +153,7 @@ fn glance(run: &Run, view: &View) -> String {
         RunCause::Token { id, name } if name.is_empty() => format!("token {id}"),
         RunCause::Token { id, name } => format!("token {id} ({name})"),
         RunCause::Schedule => "the server, by its rules of what is kept".to_owned(),
+        RunCause::Host { version } => format!("its host, which came to version @{version}"),
     };
     let mut table = Table::new(view, &[]);
     let rows = [

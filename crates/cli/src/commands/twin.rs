@@ -143,6 +143,12 @@ pub(crate) fn glance(twin: &Twin, view: &View) -> String {
     });
     let mut table = Table::new(view, &[]);
     table.row([Cell::painted("twin", Paint::Dim), Cell::painted(said, paint)]);
+    let following = twin.following.as_ref();
+    for (label, text) in
+        following.map(|one| super::following::rows(&twin.name, one, view)).unwrap_or_default()
+    {
+        table.row([Cell::painted(label, Paint::Dim), Cell::from(text)]);
+    }
     for (label, text) in [
         ("cloned from", origin.map(|origin| format!("{}@{}", origin.twin, origin.snapshot))),
         ("machine", Some(machine)),
@@ -189,6 +195,7 @@ pub(crate) mod tests {
                 key: "/d/access/login".into(),
                 known_hosts: "/d/access/known_hosts/web01".into(),
             }),
+            following: Some(crate::commands::following::tests::current()),
             run: None,
         }
     }
@@ -197,6 +204,9 @@ pub(crate) mod tests {
     fn one_twin() {
         expect![[r#"
             twin      running
+            follows   current
+            version   @412 of @412, there after 1.2 s
+            fidelity  98.7 %, 9 things not reproduced; looked at 20 s ago
             machine   2 processors, 1.0 GiB memory, qemu with tcg, image 0123456789ab
             network   isolated, 52:54:00:12:34:56
             snapshot  before_upgrade
@@ -210,6 +220,7 @@ pub(crate) mod tests {
             reason: Some("its \x1b[2Jdisk is full".into()),
             origin: Some(Origin { twin: "web01".into(), snapshot: "before".into() }),
             ssh: None,
+            following: None,
             current_snapshot: None,
             acceleration: None,
             ..example()

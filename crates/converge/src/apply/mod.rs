@@ -79,6 +79,12 @@ pub async fn apply(
             ended = run.under_way.next() => run.take(ended.unwrap_or_default()),
         }
     }
+    if run.reload_owed {
+        let say = |text: &str| tell(Event::Said { step: 0, text: text.to_owned() });
+        if let Err(error) = units::reload(&say).await {
+            say(&format!("systemd did not read its files again: {}", with_causes(&error)));
+        }
+    }
     let (root, kept) = (machine.root.clone(), run.changed);
     if kept {
         // A power cut must not take back what was told as done.
@@ -102,6 +108,8 @@ struct Run<'r> {
     /// Whether packages are being changed, which only one can do.
     packages: bool,
     changed: bool,
+    /// Whether systemd has to read its files again in the end.
+    reload_owed: bool,
 }
 
 impl<'r> Run<'r> {
@@ -117,6 +125,7 @@ impl<'r> Run<'r> {
             under_way: FuturesUnordered::new(),
             packages: false,
             changed: false,
+            reload_owed: false,
         }
     }
 
@@ -186,9 +195,8 @@ impl<'r> Run<'r> {
 
     fn take(&mut self, ended: Ended) {
         for (at, result) in ended {
-            let is_package =
-                self.plan.steps().get(at).is_some_and(|step| packages::is_one(&step.action));
-            if is_package {
+            let action = self.plan.steps().get(at).map(|step| &step.action);
+            if action.is_some_and(packages::is_one) {
                 self.packages = false;
             }
             let outcome = match result {
@@ -196,7 +204,9 @@ impl<'r> Run<'r> {
                 Ok(true) => Outcome::Changed,
                 Err(error) => Outcome::Failed(with_causes(&error)),
             };
-            self.changed |= outcome == Outcome::Changed;
+            let is_changed = outcome == Outcome::Changed;
+            self.changed |= is_changed;
+            self.reload_owed |= is_changed && action.is_some_and(units::wants_reload);
             self.end(at, outcome);
         }
     }

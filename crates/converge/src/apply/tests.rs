@@ -38,7 +38,7 @@ fn machine() -> (tempfile::TempDir, Machine) {
 }
 
 async fn carry_out(machine: &Machine, steps: Vec<Step>) -> (Vec<Outcome>, Vec<Event>) {
-    let plan = Plan::new(steps, Vec::new(), 0).unwrap();
+    let plan = Plan::new(steps, Vec::new()).unwrap();
     let events = Mutex::new(Vec::new());
     let contents: Contents =
         Arc::new(|id| (*id == ContentId::of(b"stored")).then(|| b"stored".to_vec()));
@@ -115,7 +115,7 @@ async fn a_failure_stops_what_needs_it_and_nothing_else() {
 async fn what_is_not_begun_is_cancelled() {
     let (_root, machine) = machine();
     let steps = vec![step(write("/etc/a", made("a"), "me"), &[], &[])];
-    let plan = Plan::new(steps, Vec::new(), 0).unwrap();
+    let plan = Plan::new(steps, Vec::new()).unwrap();
     let contents: Contents = Arc::new(|_| None);
     let outcomes = apply(&machine, &plan, &contents, &|_| {}, std::future::ready(())).await;
     assert_eq!(outcomes, [Outcome::Cancelled]);

@@ -14,8 +14,12 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// For a job: systemd gives up by itself after 90 s, unless told otherwise.
 const JOB: Duration = Duration::from_secs(110);
 
-/// What is looked at.
-const SHOWN: &str = "--property=ActiveState,SubState,UnitFileState,LoadState,Result,InvocationID";
+/// For systemd to read its files again.
+const RELOAD: Duration = Duration::from_secs(60);
+
+/// What is looked at. How a unit is enabled is not among it: until systemd read its files again it
+/// shows what was.
+const SHOWN: &str = "--property=ActiveState,SubState,Result,InvocationID";
 
 pub(super) async fn change(
     root: &Path,
@@ -27,7 +31,7 @@ pub(super) async fn change(
     }
     let (verb, unit) = match action {
         Action::ReloadManager => {
-            follow(&["daemon-reload"], ANSWER, tell).await?;
+            reload(tell).await?;
             return Ok(true);
         }
         Action::Enable(unit) => ("enable", unit),
@@ -40,13 +44,19 @@ pub(super) async fn change(
         Action::Reload(unit) => ("reload", unit),
         _ => return Err(Error::Unclear("it is no change of a unit".to_owned())),
     };
-    let before = Seen::look(unit).await?;
+    let before = Seen::look(unit, action).await?;
     if before.is_so(action, None) {
         return Ok(false);
     }
     let is_job = matches!(verb, "start" | "stop" | "restart" | "reload");
-    let done = follow(&[verb, "--", unit.as_str()], if is_job { JOB } else { ANSWER }, tell).await;
-    let after = Seen::look(unit).await?;
+    let done = if is_job {
+        follow(&[verb, "--", unit.as_str()], JOB, tell).await
+    } else if wants_reload(action) {
+        follow(&["--no-reload", verb, "--", unit.as_str()], ANSWER, tell).await
+    } else {
+        follow(&[verb, "--", unit.as_str()], ANSWER, tell).await
+    };
+    let after = Seen::look(unit, action).await?;
     if done.is_ok() && after.is_so(action, Some(&before)) {
         return Ok(true);
     }
@@ -55,6 +65,16 @@ pub(super) async fn change(
     }
     done?;
     Err(Error::Unchanged(after.told()))
+}
+
+/// Whether systemd has to read its files again afterwards, though not at once: many such changes
+/// need it only once, and it takes seconds where there are many units or the machine is emulated.
+pub(super) fn wants_reload(action: &Action) -> bool {
+    matches!(action, Action::Enable(_) | Action::Disable(_) | Action::Mask(_))
+}
+
+pub(super) async fn reload(tell: &(impl Fn(&str) + Sync)) -> Result<(), Error> {
+    follow(&["daemon-reload"], RELOAD, tell).await
 }
 
 async fn follow(
@@ -78,30 +98,46 @@ async fn journal(unit: &UnitName, tell: &(impl Fn(&str) + Sync)) {
 }
 
 /// A unit, as systemctl shows it.
-struct Seen(BTreeMap<String, String>);
+struct Seen {
+    shown: BTreeMap<String, String>,
+    /// Where that is what is changed.
+    enabled: Option<String>,
+}
 
 impl Seen {
-    async fn look(unit: &UnitName) -> Result<Self, Error> {
+    async fn look(unit: &UnitName, action: &Action) -> Result<Self, Error> {
+        if matches!(
+            action,
+            Action::Enable(_) | Action::Disable(_) | Action::Mask(_) | Action::Unmask(_)
+        ) {
+            let words = ["is-enabled", "--", unit.as_str()].map(OsStr::new);
+            // It fails where the unit is not enabled, and says what it is.
+            let said = program::answer("systemctl", &words, ANSWER).await?;
+            let enabled = String::from_utf8_lossy(&said).trim().to_owned();
+            return Ok(Self { shown: BTreeMap::new(), enabled: Some(enabled) });
+        }
         let words = ["show", SHOWN, "--", unit.as_str()].map(OsStr::new);
         let shown = program::run("systemctl", &words, ANSWER).await?;
         let shown = String::from_utf8_lossy(&shown);
         let pairs = shown.lines().filter_map(|line| line.split_once('='));
-        Ok(Self(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
+        let shown = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Ok(Self { shown, enabled: None })
     }
 
     fn get(&self, name: &str) -> &str {
-        self.0.get(name).map_or("", String::as_str)
+        self.shown.get(name).map_or("", String::as_str)
     }
 
     /// Whether it is as the action leaves it; `before` is what was seen before it was done.
     fn is_so(&self, action: &Action, before: Option<&Self>) -> bool {
         let state = self.get("ActiveState");
         let is_active = ["active", "reloading", "refreshing"].contains(&state);
+        let enabled = self.enabled.as_deref().unwrap_or_default();
         match action {
-            Action::Enable(_) => self.get("UnitFileState") == "enabled",
-            Action::Disable(_) => !self.get("UnitFileState").starts_with("enabled"),
-            Action::Mask(_) => self.get("UnitFileState") == "masked",
-            Action::Unmask(_) => !self.get("UnitFileState").starts_with("masked"),
+            Action::Enable(_) => enabled == "enabled",
+            Action::Disable(_) => !enabled.starts_with("enabled"),
+            Action::Mask(_) => enabled == "masked",
+            Action::Unmask(_) => !enabled.starts_with("masked"),
             Action::Start(_) => is_active,
             Action::Stop(_) => ["inactive", "failed", ""].contains(&state),
             Action::Restart(_) => {
@@ -115,7 +151,10 @@ impl Seen {
 
     fn told(&self) -> String {
         let [state, sub, result] = ["ActiveState", "SubState", "Result"].map(|name| self.get(name));
-        let file = self.get("UnitFileState");
-        format!("{state} ({sub}, {result}), {}", if file.is_empty() { "no file" } else { file })
+        match self.enabled.as_deref() {
+            Some("") => "there is no such file".to_owned(),
+            Some(enabled) => enabled.to_owned(),
+            None => format!("{state} ({sub}, {result})"),
+        }
     }
 }

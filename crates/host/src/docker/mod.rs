@@ -5,7 +5,7 @@
 //!
 //! # Invariants
 //! - Asks only: every request is a GET.
-//! - Every request has a deadline of [`DEADLINE`], every answer a limit of bytes.
+//! - Every request has a deadline, [`DEADLINE`] unless another is given, every answer a limit of bytes.
 //! - Commands, environment and labels leave this module redacted.
 
 mod container;
@@ -27,7 +27,7 @@ use std::time::Duration;
 /// Where Docker listens.
 pub const SOCKET: &str = "/var/run/docker.sock";
 
-/// How long one request may take.
+/// How long one request may take, unless told otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Requests under way at once.
@@ -57,8 +57,8 @@ pub enum Error {
         #[source]
         source: hyper::Error,
     },
-    #[error("Docker did not answer {request} within {} s", DEADLINE.as_secs())]
-    Deadline { request: String },
+    #[error("Docker did not answer {request} within {} s", .deadline.as_secs())]
+    Deadline { request: String, deadline: Duration },
     #[error("Docker answered {request} with status {status}")]
     Status { request: String, status: u16 },
     #[error("Docker's answer to {request} has more than {limit} bytes")]
@@ -97,6 +97,7 @@ impl Error {
 pub struct Docker {
     socket: PathBuf,
     redactor: Redactor,
+    deadline: Duration,
     /// Digests by the id of the image, which says exactly what the image is.
     digests: Mutex<BTreeMap<String, String>>,
 }
@@ -105,7 +106,14 @@ impl Docker {
     /// An engine that listens on a socket; whether it does shows with the first question.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>, redactor: Redactor) -> Self {
-        Self { socket: socket.into(), redactor, digests: Mutex::default() }
+        let (socket, deadline) = (socket.into(), DEADLINE);
+        Self { socket, redactor, deadline, digests: Mutex::default() }
+    }
+
+    /// The same with another deadline for each request.
+    #[must_use]
+    pub fn within(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
     }
 
     /// Its socket.
@@ -136,8 +144,8 @@ impl Docker {
     /// When it does not, within the deadline.
     pub async fn answers(&self) -> Result<(), Error> {
         const PATH: &str = "/_ping";
-        let answer = tokio::time::timeout(DEADLINE, http::get(&self.socket, PATH)).await;
-        let late = || Error::Deadline { request: format!("GET {PATH}") };
+        let answer = tokio::time::timeout(self.deadline, http::get(&self.socket, PATH)).await;
+        let late = || self.late(format!("GET {PATH}"));
         answer.map_err(|_late| late())?.map(drop)
     }
 
@@ -193,11 +201,15 @@ impl Docker {
         with(&mut self.digests.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
+    fn late(&self, request: String) -> Error {
+        Error::Deadline { request, deadline: self.deadline }
+    }
+
     async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         let request = || format!("GET {path}");
-        let body = tokio::time::timeout(DEADLINE, http::get(&self.socket, path))
+        let body = tokio::time::timeout(self.deadline, http::get(&self.socket, path))
             .await
-            .map_err(|_late| Error::Deadline { request: request() })??;
+            .map_err(|_late| self.late(request()))??;
         serde_json::from_slice(&body).map_err(|source| Error::Answer { request: request(), source })
     }
 }

@@ -47,9 +47,10 @@ impl std::fmt::Debug for Watch {
 
 impl Watch {
     pub(super) async fn start(socket: &Path) -> Result<Self, Error> {
-        let (answer, driver) = tokio::time::timeout(DEADLINE, http::open(socket, PATH))
-            .await
-            .map_err(|_late| Error::Deadline { request: "GET /events".to_owned() })??;
+        let (answer, driver) =
+            tokio::time::timeout(DEADLINE, http::open(socket, PATH)).await.map_err(|_late| {
+                Error::Deadline { request: "GET /events".to_owned(), deadline: DEADLINE }
+            })??;
         let body = answer.into_body();
         Ok(Self { body, driver, partial: Vec::new(), pending: BTreeSet::new() })
     }

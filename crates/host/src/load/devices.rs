@@ -26,7 +26,7 @@ impl<const N: usize> Default for Devices<N> {
 
 impl<const N: usize> Devices<N> {
     /// The rates of every device, and forgets those that are gone.
-    fn rates(
+    pub(super) fn rates(
         &mut self,
         clock: Duration,
         readings: BTreeMap<String, [u64; N]>,

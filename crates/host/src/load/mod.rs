@@ -12,6 +12,7 @@ mod devices;
 mod filesystems;
 mod host;
 mod source;
+mod taps;
 mod units;
 
 use crate::process::Scanner;
@@ -22,6 +23,7 @@ use model::load::{HostLoad, Load, ProcessLoad};
 use source::{Counter, KeptFile};
 use std::collections::BTreeSet;
 use std::time::Duration;
+use taps::Taps;
 use units::Units;
 
 /// How many processes of each order are told: the busiest, and the largest.
@@ -38,6 +40,7 @@ pub struct Sampler {
     forks: Counter,
     context_switches: Counter,
     units: Units,
+    taps: Taps,
     interfaces: Interfaces,
     disks: Disks,
 }
@@ -76,6 +79,7 @@ impl Sampler {
             forks: Counter::default(),
             context_switches: Counter::default(),
             units: Units::new(root),
+            taps: Taps::default(),
             interfaces: Interfaces::default(),
             disks: Disks::default(),
             root: root.clone(),
@@ -96,10 +100,12 @@ impl Sampler {
             interfaces.read(buffer).map(|table| self.interfaces.load(now.clock, table));
         let disks = disks.read(buffer).map(|table| self.disks.load(now.clock, table, &self.root));
         let filesystems = mounts.read(buffer).map(|table| filesystems::load(table, &self.root));
+        let mut units = self.units.load(now.clock, units);
+        self.taps.tell(&self.root, scanner, &mut units);
         Load {
             at: now.at,
             host: self.host(now.clock, scanner),
-            units: self.units.load(now.clock, units),
+            units,
             processes: processes(scanner),
             filesystems: filesystems.unwrap_or_default(),
             interfaces: interfaces.unwrap_or_default(),

@@ -5,12 +5,15 @@
 //! - A controller that is missing reads as `None`.
 //! - A unit that used no processor time since the last sample did nothing: its memory and
 //!   tasks are not read again, but for every sixth time.
+//! - More is read of a unit that runs a microVM, and of no other.
 
+use super::devices::Devices;
 use super::host::pressure;
 use super::source::Counter;
 use crate::Root;
-use crate::text::{decimal, lines, words};
-use model::load::{Pressure, UnitLoad};
+use crate::text::{decimal, lines, printable, words};
+use model::load::{Pressure, UnitLoad, VmDiskLoad, VmLoad};
+use model::vm::may_be_microvm;
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::read;
@@ -22,6 +25,9 @@ use std::time::Duration;
 const UNITS_MAX: usize = 4096;
 /// Samples after which an idle unit is looked at in full.
 const IDLE_SAMPLES: u8 = 6;
+/// Block devices of one microVM that are told.
+const DISKS_MAX: usize = 64;
+const OLD_BLOCKS: &str = "blkio.throttle.io_service_bytes";
 const PRESSURES: [&str; 3] = ["cpu", "memory", "io"];
 
 /// The hierarchies of this machine, each kept open.
@@ -63,12 +69,14 @@ struct State {
     read: Counter,
     written: Counter,
     idle_samples: u8,
+    disks: Devices<2>,
     last: UnitLoad,
 }
 
 /// Measures units, and remembers their counters.
 #[derive(Debug)]
 pub(super) struct Units {
+    root: Root,
     hierarchies: Hierarchies,
     states: HashMap<String, State>,
     round: u32,
@@ -79,6 +87,7 @@ pub(super) struct Units {
 impl Units {
     pub(super) fn new(root: &Root) -> Self {
         Self {
+            root: root.clone(),
             hierarchies: Hierarchies::open(root),
             states: HashMap::new(),
             round: 0,
@@ -107,6 +116,9 @@ impl Units {
             let Some(mut state) = self.states.get_mut(id).map(std::mem::take) else { continue };
             state.round = self.round;
             if self.measure(&mut state, clock, group) {
+                if may_be_microvm(id) {
+                    self.measure_vm(&mut state, clock, group);
+                }
                 loads.insert(id.to_owned(), state.last.clone());
             }
             if let Some(place) = self.states.get_mut(id) {
@@ -143,6 +155,56 @@ impl Units {
         used.is_some() || state.last.memory_bytes.is_some() || state.last.tasks.is_some()
     }
 
+    /// What is told of microVMs alone. One that did nothing did nothing to its disks.
+    fn measure_vm(&mut self, state: &mut State, clock: Duration, group: &str) {
+        let vm = state.last.vm.get_or_insert_with(Box::<VmLoad>::default);
+        if state.idle_samples > 0 {
+            for disk in vm.disks.values_mut() {
+                disk.read_bytes_per_second = disk.read_bytes_per_second.map(|_| 0.0);
+                disk.written_bytes_per_second = disk.written_bytes_per_second.map(|_| 0.0);
+            }
+            return;
+        }
+        let readings = self.disk_bytes(group);
+        let told = |[read, written]: [Option<f64>; 2]| VmDiskLoad {
+            read_bytes_per_second: read,
+            written_bytes_per_second: written,
+        };
+        let rates = state.disks.rates(clock, readings);
+        vm.disks = rates.into_iter().map(|(name, rates)| (name, told(rates))).collect();
+        vm.oom_kills = self.oom_kills(group);
+    }
+
+    /// Bytes read from and written to each device, by its name.
+    fn disk_bytes(&mut self, group: &str) -> BTreeMap<String, [u64; 2]> {
+        let Self { root, hierarchies, path, buffer, .. } = self;
+        let mut sums: BTreeMap<String, [u64; 2]> = BTreeMap::new();
+        let mut add = |Moved { device, read, written }: Moved<'_>| {
+            let Some(name) = device_name(root, device) else { return };
+            if sums.len() < DISKS_MAX || sums.contains_key(&name) {
+                let sum = sums.entry(name).or_default();
+                *sum = [sum[0].saturating_add(read), sum[1].saturating_add(written)];
+            }
+        };
+        if let Some(text) = file(&hierarchies.blocks, path, buffer, [group, OLD_BLOCKS]) {
+            old_moved(text).for_each(&mut add);
+        } else if let Some(text) = file(&hierarchies.unified, path, buffer, [group, "io.stat"]) {
+            moved(text).for_each(&mut add);
+        }
+        sums
+    }
+
+    /// Processes of the group that the kernel killed for lack of memory.
+    fn oom_kills(&mut self, group: &str) -> Option<u64> {
+        let Self { hierarchies, path, buffer, .. } = self;
+        file(&hierarchies.memory, path, buffer, [group, "memory.oom_control"])
+            .and_then(|text| value_of(text, b"oom_kill"))
+            .or_else(|| {
+                let text = file(&hierarchies.unified, path, buffer, [group, "memory.events"])?;
+                value_of(text, b"oom_kill")
+            })
+    }
+
     fn processor_micros(&mut self, group: &str) -> Option<u64> {
         let Self { hierarchies, path, buffer, .. } = self;
         file(&hierarchies.unified, path, buffer, [group, "cpu.stat"])
@@ -175,11 +237,13 @@ impl Units {
 
     /// Bytes read and written, of all devices together.
     fn block_bytes(&mut self, group: &str) -> Option<(u64, u64)> {
-        const OLD: &str = "blkio.throttle.io_service_bytes";
         let Self { hierarchies, path, buffer, .. } = self;
-        file(&hierarchies.blocks, path, buffer, [group, OLD]).map(old_block_bytes).or_else(|| {
-            file(&hierarchies.unified, path, buffer, [group, "io.stat"]).map(block_bytes)
-        })
+        file(&hierarchies.blocks, path, buffer, [group, OLD_BLOCKS])
+            .map(|text| sum(old_moved(text)))
+            .or_else(|| {
+                let text = file(&hierarchies.unified, path, buffer, [group, "io.stat"])?;
+                Some(sum(moved(text)))
+            })
     }
 
     fn pressures(&mut self, group: &str) -> BTreeMap<String, Pressure> {
@@ -229,30 +293,56 @@ fn value_of(text: &[u8], name: &[u8]) -> Option<u64> {
     })
 }
 
+/// What a line says was read from and written to a device.
+struct Moved<'t> {
+    device: &'t [u8],
+    read: u64,
+    written: u64,
+}
+
+fn sum<'t>(moved: impl Iterator<Item = Moved<'t>>) -> (u64, u64) {
+    moved.fold((0_u64, 0_u64), |(read, written), line| {
+        (read.saturating_add(line.read), written.saturating_add(line.written))
+    })
+}
+
 /// `8:0 rbytes=1 wbytes=2 rios=3 …` for each device.
-fn block_bytes(text: &[u8]) -> (u64, u64) {
-    let mut sums = (0_u64, 0_u64);
-    for field in lines(text).flat_map(words) {
-        let number = |prefix: &[u8]| field.strip_prefix(prefix).and_then(decimal).unwrap_or(0);
-        sums.0 = sums.0.saturating_add(number(b"rbytes="));
-        sums.1 = sums.1.saturating_add(number(b"wbytes="));
-    }
-    sums
+fn moved(text: &[u8]) -> impl Iterator<Item = Moved<'_>> {
+    lines(text).filter_map(|line| {
+        let mut moved = Moved { device: words(line).next()?, read: 0, written: 0 };
+        for field in words(line) {
+            let number = |prefix: &[u8]| field.strip_prefix(prefix).and_then(decimal).unwrap_or(0);
+            moved.read = moved.read.saturating_add(number(b"rbytes="));
+            moved.written = moved.written.saturating_add(number(b"wbytes="));
+        }
+        Some(moved)
+    })
 }
 
 /// `8:0 Read 1`, `8:0 Write 2`, … for each device.
-fn old_block_bytes(text: &[u8]) -> (u64, u64) {
-    let mut sums = (0_u64, 0_u64);
-    for line in lines(text) {
-        let mut fields = words(line).skip(1);
-        let (kind, bytes) = (fields.next(), fields.next().and_then(decimal).unwrap_or(0));
+fn old_moved(text: &[u8]) -> impl Iterator<Item = Moved<'_>> {
+    lines(text).filter_map(|line| {
+        let mut fields = words(line);
+        let device = fields.next()?;
+        let (kind, bytes) = (fields.next()?, fields.next().and_then(decimal)?);
         match kind {
-            Some(b"Read") => sums.0 = sums.0.saturating_add(bytes),
-            Some(b"Write") => sums.1 = sums.1.saturating_add(bytes),
-            _ => {}
+            b"Read" => Some(Moved { device, read: bytes, written: 0 }),
+            b"Write" => Some(Moved { device, read: 0, written: bytes }),
+            _ => None,
         }
+    })
+}
+
+/// The name of a device that is given by its numbers, or these where it has none.
+fn device_name(root: &Root, numbers: &[u8]) -> Option<String> {
+    let numbers = std::str::from_utf8(numbers).ok()?;
+    let (major, minor) = numbers.split_once(':')?;
+    if decimal(major.as_bytes()).is_none() || decimal(minor.as_bytes()).is_none() {
+        return None;
     }
-    sums
+    let device = std::fs::read_link(root.sys(format!("dev/block/{major}:{minor}"))).ok();
+    let name = device.as_deref().and_then(Path::file_name);
+    Some(name.map_or_else(|| numbers.to_owned(), |name| printable(name.as_encoded_bytes())))
 }
 
 #[cfg(test)]
@@ -348,6 +438,39 @@ mod tests {
     }
 
     #[test]
+    fn a_microvm_in_full() {
+        const VM: (&str, &str) = ("microvm@web.service", GROUP);
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::at(directory.path());
+        fs::create_dir_all(root.sys("fs/cgroup")).unwrap();
+        fs::write(root.sys("fs/cgroup/cgroup.controllers"), "cpu io memory pids\n").unwrap();
+        fs::create_dir_all(root.sys("dev/block")).unwrap();
+        let link = "../../devices/pci0000:00/block/vda";
+        std::os::unix::fs::symlink(link, root.sys("dev/block/254:0")).unwrap();
+        let mut units = Units::new(&root);
+        let mut vm = |seconds, usec: u32, stat: &str, events: &str| {
+            put(&root, "", "cpu.stat", &format!("usage_usec {usec}\n"));
+            put(&root, "", "io.stat", stat);
+            put(&root, "", "memory.events", events);
+            *units.load(Duration::from_secs(seconds), [VM]).remove(VM.0).unwrap().vm.unwrap()
+        };
+        let first =
+            vm(10, 1, "254:0 rbytes=0 wbytes=0\n8:16 rbytes=9 wbytes=9\nx:y rbytes=1\n", "");
+        assert_eq!((first.disks.len(), first.oom_kills), (2, None));
+        let second =
+            vm(11, 2, "254:0 rbytes=100 wbytes=7\n8:16 rbytes=9 wbytes=9\n", "oom 3\noom_kill 2\n");
+        let disk = |read, written| VmDiskLoad {
+            read_bytes_per_second: Some(read),
+            written_bytes_per_second: Some(written),
+        };
+        assert_eq!((second.disks["vda"], second.disks["8:16"]), (disk(100.0, 7.0), disk(0.0, 0.0)));
+        assert_eq!(second.oom_kills, Some(2));
+        // It rests; and then its counters begin anew.
+        assert_eq!(vm(12, 2, "254:0 rbytes=500 wbytes=7\n", "").disks["vda"], disk(0.0, 0.0));
+        assert_eq!(vm(13, 3, "254:0 rbytes=1 wbytes=1\n", "").disks["vda"], VmDiskLoad::default());
+    }
+
+    #[test]
     fn groups_that_lead_elsewhere() {
         let directory = tempfile::tempdir().unwrap();
         let mut units = Units::new(&Root::at(directory.path()));
@@ -360,8 +483,8 @@ mod tests {
         fn anything_goes_in(bytes: Vec<u8>, text in "([0-9]:[0-9]|rbytes=|wbytes=|Read|Write|usage_usec|[0-9]{1,22}|[ \n]){0,40}") {
             for bytes in [bytes.as_slice(), text.as_bytes()] {
                 value_of(bytes, b"usage_usec");
-                block_bytes(bytes);
-                old_block_bytes(bytes);
+                sum(moved(bytes));
+                sum(old_moved(bytes));
             }
         }
     }

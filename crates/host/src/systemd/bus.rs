@@ -1,11 +1,12 @@
 //! Where a manager is, and how to connect to it: over a bus, or straight to its own socket.
 
-use super::{DEADLINE, Error, private};
+use super::{Error, private};
 use crate::Root;
 use crate::users::Accounts;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use zbus::Connection;
 use zbus::connection::Builder;
 
@@ -31,6 +32,14 @@ impl Bus {
         match self {
             Self::User { name, .. } => Some(name),
             Self::System(_) | Self::Address(_) => None,
+        }
+    }
+
+    /// Where the machine of the manager lies.
+    pub(super) fn root(&self) -> Root {
+        match self {
+            Self::System(root) | Self::User { root, .. } => root.clone(),
+            Self::Address(_) => Root::live(),
         }
     }
 
@@ -78,9 +87,9 @@ pub fn user_managers(root: &Root, accounts: &Accounts) -> Vec<Bus> {
 }
 
 /// Connects; the flag says whether straight to systemd.
-pub(super) async fn connect(bus: &Bus) -> Result<(Connection, bool), Error> {
+pub(super) async fn connect(bus: &Bus, deadline: Duration) -> Result<(Connection, bool), Error> {
     if let Bus::Address(address) = bus {
-        let connection = finish(Builder::address(address.as_str())).await;
+        let connection = finish(Builder::address(address.as_str()), deadline).await;
         return connection.map(|connection| (connection, false)).map_err(|source| {
             let address = address.clone();
             if is_nobody(&source) {
@@ -92,7 +101,7 @@ pub(super) async fn connect(bus: &Bus) -> Result<(Connection, bool), Error> {
     }
     let mut refused = None;
     for (path, direct) in bus.sockets() {
-        match connect_socket(&path, direct).await {
+        match connect_socket(&path, direct, deadline).await {
             Ok(connection) => return Ok((connection, direct)),
             Err(source) if is_nobody(&source) => {}
             Err(source) => {
@@ -104,7 +113,7 @@ pub(super) async fn connect(bus: &Bus) -> Result<(Connection, bool), Error> {
     Err(refused.unwrap_or_else(|| Error::Absent { address: bus.address() }))
 }
 
-async fn connect_socket(path: &Path, direct: bool) -> zbus::Result<Connection> {
+async fn connect_socket(path: &Path, direct: bool, deadline: Duration) -> zbus::Result<Connection> {
     let open = async {
         let stream = tokio::net::UnixStream::connect(path).await?;
         if direct {
@@ -113,14 +122,15 @@ async fn connect_socket(path: &Path, direct: bool) -> zbus::Result<Connection> {
             Ok(Builder::unix_stream(stream.into_std()?))
         }
     };
-    let opened = tokio::time::timeout(DEADLINE, open).await;
+    let opened = tokio::time::timeout(deadline, open).await;
     let opened = opened.unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into()));
-    finish(opened.map_err(|error: io::Error| zbus::Error::InputOutput(error.into()))?).await
+    let opened = opened.map_err(|error: io::Error| zbus::Error::InputOutput(error.into()))?;
+    finish(opened, deadline).await
 }
 
-async fn finish(builder: Builder<'_>) -> zbus::Result<Connection> {
-    let building = builder.method_timeout(DEADLINE).max_queued(QUEUE).build();
-    match tokio::time::timeout(DEADLINE, Box::pin(building)).await {
+async fn finish(builder: Builder<'_>, deadline: Duration) -> zbus::Result<Connection> {
+    let building = builder.method_timeout(deadline).max_queued(QUEUE).build();
+    match tokio::time::timeout(deadline, Box::pin(building)).await {
         Ok(built) => built,
         Err(_late) => {
             Err(zbus::Error::InputOutput(io::Error::from(io::ErrorKind::TimedOut).into()))

@@ -13,15 +13,17 @@
 //!
 //! # Invariants
 //! - systemd is never polled, and never made to load a unit: only what is loaded is asked for.
-//! - Every call has a deadline of [`DEADLINE`].
+//! - Every call has a deadline, [`DEADLINE`] unless another is given.
 //! - Commands, environment and mount options leave this module redacted.
 
 mod bus;
+mod catalog;
 mod private;
 mod unit;
 mod watch;
 
 pub use bus::{Bus, user_managers};
+pub use catalog::Catalog;
 pub use watch::{UnitEvent, Watch};
 
 use crate::text::printable;
@@ -29,13 +31,14 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use model::entity::Unit;
 use model::redact::Redactor;
 use serde_json::Value;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
 use std::time::Duration;
 use unit::Properties;
 use zbus::message::Message;
 use zbus::{Connection, DynamicType, OwnedObjectPath, Variant};
 
-/// How long one call to systemd may take.
+/// How long one call to systemd may take, unless told otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Questions under way at once. systemd answers one after the other; this hides the way there.
@@ -89,6 +92,7 @@ pub struct Systemd {
     connection: Connection,
     /// Straight to systemd, without a bus in between.
     direct: bool,
+    deadline: Duration,
     version: String,
     redactor: Redactor,
 }
@@ -104,9 +108,21 @@ impl Systemd {
     /// # Errors
     /// [`Error::Absent`] where there is no such manager, another where it can't be reached.
     pub async fn connect(bus: &Bus, redactor: Redactor) -> Result<Self, Error> {
-        let (connection, direct) = bus::connect(bus).await?;
-        let mut systemd =
-            Self { bus: bus.clone(), connection, direct, version: String::new(), redactor };
+        Self::connect_within(bus, redactor, DEADLINE).await
+    }
+
+    /// The same for a machine so slow that its systemd takes longer to answer.
+    ///
+    /// # Errors
+    /// As for [`Systemd::connect`].
+    pub async fn connect_within(
+        bus: &Bus,
+        redactor: Redactor,
+        deadline: Duration,
+    ) -> Result<Self, Error> {
+        let (connection, direct) = bus::connect(bus, deadline).await?;
+        let (bus_of, version) = (bus.clone(), String::new());
+        let mut systemd = Self { bus: bus_of, connection, direct, deadline, version, redactor };
         let version = systemd
             .call(MANAGER_PATH, PROPERTIES, "Get", &(MANAGER, "Version"))
             .await
@@ -144,14 +160,7 @@ impl Systemd {
     /// When systemd does not answer.
     pub async fn loaded(&self) -> Result<Vec<Unit>, Error> {
         let listed = self.list().await?;
-        let seen = |unit: &&Listed| unit.2 != "not-found" && unit.5.is_empty();
-        let paths: Vec<OwnedObjectPath> =
-            listed.iter().filter(seen).map(|unit| unit.6.clone()).collect();
-        // Boxed: the compiler can't see for itself that these may move between threads.
-        let read = |path: OwnedObjectPath| async move { self.read_unit(&path).await }.boxed();
-        let found: Vec<Option<Unit>> =
-            stream::iter(paths).map(read).buffer_unordered(IN_FLIGHT).boxed().try_collect().await?;
-        Ok(found.into_iter().flatten().collect())
+        self.read_units(listed.iter().filter(|row| is_seen(row)).map(path_of).collect()).await
     }
 
     /// Installed units that are not loaded, and about which somebody decided something: their
@@ -170,6 +179,111 @@ impl Systemd {
             .filter_map(|(path, state)| self.unloaded(path, state))
             .filter(|unit| !loaded.contains(unit.id.as_str()))
             .collect())
+    }
+
+    /// What lies where this manager looks for its units.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn catalog(&self) -> Result<Catalog, Error> {
+        let (method, word) = ("Get", "UnitPath");
+        let answer = self.call(MANAGER_PATH, PROPERTIES, method, &(MANAGER, word)).await?;
+        let body = answer.body();
+        let dirs: Variant<'_> = read(&body, method)?;
+        let dirs = json(&dirs);
+        let dirs = dirs.as_array().into_iter().flatten().filter_map(Value::as_str);
+        let dirs: Vec<PathBuf> = dirs.map(|dir| self.bus.root().path(dir)).collect();
+        let read = tokio::task::spawn_blocking(move || Catalog::read(&dirs));
+        // Without one everything counts as changed.
+        Ok(read.await.unwrap_or_default())
+    }
+
+    /// What became of units since they were seen: those that are new or other, and the ids of
+    /// those that are gone. Asks only for units that are in another state than they were, or of
+    /// which files changed since the catalogue, which is renewed.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn renew(
+        &self,
+        known: &BTreeMap<String, Unit>,
+        catalog: &mut Catalog,
+    ) -> Result<(Vec<Unit>, Vec<String>), Error> {
+        let now = self.catalog().await?;
+        let touched = catalog.touched(&now);
+        let listed = self.list().await?;
+        let owner = self.bus.owner();
+        let rows: BTreeMap<String, &Listed> = listed
+            .iter()
+            .filter(|row| is_seen(row))
+            .map(|row| (unit::identity(&row.0, owner), row))
+            .collect();
+        let is_other = |id: &String, row: &&Listed| {
+            known.get(id).is_none_or(|unit| {
+                unit.needs_reload
+                    || (&unit.load_state, &unit.active_state, &unit.sub_state)
+                        != (&row.2, &row.3, &row.4)
+                    || touched.holds(&row.0)
+            })
+        };
+        let others = rows.iter().filter(|(id, row)| is_other(id, row));
+        let mut asked: BTreeSet<&String> = others.map(|(id, _)| id).collect();
+        let mut put = self
+            .read_units(
+                asked.iter().filter_map(|id| rows.get(*id)).map(|row| path_of(row)).collect(),
+            )
+            .await?;
+        let is_gone =
+            |unit: &&Unit| unit.load_state != "not-loaded" && !rows.contains_key(unit.id.as_str());
+        let lost: Vec<&Unit> = known.values().filter(is_gone).collect();
+        // Whom they name now, or no longer, is named back by them.
+        let named: BTreeSet<&String> = lost
+            .iter()
+            .flat_map(|unit| named_by(unit))
+            .chain(put.iter().flat_map(|unit| newly_named(known.get(&unit.id), unit)))
+            .collect();
+        let neighbours: Vec<&String> = named
+            .iter()
+            .filter_map(|name| rows.get_key_value(&unit::identity(name, owner)))
+            .map(|(id, _)| id)
+            .filter(|id| asked.insert(id))
+            .collect();
+        put.extend(
+            self.read_units(
+                neighbours.iter().filter_map(|id| rows.get(*id)).map(|row| path_of(row)).collect(),
+            )
+            .await?,
+        );
+        let read: BTreeSet<String> = put.iter().map(|unit| unit.id.clone()).collect();
+        // Not loaded, or not any more: what is known of their files.
+        let mut unloaded: BTreeSet<String> = touched
+            .names()
+            .filter(|name| model::unit_name_is_valid(name))
+            .map(|name| unit::identity(name, owner))
+            .collect();
+        unloaded.extend(lost.into_iter().map(|unit| unit.id.clone()));
+        let mut gone = Vec::new();
+        for id in unloaded.into_iter().filter(|id| !read.contains(id)) {
+            // Asked for, and not there any more; or listed, and as it was.
+            if rows.contains_key(&id) && !asked.contains(&id) {
+                continue;
+            }
+            match self.unit(&id).await? {
+                Some(unit) => put.push(unit),
+                None if known.contains_key(&id) => gone.push(id),
+                None => {}
+            }
+        }
+        *catalog = now;
+        Ok((put, gone))
+    }
+
+    async fn read_units(&self, paths: Vec<OwnedObjectPath>) -> Result<Vec<Unit>, Error> {
+        // Boxed: the compiler can't see for itself that these may move between threads.
+        let read = |path: OwnedObjectPath| async move { self.read_unit(&path).await }.boxed();
+        let found: Vec<Option<Unit>> =
+            stream::iter(paths).map(read).buffer_unordered(IN_FLIGHT).boxed().try_collect().await?;
+        Ok(found.into_iter().flatten().collect())
     }
 
     /// One unit, by its id. `None` when it is neither loaded nor worth listing.
@@ -288,6 +402,38 @@ impl Systemd {
             if self.connection.is_closed() { Error::Closed } else { Error::Call { method, source } }
         })
     }
+}
+
+/// Whether there is more to a unit than that another one mentions it, or another name of it.
+fn is_seen(row: &Listed) -> bool {
+    row.2 != "not-found" && row.5.is_empty()
+}
+
+fn path_of(row: &Listed) -> OwnedObjectPath {
+    row.6.clone()
+}
+
+/// Units that this one names, and that name it back.
+fn named_by(unit: &Unit) -> BTreeSet<&String> {
+    let lists = [
+        &unit.requires,
+        &unit.requisite,
+        &unit.wants,
+        &unit.binds_to,
+        &unit.part_of,
+        &unit.conflicts,
+        &unit.before,
+        &unit.after,
+        &unit.triggers,
+        &unit.triggered_by,
+    ];
+    lists.into_iter().flatten().collect()
+}
+
+/// Names that one of two readings of a unit has and the other has not.
+fn newly_named<'u>(before: Option<&'u Unit>, now: &'u Unit) -> BTreeSet<&'u String> {
+    let before = before.map(named_by).unwrap_or_default();
+    before.symmetric_difference(&named_by(now)).copied().collect()
 }
 
 /// Whether systemd says that there is no such unit (any more).

@@ -17,6 +17,7 @@ use super::{Error, MANAGER, MANAGER_PATH, NAME, PROPERTIES, Systemd, bus, read, 
 use futures_util::{FutureExt, StreamExt};
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::pin::pin;
 use std::time::Duration;
 use zbus::message::{Message, Type};
 use zbus::{Connection, MessageStream, OwnedObjectPath, Variant};
@@ -64,7 +65,7 @@ impl Watch {
     pub(super) async fn start(systemd: Systemd) -> Result<Self, Error> {
         // A connection of its own: when nobody takes the signals they wait in the bus, and
         // hold up no answers.
-        let (connection, direct) = bus::connect(&systemd.bus).await?;
+        let (connection, direct) = bus::connect(&systemd.bus, systemd.deadline).await?;
         let signals = MessageStream::from(&connection);
         let direct_or = if direct { None } else { Some(subscribe_on_bus(&connection).await?) };
         call(&connection, !direct, "Subscribe").await?;
@@ -81,6 +82,45 @@ impl Watch {
         };
         watch.learn_names().await?;
         Ok(watch)
+    }
+
+    /// Takes every signal of what had happened when this was called: what is asked on the same
+    /// connection is answered after them.
+    ///
+    /// # Errors
+    /// When the connection has ended, or systemd does not answer.
+    pub async fn catch_up(&mut self) -> Result<(), Error> {
+        let connection = Connection::from(&self.signals);
+        let to = self.sender.is_some().then_some(NAME);
+        let (method, peer) = ("Ping", "org.freedesktop.DBus.Peer");
+        let answer = connection.call_method(to, MANAGER_PATH, Some(peer), method, &());
+        let mut answer = pin!(answer);
+        loop {
+            // Signals that nobody takes would hold up the answer, which comes after them.
+            tokio::select! {
+                biased;
+                answer = &mut answer => {
+                    answer.map_err(|source| Error::Call { method, source })?;
+                    break;
+                }
+                signal = self.signals.next() => self.take_or_end(signal)?,
+            }
+        }
+        while let Some(signal) = self.signals.next().now_or_never() {
+            self.take_or_end(signal)?;
+        }
+        Ok(())
+    }
+
+    /// The next event of those that came already.
+    ///
+    /// # Errors
+    /// As for [`Watch::next`].
+    pub async fn pending(&mut self) -> Result<Option<UnitEvent>, Error> {
+        if !self.resync && self.nameless.is_empty() && self.changed.is_empty() {
+            return Ok(None);
+        }
+        self.next().await.map(Some)
     }
 
     /// Waits for the next event. Cancel-safe.
@@ -130,12 +170,15 @@ impl Watch {
         };
         let mut next = Some(first);
         while let Some(signal) = next {
-            match signal {
-                Some(Ok(signal)) => self.take(&signal),
-                Some(Err(_)) | None => return Err(Error::Closed),
-            }
+            self.take_or_end(signal)?;
             next = self.signals.next().now_or_never();
         }
+        Ok(())
+    }
+
+    fn take_or_end(&mut self, signal: Option<zbus::Result<Message>>) -> Result<(), Error> {
+        let Some(Ok(signal)) = signal else { return Err(Error::Closed) };
+        self.take(&signal);
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use super::draft::Draft;
 use super::step::Action;
 use crate::Kind;
 use crate::entity::{self, Entity};
-use crate::spec::{Container, ContainerName, Image, Standing};
+use crate::spec::{Cause, Container, ContainerName, Image, Standing};
 use std::collections::BTreeMap;
 
 impl Draft<'_> {
@@ -47,6 +47,12 @@ impl Draft<'_> {
         images: &mut BTreeMap<Image, usize>,
     ) {
         let subject = crate::Subject::escaped(Kind::CONTAINER, name.as_str());
+        if self.own.is_cut_off() && !self.has_image(&wanted.image) {
+            let what = "its image can't come to the twin, which reaches nothing";
+            let remedy = "load the image in the twin: docker save and docker load, with twin ssh";
+            self.gap(&subject, Cause::Isolated, what, remedy);
+            return;
+        }
         let image = match images.get(&wanted.image) {
             Some(at) => *at,
             None => {
@@ -70,6 +76,12 @@ impl Draft<'_> {
         self.need(at, Some(image));
         self.need(at, removed);
         self.stand(name, wanted, Some(Standing::Stopped), Some(at));
+    }
+
+    /// Whether a container of the twin's was made from it.
+    fn has_image(&self, image: &Image) -> bool {
+        let there = self.twin.entities::<entity::Container>();
+        there.filter_map(|seen| Container::of(&seen).ok()).any(|(_, one)| one.image == *image)
     }
 
     /// Lets it run or not, as the host's does.

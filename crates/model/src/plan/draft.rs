@@ -33,6 +33,8 @@ pub(super) struct Draft<'a> {
     pub(super) users: BTreeMap<AccountName, At>,
     /// Those that come.
     pub(super) packages: BTreeMap<PackageName, At>,
+    /// Those that can't come, and whether the twin has another version of it.
+    pub(super) lacking: BTreeMap<PackageName, bool>,
     pub(super) files: BTreeMap<FilePath, At>,
     pub(super) starts: BTreeMap<UnitName, At>,
     pub(super) stops: BTreeMap<UnitName, At>,
@@ -59,6 +61,7 @@ impl<'a> Draft<'a> {
             groups: BTreeMap::new(),
             users: BTreeMap::new(),
             packages: BTreeMap::new(),
+            lacking: BTreeMap::new(),
             files: BTreeMap::new(),
             starts: BTreeMap::new(),
             stops: BTreeMap::new(),
@@ -92,10 +95,9 @@ impl<'a> Draft<'a> {
     }
 
     pub(super) fn add(&mut self, subject: &Subject, action: Action, why: &str) -> At {
-        let why = if self.spec.declared.contains(subject) {
-            format!("declared: {why}")
-        } else {
-            why.to_owned()
+        let why = match self.spec.declared.contains(subject) {
+            true => "it was declared so for this twin".to_owned(),
+            false => why.to_owned(),
         };
         let (needs, after) = (BTreeSet::new(), BTreeSet::new());
         self.nodes.push(Node { subject: subject.clone(), action, why, needs, after });
@@ -151,19 +153,8 @@ impl<'a> Draft<'a> {
             let Node { subject, action, why, .. } = node;
             steps.push(Step { subject, action, why, needs, after });
         }
-        Plan { steps, gaps: self.gaps, things: things(self.spec) }
+        Plan { steps, gaps: self.gaps }
     }
-}
-
-fn things(spec: &Spec) -> usize {
-    spec.packages.len()
-        + spec.groups.len()
-        + spec.users.len()
-        + spec.files.len()
-        + spec.units.len()
-        + spec.containers.len()
-        + spec.processes.len()
-        + spec.machine.len()
 }
 
 /// The nodes, each after those it waits for; of those that could come next the first drafted. A

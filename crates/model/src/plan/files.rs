@@ -45,6 +45,13 @@ impl Draft<'_> {
             // It comes with its package; what was changed of it shows at the next look.
             return;
         }
+        let lacking = package.and_then(|package| self.lacking.get(package));
+        if lacking.is_some_and(|is_other| is_systems || !is_other) {
+            let what = "it is of a package that can't come to the twin";
+            let remedy = "give the twin an image with the package";
+            self.gap(subject, Cause::Isolated, what, remedy);
+            return;
+        }
         let action = match &file.body {
             Body::Withheld { why, .. } => return self.withheld(file, why),
             Body::Link(target) => Action::PutLink { path: path.clone(), target: target.clone() },

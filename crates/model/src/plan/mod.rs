@@ -19,6 +19,7 @@ mod accounts;
 mod containers;
 mod draft;
 mod event;
+mod fidelity;
 mod files;
 mod machine;
 mod own;
@@ -28,12 +29,13 @@ mod step;
 mod units;
 
 pub use event::{Event, Outcome};
+pub use fidelity::{Fidelity, Reproduced};
 pub use own::Own;
 pub use step::{Action, PutFile, Step};
 
 use crate::entity::Collector;
 use crate::spec::{Gap, Spec};
-use crate::{ContentId, Facts, Kind, Subject};
+use crate::{ContentId, Facts, Kind};
 use draft::Draft;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -47,8 +49,6 @@ pub const STEPS_MAX: usize = 20_000;
 pub struct Plan {
     steps: Vec<Step>,
     gaps: Vec<Gap>,
-    /// Things of the host that were looked at.
-    things: usize,
 }
 
 #[derive(Deserialize)]
@@ -56,8 +56,6 @@ struct Parts {
     steps: Vec<Step>,
     #[serde(default)]
     gaps: Vec<Gap>,
-    #[serde(default)]
-    things: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -72,7 +70,7 @@ impl TryFrom<Parts> for Plan {
     type Error = Error;
 
     fn try_from(parts: Parts) -> Result<Self, Error> {
-        Self::new(parts.steps, parts.gaps, parts.things)
+        Self::new(parts.steps, parts.gaps)
     }
 }
 
@@ -81,7 +79,7 @@ impl Plan {
     ///
     /// # Errors
     /// When there are too many, or one waits for a later one.
-    pub fn new(steps: Vec<Step>, gaps: Vec<Gap>, things: usize) -> Result<Self, Error> {
+    pub fn new(steps: Vec<Step>, gaps: Vec<Gap>) -> Result<Self, Error> {
         if steps.len() > STEPS_MAX {
             return Err(Error::Long(steps.len()));
         }
@@ -90,7 +88,7 @@ impl Plan {
                 return Err(Error::Order(at));
             }
         }
-        Ok(Self { steps, gaps, things })
+        Ok(Self { steps, gaps })
     }
 
     /// In an order in which they can be done one after the other.
@@ -118,17 +116,6 @@ impl Plan {
             _ => None,
         };
         self.steps.iter().filter_map(stored).collect()
-    }
-
-    /// Thousandths of the host's things that the twin has, once the plan was carried out.
-    #[must_use]
-    pub fn fidelity_per_mille(&self) -> u32 {
-        let missing: BTreeSet<&Subject> = self.gaps.iter().map(|gap| &gap.subject).collect();
-        let things = self.things.max(missing.len());
-        match things {
-            0 => 1000,
-            _ => u32::try_from((things - missing.len()) * 1000 / things).unwrap_or_default(),
-        }
     }
 }
 

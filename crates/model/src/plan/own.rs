@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 pub struct Own {
     /// What its base image brought.
     base: BTreeSet<Subject>,
+    /// Neither packages nor images come to it.
+    is_cut_off: bool,
 }
 
 /// Packages without which it does not boot, or is not reached. The first words of their names.
@@ -80,7 +82,17 @@ impl Own {
     /// With all that was there before anything of a host's was applied.
     #[must_use]
     pub fn of(base: &Facts) -> Self {
-        Self { base: base.iter().map(|(subject, _)| subject.clone()).collect() }
+        base.iter().map(|(subject, _)| subject.clone()).collect()
+    }
+
+    /// The same of a twin that reaches nothing to have packages and images from.
+    #[must_use]
+    pub fn cut_off(self) -> Self {
+        Self { is_cut_off: true, ..self }
+    }
+
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.is_cut_off
     }
 
     /// Whether it was there from the beginning: the host does not have it, and that is no reason
@@ -107,5 +119,11 @@ impl Own {
             .or_else(|| path.strip_prefix("/lib/systemd/system/"))
             .or_else(|| path.strip_prefix("/usr/lib/systemd/system/"))
             .is_some_and(Self::keeps_unit)
+    }
+}
+
+impl FromIterator<Subject> for Own {
+    fn from_iter<T: IntoIterator<Item = Subject>>(base: T) -> Self {
+        Self { base: base.into_iter().collect(), is_cut_off: false }
     }
 }

@@ -40,6 +40,13 @@ impl Draft<'_> {
                 self.gap(&subject, Cause::System, what, remedy);
                 continue;
             }
+            if self.own.is_cut_off() {
+                let what = "the twin reaches nothing to have it from";
+                let remedy = "give the twin an image with it: twin image build, --package";
+                self.gap(&subject, Cause::Isolated, what, remedy);
+                self.lacking.insert(name.clone(), twin.is_some());
+                continue;
+            }
             let why = match twin {
                 None => "the host has this package",
                 Some(_) => "the host has another version of it",

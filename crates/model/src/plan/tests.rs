@@ -4,7 +4,7 @@ mod machine;
 
 use super::*;
 use crate::entity;
-use crate::spec::{Extras, PREFIX};
+use crate::spec::{Body, Extra, ExtraKind, Extras, PREFIX, Source};
 use crate::{Fields, Item, Time};
 use expect_test::{Expect, expect};
 use machine::carry_out;
@@ -280,10 +280,115 @@ fn declared_extras_go_before_what_is_observed() {
     };
     let made = plan(&Spec::of(&host, &extras, None), &host, &Own::default());
     expect![[r#"
-        0 remove package vim (the host does not have this package)
-        1 stop nginx.service (declared: the host's does not run)
+        0 remove package vim (it was declared so for this twin)
+        1 stop nginx.service (it was declared so for this twin)
     "#]]
     .assert_eq(&show(&made));
+}
+
+fn declared(host: &str, extras: &[(&str, &str, &str)]) -> Spec {
+    let one = |(kind, name, json): &(&str, &str, &str)| {
+        let kind: ExtraKind = kind.parse().unwrap();
+        let extra = match *json {
+            "gone" => Extra::Gone,
+            json => Extra::There(serde_json::from_str(json).unwrap()),
+        };
+        let subject = kind.subject(name).unwrap();
+        extra.check(kind, &subject).unwrap();
+        (subject, extra)
+    };
+    Spec::of(&facts(host), &Extras::of(extras.iter().map(one)), None)
+}
+
+#[test]
+fn what_is_declared_is_made() {
+    let host = "unit:app.service {\"active_state\":\"active\"}\nfile:/etc/x".to_owned();
+    let twin =
+        facts(&format!("{host}\npackage:a\nuser:root {{\"uid\":0}}\ngroup:root {{\"gid\":0}}"));
+    let extras = [
+        ("service", "new", r#"{"exec_start":[["/bin/new","a b","$x%"]],"user":"root"}"#),
+        ("service", "app", r#"{"environment":{"A":"$1 %2"}}"#),
+        ("process", "stray", r#"{"executable":"/bin/stray","arguments":["stray"]}"#),
+        ("container", "web", r#"{"image":"web:1"}"#),
+        ("dependency", "app.service->new.service", "{}"),
+    ];
+    let spec = declared(&host, &extras);
+    let text = |path: &str| match &spec.files.get(&path.parse().unwrap()).unwrap().body {
+        Body::Plain { source: Source::Made(text), .. } => text.clone(),
+        other => panic!("{other:?}"),
+    };
+    expect![[r##"
+        # Written by SafetyTwin: declared for this twin.
+        [Unit]
+        Description=new.service
+
+        [Service]
+        ExecStart=
+        ExecStart=@"/bin/new" "/bin/new" "a b" "$$x%%"
+        User=root
+
+        [Install]
+        WantedBy=multi-user.target
+    "##]]
+    .assert_eq(&text("/etc/systemd/system/new.service"));
+    expect![[r##"
+        # Written by SafetyTwin: declared for this twin.
+        [Service]
+        Environment="A=$1 %%2"
+    "##]]
+    .assert_eq(&text("/etc/systemd/system/app.service.d/zz-declared.conf"));
+    expect![[r#"
+        # Written by SafetyTwin: declared for this twin.
+        [Unit]
+        Requires=new.service
+        After=new.service
+    "#]]
+    .assert_eq(&text("/etc/systemd/system/app.service.d/zz-needs-new.service.conf"));
+    expect![[r#"
+        0 write /etc/systemd/system/app.service.d/zz-declared.conf (it was declared so for this twin)
+        1 write /etc/systemd/system/app.service.d/zz-needs-new.service.conf (it was declared so for this twin)
+        2 write /etc/systemd/system/new.service (it was declared so for this twin)
+        3 write /etc/systemd/system/digital_twin_stray_0.service (it was declared so for this twin)
+        4 reload systemd (files of units changed) after [0, 1, 2, 3]
+        5 enable digital_twin_stray_0.service (it was declared so for this twin) needs [3, 4]
+        6 start digital_twin_stray_0.service (it was declared so for this twin) needs [3, 4]
+        7 start new.service (it was declared so for this twin) needs [2, 4]
+        8 restart app.service (it was declared so for this twin) needs [0, 4, 7]
+        9 have image web:1 (it was declared so for this twin)
+        10 create container web (it was declared so for this twin) needs [9]
+        11 start container web (it was declared so for this twin) needs [10]
+        gap file:/etc/x [data] its content is not taken: not read
+    "#]]
+    .assert_eq(&show(&plan(&spec, &twin, &Own::default())));
+    let gone = declared(
+        &format!("{host}\ncontainer:web {{\"image\":\"i\"}}"),
+        &[("container", "web", "gone")],
+    );
+    assert!(gone.containers.is_empty());
+}
+
+#[test]
+fn a_unit_that_is_declared_away_goes_with_its_file() {
+    let own = r#"{"active_state":"active","enablement":"enabled","load_state":"loaded","fragment_path":"/etc/systemd/system/own.service"}"#;
+    let packaged = r#"{"active_state":"active","enablement":"enabled","load_state":"loaded","fragment_path":"/lib/systemd/system/pack.service"}"#;
+    let host = format!(
+        "unit:own.service {own}\nunit:pack.service {packaged}\n\
+         file:/etc/systemd/system/own.service {{\"role\":\"unit\"}}\n\
+         file:/lib/systemd/system/pack.service {{\"role\":\"unit\",\"package\":\"pack\"}}\n\
+         package:pack {{\"version\":\"1\",\"manager\":\"dpkg\"}}\nuser:root {{\"uid\":0}}\ngroup:root {{\"gid\":0}}"
+    );
+    let spec = declared(&host, &[("service", "own", "gone"), ("service", "pack", "gone")]);
+    expect![[r#"
+        0 stop own.service (it was declared so for this twin)
+        1 disable own.service (it was declared so for this twin)
+        2 remove /etc/systemd/system/own.service (it was declared so for this twin) needs [0, 1]
+        3 reload systemd (files of units changed) after [2]
+        4 mask pack.service (it was declared so for this twin)
+        5 stop pack.service (it was declared so for this twin) after [4]
+        gap file:/lib/systemd/system/pack.service [data] its content is not taken: not read
+        gap user:root [unseen] its number is not known, or is none
+    "#]]
+    .assert_eq(&show(&plan(&spec, &facts(&host), &Own::default())));
 }
 
 #[test]
@@ -309,6 +414,61 @@ fn what_could_not_be_looked_at_is_not_removed() {
     );
     assert!(plan(&spec_of(&host), &twin, &Own::of(&twin)).is_empty());
     assert_eq!(plan(&spec_of(&host), &twin, &Own::default()).steps().len(), 1);
+}
+
+#[test]
+fn what_comes_from_elsewhere_is_told_where_nothing_comes() {
+    let there = "{\"version\":\"1\",\"manager\":\"dpkg\"}";
+    let host = format!(
+        "package:nginx {there}\npackage:a {}\n{FRAGMENT}\n{}\nunit:nginx.service {UNIT}\n\
+         container:c {{\"image\":\"i\",\"state\":\"running\"}}",
+        there.replace('1', "2"),
+        nginx(1, "08:00:00"),
+    );
+    let (host, twin) = (facts(&host), facts(&format!("package:a {there}\nunit:ssh.service")));
+    let spec = spec_of(&host);
+    let made = plan(&spec, &twin, &Own::default().cut_off());
+    expect![[r#"
+        gap container:c [isolated] its image can't come to the twin, which reaches nothing
+        gap file:/etc/nginx/nginx.conf [isolated] it is of a package that can't come to the twin
+        gap file:/lib/systemd/system/nginx.service [isolated] it is of a package that can't come to the twin
+        gap package:a [isolated] the twin reaches nothing to have it from
+        gap package:nginx [isolated] the twin reaches nothing to have it from
+        gap unit:nginx.service [isolated] it is of a package that can't come to the twin
+    "#]]
+    .assert_eq(&show(&made));
+    assert_eq!(Fidelity::now(&spec, &made).per_mille(), 0);
+    let reached = plan(&spec, &twin, &Own::default());
+    assert!(reached.steps().len() > 5 && reached.gaps().is_empty(), "{}", show(&reached));
+    let (now, after) = (Fidelity::now(&spec, &reached), Fidelity::after(&spec, &reached));
+    assert_eq!((now.per_mille(), after.per_mille()), (0, 1000));
+}
+
+#[test]
+fn numbers_that_are_somebody_elses_are_left_to_them() {
+    let account = |name: &str, number: u32| {
+        format!(
+            "group:{name} {{\"gid\":{number}}}\nuser:{name} {{\"uid\":{number},\"gid\":{number},\"home\":\"/home/{name}\",\"shell\":\"/bin/sh\"}}\n"
+        )
+    };
+    let host = facts(&(account("alice", 1000) + &account("redis", 108)));
+    let twin = facts(&(account("twin", 1000) + &account("cards", 108)));
+    let own = Own::of(&twin);
+    let made = plan(&spec_of(&host), &twin, &own);
+    expect![[r#"
+        0 have group alice as 1001 (the host has this group)
+        1 have group redis as 999 (the host has this group)
+        2 have user alice as 1001 (the host has this user) needs [0]
+        3 have user redis as 999 (the host has this user) needs [1]
+        gap group:alice [own] its number is somebody else's in the twin, so it gets another
+        gap group:redis [own] its number is somebody else's in the twin, so it gets another
+        gap user:alice [own] its number is somebody else's in the twin, so it gets another
+        gap user:redis [own] its number is somebody else's in the twin, so it gets another
+    "#]]
+    .assert_eq(&show(&made));
+    let Action::PutUser { user, .. } = &made.steps()[2].action else { unreachable!("a user") };
+    assert_eq!((user.uid, user.gid), (1001, 1001));
+    leaves_nothing(&host, &spec_of(&host), &twin, &own);
 }
 
 #[test]

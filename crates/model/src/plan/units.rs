@@ -169,13 +169,20 @@ impl Draft<'_> {
         if !is_installed
             && (unit.active == Some(true) || unit.enablement == Some(Enablement::Enabled))
         {
-            let what = "its file is of no package and can't be brought into the twin";
-            self.gap(
-                &unit.subject,
-                Cause::Unpackaged,
-                what,
-                "put it where it is tracked, or make a package of it",
-            );
+            let (cause, what, remedy) =
+                match unit.package.as_ref().is_some_and(|p| self.lacking.contains_key(p)) {
+                    true => (
+                        Cause::Isolated,
+                        "it is of a package that can't come to the twin",
+                        "give the twin an image with the package",
+                    ),
+                    false => (
+                        Cause::Unpackaged,
+                        "its file is of no package and can't be brought into the twin",
+                        "put it where it is tracked, or make a package of it",
+                    ),
+                };
+            self.gap(&unit.subject, cause, what, remedy);
         }
         is_installed
     }

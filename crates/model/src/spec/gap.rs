@@ -25,6 +25,8 @@ pub enum Cause {
     Transient,
     /// Its name or a value of it is not what such a thing can have.
     Name,
+    /// A package or an image, and the twin reaches nothing to have it from.
+    Isolated,
     /// The twin needs its own.
     Own,
     /// It could not be looked at.
@@ -45,6 +47,7 @@ impl Cause {
             Self::UserManager => "user_manager",
             Self::Transient => "transient",
             Self::Name => "name",
+            Self::Isolated => "isolated",
             Self::Own => "own",
             Self::Unseen => "unseen",
         }

@@ -10,6 +10,7 @@
 
 mod accounts;
 mod containers;
+mod extras;
 mod files;
 mod gap;
 mod names;
@@ -22,6 +23,7 @@ pub(crate) use accounts::FIRST_PERSON;
 pub(crate) use accounts::user;
 pub use accounts::{Group, User};
 pub use containers::{Container, ContainerName, Image, Mount, Port, Standing, Variable, Word};
+pub use extras::{Extra, ExtraError, ExtraKind, Extras};
 pub use files::{Body, File, Source, Withheld};
 pub(crate) use files::{is_unit_file, masks};
 pub use gap::{Cause, Gap};
@@ -29,24 +31,14 @@ pub use names::{
     AccountName, Field, FilePath, LinkTarget, Mode, PackageName, PackageVersion, TimeZone, UnitName,
 };
 pub use packages::Package;
-pub use process::{PREFIX, Process};
+pub use process::{PREFIX, Process, leave_out_passing};
 pub(crate) use system::distribution;
 pub use system::{ENVIRONMENT, System};
 pub use units::{Enablement, Unit};
 
 use crate::entity::Collector;
-use crate::{Facts, Item, Kind, Subject, Time};
-use serde::{Deserialize, Serialize};
+use crate::{Facts, Kind, Subject, Time};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// What somebody declared on top of what is observed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Extras {
-    /// Items that are to be there; each field goes before the observed one.
-    pub put: Facts,
-    /// Observed things that are not to be in the twin.
-    pub gone: BTreeSet<Subject>,
-}
 
 /// What a twin is to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,11 +78,11 @@ impl Spec {
     /// The spec of a host that is so at a moment, with what was declared.
     #[must_use]
     pub fn of(facts: &Facts, extras: &Extras, at: Option<Time>) -> Self {
-        let merged = merge(facts, extras);
+        let merged = extras.over(facts);
         let faulty = merged.entities::<Collector>().filter(|collector| collector.fault.is_some());
         let mut spec = Self {
             at,
-            declared: extras.put.iter().map(|(subject, _)| subject.clone()).collect(),
+            declared: extras.subjects(facts),
             unseen: faulty.flat_map(|c| Collector::kinds(&c.name)).copied().collect(),
             machine: MACHINE
                 .iter()
@@ -112,12 +104,51 @@ impl Spec {
         spec.take_units(&merged);
         spec.take_containers(&merged);
         spec.take_processes(&merged);
+        spec.take_declared(extras, facts);
         spec
     }
 
     /// The paths that a twin has to be looked at for, to be compared with this.
     pub fn paths(&self) -> impl Iterator<Item = &FilePath> {
         self.files.keys()
+    }
+
+    /// How many things of each kind a twin is to have.
+    #[must_use]
+    pub fn things(&self) -> BTreeMap<Kind, usize> {
+        let mut things = BTreeMap::from([
+            (Kind::PACKAGE, self.packages.len()),
+            (Kind::GROUP, self.groups.len()),
+            (Kind::USER, self.users.len()),
+            (Kind::FILE, self.files.len()),
+            (Kind::UNIT, self.units.len()),
+            (Kind::CONTAINER, self.containers.len()),
+            (Kind::PROCESS, self.processes.len()),
+        ]);
+        for (subject, _) in self.machine.iter() {
+            *things.entry(subject.kind()).or_default() += 1;
+        }
+        things.retain(|_, number| *number > 0);
+        things
+    }
+
+    /// Whether a twin is to have it.
+    #[must_use]
+    pub fn has(&self, subject: &Subject) -> bool {
+        let id = subject.id();
+        let is_key = |found: Option<bool>| found.unwrap_or(false);
+        match subject.kind() {
+            Kind::PACKAGE => is_key(id.parse().ok().map(|name| self.packages.contains_key(&name))),
+            Kind::GROUP => is_key(id.parse().ok().map(|name| self.groups.contains_key(&name))),
+            Kind::USER => is_key(id.parse().ok().map(|name| self.users.contains_key(&name))),
+            Kind::FILE => is_key(id.parse().ok().map(|path| self.files.contains_key(&path))),
+            Kind::UNIT => is_key(id.parse().ok().map(|name| self.units.contains_key(&name))),
+            Kind::CONTAINER => {
+                is_key(id.parse().ok().map(|name| self.containers.contains_key(&name)))
+            }
+            Kind::PROCESS => self.processes.values().any(|process| process.subject == *subject),
+            _ => self.machine.get(subject).is_some(),
+        }
     }
 
     fn gap(&mut self, subject: &Subject, cause: Cause, what: &str, remedy: &str) {
@@ -129,17 +160,4 @@ impl Spec {
         let what = format!("{error}, so it is used nowhere");
         self.gap(subject, Cause::Name, &what, "give it another name on the host");
     }
-}
-
-fn merge(facts: &Facts, extras: &Extras) -> Facts {
-    let mut merged = facts.clone();
-    for (subject, item) in extras.put.iter() {
-        let mut fields = merged.get(subject).map(Item::fields).unwrap_or_default();
-        fields.extend(item.fields());
-        merged.put(subject.clone(), Item::new(&fields));
-    }
-    for subject in &extras.gone {
-        merged.remove(subject);
-    }
-    merged
 }

@@ -7,9 +7,10 @@
 use super::{Cause, Spec, UnitName};
 use crate::entity::{self, Entity};
 use crate::redact::MARK;
-use crate::{ContentId, Facts, Subject};
+use crate::{ContentId, Facts, Subject, Time};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 /// How the units that are made for processes begin.
 pub const PREFIX: &str = "digital_twin_";
@@ -40,6 +41,33 @@ const PASSING: [&str; 18] = [
     "tmux: server",
     "zsh",
 ];
+/// Commands that change a machine, or look at it, and end. Run once more in a twin they would do
+/// there what a plan decides.
+const COMMANDS: [&str; 20] = [
+    "apt",
+    "apt-get",
+    "aptitude",
+    "dnf",
+    "docker",
+    "dpkg",
+    "halt",
+    "journalctl",
+    "loginctl",
+    "mount",
+    "poweroff",
+    "reboot",
+    "rpm",
+    "shutdown",
+    "systemctl",
+    "systemd-run",
+    "umount",
+    "useradd",
+    "userdel",
+    "yum",
+];
+/// How long a process that nothing else brings has to be there before a twin has it: what somebody
+/// runs by hand is over by then.
+const SETTLED: Duration = Duration::from_secs(5);
 /// Of this product; a twin has its own.
 const OURS: [&str; 3] = ["twin", "twin-agent", "twin-guest"];
 
@@ -100,6 +128,26 @@ impl Spec {
     }
 }
 
+/// Takes processes from the facts that may be over in a moment; returns when the next of them has
+/// been there long enough.
+pub fn leave_out_passing(facts: &mut Facts, now: Time) -> Option<Time> {
+    let young = |process: &entity::Process| {
+        let started_at = process.started_at?;
+        let settled_at = started_at.plus(SETTLED);
+        // A clock that is far ahead tells nothing.
+        let is_young = settled_at > now && started_at < now.plus(SETTLED);
+        (is_young && is_alone(process)).then_some(settled_at)
+    };
+    let passing: Vec<(Subject, Time)> = facts
+        .entities::<entity::Process>()
+        .filter_map(|process| Some((process.to_item().0, young(&process)?)))
+        .collect();
+    for (subject, _) in &passing {
+        facts.remove(subject);
+    }
+    passing.into_iter().map(|(_, settled_at)| settled_at).min()
+}
+
 /// Whether nothing else that is followed brings it.
 fn is_alone(process: &entity::Process) -> bool {
     let is_free = process.unit.as_deref().is_none_or(|unit| unit.ends_with(".scope"));
@@ -110,6 +158,7 @@ fn is_alone(process: &entity::Process) -> bool {
         && process.container.is_none()
         && !process.pids.contains(&1)
         && !OURS.contains(&process.name.as_str())
+        && !COMMANDS.contains(&process.name.as_str())
 }
 
 /// A shell that runs a file, not a person's.
@@ -157,7 +206,7 @@ fn unit(
 }
 
 /// The command line as systemd reads it back: the program, then each argument as it was.
-fn command(executable: &str, arguments: &[String]) -> String {
+pub(super) fn command(executable: &str, arguments: &[String]) -> String {
     let name = arguments.first().map_or(executable, String::as_str);
     // The first word of a process may differ from its program; @ says so.
     let mut line = format!("@{} {}", quoted(executable), quoted(name));
@@ -194,8 +243,13 @@ fn quoted(word: &str) -> String {
     text
 }
 
+/// A variable and its value, as systemd reads them back. Nothing is put in for a `$` there.
+pub(super) fn quoted_assignment(name: &str, value: &str) -> String {
+    quoted(&format!("{name}={value}")).replace("$$", "$")
+}
+
 /// A path takes no quotes; only specifiers mean something in it.
-fn quoted_path(path: &str) -> String {
+pub(super) fn quoted_path(path: &str) -> String {
     let plain: String = path.chars().filter(|c| !c.is_control()).collect();
     plain.replace('%', "%%")
 }
@@ -306,6 +360,42 @@ mod tests {
                 prop_assert_eq!(made.text.lines().filter(|l| l.starts_with('[')).count(), 3);
                 prop_assert!(!made.text.chars().any(|c| c.is_control() && c != '\n'));
             }
+        }
+    }
+
+    #[test]
+    fn what_may_be_over_in_a_moment_is_left_out() {
+        let process = |name: &str, started_at: i64, unit: Option<&str>| entity::Process {
+            id: name.to_owned(),
+            name: name.to_owned(),
+            executable: Some(format!("/bin/{name}")),
+            started_at: Some(Time::from_seconds(started_at)),
+            unit: unit.map(str::to_owned),
+            pids: vec![7],
+            ..entity::Process::default()
+        };
+        let mut facts = Facts::default();
+        for one in [
+            process("old", 90, None),
+            process("young", 97, None),
+            process("younger", 99, None),
+            process("owned", 99, Some("a.service")),
+            process("ahead", 500, None),
+        ] {
+            facts.put_entity(&one);
+        }
+        let settles = leave_out_passing(&mut facts, Time::from_seconds(100));
+        assert_eq!(settles, Some(Time::from_seconds(102)));
+        let left: Vec<String> = facts.entities::<entity::Process>().map(|one| one.id).collect();
+        assert_eq!(left, ["ahead", "old", "owned"]);
+        assert_eq!(leave_out_passing(&mut facts, Time::from_seconds(104)), None);
+    }
+
+    #[test]
+    fn commands_are_not_run_once_more() {
+        for name in ["systemctl", "apt-get", "reboot"] {
+            let one = entity::Process { name: name.to_owned(), ..entity::Process::default() };
+            assert!(!is_alone(&one), "{name}");
         }
     }
 }

@@ -52,7 +52,7 @@ pub struct Unit {
 }
 
 /// Kinds of units that are started and stopped. Others follow from these, or from the machine.
-const RUN: [&str; 4] = ["service", "socket", "timer", "path"];
+pub(super) const RUN: [&str; 4] = ["service", "socket", "timer", "path"];
 
 impl Spec {
     pub(super) fn take_units(&mut self, facts: &Facts) {

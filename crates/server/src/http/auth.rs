@@ -64,6 +64,16 @@ impl Caller {
         }
     }
 
+    /// Whether the caller may do what VMs of this host need, and say what came of it.
+    pub(crate) fn may_work(&self, host: &HostId) -> Result<(), ApiError> {
+        if self.may_recall(host) {
+            return Ok(());
+        }
+        Err(forbidden(format!(
+            "an agent needs a token of {host} alone for this: twin token create --host"
+        )))
+    }
+
     /// Whether the caller may have the server read its own machine's files.
     pub(crate) fn may_administer(&self, what: &str) -> Result<(), ApiError> {
         match self {
@@ -144,8 +154,10 @@ fn need(method: &Method, path: &str) -> Need {
     {
         return Need::Nothing;
     }
-    let feeds =
-        path == "/api/v1/update_state" || path.ends_with("/deltas") || path.ends_with("/contents");
+    let feeds = path == "/api/v1/update_state"
+        || path.ends_with("/deltas")
+        || path.ends_with("/contents")
+        || (path.starts_with("/api/v1/hosts/") && path.ends_with("/vm-work"));
     // Whoever types on it changes the twin.
     let types = path.starts_with("/api/v1/twins/") && path.ends_with("/console");
     match *method {

@@ -1,6 +1,6 @@
 //! The one error body, and what becomes one.
 
-use crate::{runs, tokens, twins};
+use crate::{runs, tokens, twins, vms};
 use api::ErrorBody;
 use axum::Json;
 use axum::http::StatusCode;
@@ -195,7 +195,13 @@ impl From<twins::Error> for ApiError {
             Error::UnknownVersion { .. } => (StatusCode::NOT_FOUND, "unknown_version"),
             Error::NoSnapshot { .. } => (StatusCode::CONFLICT, "no_snapshot"),
             Error::Value { .. } => (StatusCode::BAD_REQUEST, "bad_twin"),
+            Error::Extra(_) => (StatusCode::BAD_REQUEST, "bad_extra"),
+            Error::NotDeclared { .. } => (StatusCode::NOT_FOUND, "unknown_extra"),
             Error::Kept { .. } => (StatusCode::CONFLICT, "kept"),
+            Error::Clone { .. } => (StatusCode::CONFLICT, "clone"),
+            Error::Silent { .. } | Error::Strange { .. } | Error::Guest(_) => {
+                (StatusCode::CONFLICT, "no_guest")
+            }
             Error::ConsoleTaken { .. } => (StatusCode::CONFLICT, "console_taken"),
             Error::NoKeygen | Error::Keygen { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, "no_ssh_keygen")
@@ -207,6 +213,20 @@ impl From<twins::Error> for ApiError {
             Error::File { .. } | Error::Random(_) => (StatusCode::INTERNAL_SERVER_ERROR, "storage"),
         };
         Self::new(status, code, message)
+    }
+}
+
+impl From<vms::Error> for ApiError {
+    fn from(error: vms::Error) -> Self {
+        use vms::Error;
+        let message = with_causes(&error);
+        match error {
+            Error::Unknown(_) => Self::new(StatusCode::NOT_FOUND, "unknown_vm", message),
+            Error::Ambiguous { .. } => Self::bad("ambiguous", message),
+            Error::NotOrphan(_) => Self::new(StatusCode::CONFLICT, "not_orphan", message),
+            Error::NothingHeld(_) => Self::new(StatusCode::CONFLICT, "nothing_held", message),
+            Error::Store(error) => error.into(),
+        }
     }
 }
 

@@ -109,6 +109,7 @@ pub(crate) async fn forget(
         app.history.forget(&host)?;
         app.rendered.forget(&host);
         app.snapshots.forget(&host)?;
+        app.vms.forget_node(&host);
         Ok(())
     })
     .await?;

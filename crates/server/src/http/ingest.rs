@@ -74,6 +74,9 @@ pub(crate) async fn deltas(
             Err(error) => return Err(error.into()),
         }
     }
+    if let Some(newest) = load.last() {
+        app.vms.measured(&host, newest);
+    }
     Ok(packed(&acknowledged))
 }
 

@@ -13,8 +13,11 @@ mod images;
 mod ingest;
 mod log;
 mod runs;
+mod twin_extras;
+mod twin_following;
 mod twin_snapshots;
 mod twins;
+mod vms;
 
 use crate::app::App;
 use crate::metrics::RequestLabels;
@@ -35,6 +38,8 @@ use utoipa_swagger_ui::SwaggerUi;
 
 /// How long a request may take that is not a stream.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// The same of one for which a guest is looked at: that may be an emulated machine.
+const LOOKING: Duration = Duration::from_secs(330);
 
 #[derive(OpenApi)]
 #[openapi(
@@ -47,6 +52,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
         (name = "runs", description = "What takes long: its log from the first line to the exit code"),
         (name = "images", description = "Base images that machines start from"),
         (name = "twins", description = "The machine that mirrors a host, its saved moments, its clones"),
+        (name = "vms", description = "The VMs of all nodes: state, use, health"),
         (name = "bridge", description = "The routes of the older bridge"),
         (name = "health", description = "For probes and monitoring"),
     )
@@ -81,10 +87,26 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(twins::restart))
         .routes(routes!(twins::clone))
         .routes(routes!(twins::revert))
+        .routes(routes!(twin_following::plan))
+        .routes(routes!(twin_following::verify))
+        .routes(routes!(twin_following::fidelity))
+        .routes(routes!(twin_following::apply))
+        .routes(routes!(twin_following::hold))
+        .routes(routes!(twin_following::follow))
+        .routes(routes!(twin_extras::list))
+        .routes(routes!(twin_extras::declare, twin_extras::undeclare))
         .routes(routes!(console::console))
         .routes(routes!(twin_snapshots::list, twin_snapshots::create))
         .routes(routes!(twin_snapshots::show, twin_snapshots::delete))
         .routes(routes!(twin_snapshots::revert))
+        .routes(routes!(vms::list))
+        .routes(routes!(vms::events))
+        .routes(routes!(vms::confirm))
+        .routes(routes!(vms::show, vms::forget))
+        .routes(routes!(vms::health))
+        .routes(routes!(vms::checks, vms::declare))
+        .routes(routes!(vms::recovery, vms::recover))
+        .routes(routes!(vms::work))
         .routes(routes!(bridge::update_state))
         .routes(routes!(bridge::snapshots))
         .routes(routes!(bridge::revert, bridge::delete))
@@ -161,6 +183,11 @@ async fn answer(app: &Arc<App>, request: Request, next: Next) -> Response {
     })
 }
 
+fn deadline(path: &str) -> Duration {
+    let looks = ["/plan", "/verify", "/fidelity"].iter().any(|end| path.ends_with(end));
+    if looks && path.starts_with("/api/v1/twins/") { LOOKING } else { DEADLINE }
+}
+
 /// What the handler answers, if the caller may ask. Bounds the body, and the time until an answer
 /// begins, which includes reading the body.
 async fn allowed(app: &Arc<App>, mut request: Request, next: Next) -> Response {
@@ -169,7 +196,7 @@ async fn allowed(app: &Arc<App>, mut request: Request, next: Next) -> Response {
         Ok(allowed) => allowed,
         Err(refused) => return refused.into_response(),
     };
-    match tokio::time::timeout(DEADLINE, next.run(request)).await {
+    match tokio::time::timeout(deadline(request.uri().path()), next.run(request)).await {
         Ok(response) => allowed.only_stream(response),
         Err(_) => {
             ApiError::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the request took too long")

@@ -12,6 +12,7 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use model::spec::{ExtraError, ExtraKind};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,6 +23,9 @@ pub(crate) struct Name(pub(crate) MachineName);
 
 /// `{host}` and `{name}` of the path: a snapshot of a twin.
 pub(crate) struct Moment(pub(crate) MachineName, pub(crate) SnapshotName);
+
+/// `{host}`, `{kind}` and `{name}` of the path: something that is declared of a twin.
+pub(crate) struct Thing(pub(crate) MachineName, pub(crate) ExtraKind, pub(crate) String);
 
 async fn segments<S: Send + Sync>(
     parts: &mut Parts,
@@ -60,6 +64,19 @@ impl<S: Send + Sync> FromRequestParts<S> for Moment {
             ApiError::new(StatusCode::NOT_FOUND, "unknown_snapshot", error.to_string())
         };
         Ok(Self(machine(&segments)?, text.parse().map_err(unknown)?))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Thing {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let segments = segments(parts, state).await?;
+        let text = |name: &str| segments.get(name).map(String::as_str).unwrap_or_default();
+        let kind = text("kind").parse();
+        let kind =
+            kind.map_err(|error: ExtraError| ApiError::bad("bad_extra", error.to_string()))?;
+        Ok(Self(machine(&segments)?, kind, text("name").to_owned()))
     }
 }
 

@@ -26,6 +26,11 @@ impl Failure {
         Self { message: message.into() }
     }
 
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     pub(super) fn into_message(self) -> String {
         self.message
     }
@@ -33,7 +38,10 @@ impl Failure {
 
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::new(model::with_causes(&error))
+        let text = model::with_causes(&error);
+        // Whatever it was that was written, and by whom.
+        let is_full = text.contains("No space left on device") && !text.contains("make room");
+        Self::new(if is_full { format!("{text}; make room, and try it again") } else { text })
     }
 }
 

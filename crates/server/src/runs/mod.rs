@@ -308,6 +308,12 @@ impl Runs {
         Ok(Follow::new(one, from, waits, place))
     }
 
+    /// Whether all runs are being ended, since the server stops.
+    #[must_use]
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.is_cancelled()
+    }
+
     /// Lets go of runs that are over for too long.
     pub(crate) fn expire(&self, now: Time) {
         self.registry.expire(&self.limits, now);

@@ -167,6 +167,7 @@ impl Twins {
         let name = name.clone();
         self.off_thread(move |this| {
             this.inner.book.delete(&name)?;
+            this.inner.standings.forget(&name)?;
             this.inner.access.unpin(&name)
         })
         .await

@@ -41,8 +41,26 @@ pub enum Error {
     Value { key: &'static str, what: String },
     #[error("{name} is taken: {by}; choose another name with --name")]
     Taken { name: MachineName, by: &'static str },
+    #[error(transparent)]
+    Extra(#[from] model::spec::ExtraError),
+    #[error("nothing is declared of {subject}; list what is with: twin extras list")]
+    NotDeclared { subject: String },
     #[error("{snapshot} stays: it is {why}")]
     Kept { snapshot: String, why: &'static str },
+    #[error(
+        "{name} is a clone, and follows no host; the twin it was cloned from does. Compare it by \
+         hand with: twin ssh {name}"
+    )]
+    Clone { name: MachineName },
+    #[error(
+        "twin-guest does not answer in {name}; is it in its image? Look with: twin ssh {name} \
+         systemctl status twin-guest"
+    )]
+    Silent { name: MachineName },
+    #[error("twin-guest in {name} answers something else; is it of another age?")]
+    Strange { name: MachineName },
+    #[error(transparent)]
+    Guest(#[from] api::guest::Error),
     #[error("somebody else has the console of {name}; there is one at a time")]
     ConsoleTaken { name: MachineName },
     #[error("ssh-keygen is not installed; it is in the package openssh-client")]

@@ -1,8 +1,8 @@
-//! What is said to a guest: nothing but "are you there", what time it is and who it is.
+//! What is said to a guest about itself: "are you there", what time it is and who it is.
 //!
 //! ```text
 //! boot:         guest agent or SSH ─► SSH, guest agent, twin-guest
-//! saved moment: guest agent ─► twin-guest: Renew ─► for a clone: Identity, until it is done
+//! saved moment: guest agent or SSH ─► twin-guest: Renew ─► for a clone: Identity, until it is done
 //! ```
 
 use super::Twins;
@@ -11,6 +11,7 @@ use super::error::Error;
 use crate::clock;
 use crate::runs::{Failure, Handle, Stream as Says};
 use api::guest::{Answer, Ask, Entropy, Progress, Renew, Standing, ask};
+use futures_util::future::join;
 use model::Identity;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -22,9 +23,14 @@ use vm::machine::{Hypervisor, Line, State, Stream};
 
 /// For a word of something that is there.
 const TRY: Duration = Duration::from_millis(700);
-const PAUSE: Duration = Duration::from_millis(50);
+/// For a word of a guest's SSH, as long as it is not known whether the guest is there: passt tries
+/// for ten seconds to reach it, and does so at full speed for somebody who has gone away meanwhile.
+const FIRST: Duration = Duration::from_secs(12);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 /// For what comes after the guest agent: SSH, and the agent that a seed brings.
 const AFTERWARDS: Duration = Duration::from_secs(120);
+/// For the guest agent, where `twin-guest` is there.
+const BESIDE: Duration = Duration::from_secs(20);
 /// For what is done at once; the guest's agent gives up after ten seconds itself.
 const RENEWAL: Duration = Duration::from_secs(20);
 /// For a clone to become itself.
@@ -40,28 +46,17 @@ impl Twins {
         name: &MachineName,
         handle: &Handle,
     ) -> Result<(), Failure> {
+        self.await_guest(name, handle).await?;
+        handle.step("Waiting for SSH and the agents");
         let hypervisor = self.hypervisor().await?;
         let port = hypervisor.show(name).await?.ssh_port;
-        let greeted = async |until| match port {
-            Some(port) => until_answered(until, || greeting(port)).await,
-            None => None,
-        };
-        // An image from elsewhere may have no guest agent: then SSH tells that it is up.
-        let up = async {
-            if greeted(Instant::now() + self.inner.settings.boot).await.is_none() {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            answered = self.await_guest(name, handle) => answered?,
-            () = up => {}
-        }
-        handle.step("Waiting for SSH and the agents");
         let until = Instant::now() + AFTERWARDS;
         let all = async {
-            let ssh = greeted(until).await;
+            let agent = until_answered(until, || talk(hypervisor, name));
+            let (ssh, agent) = join(greeted(port, until, TRY), agent).await;
+            // Whoever has the one has the other by then, or will not have it.
+            let until = if agent.is_some() { until.min(Instant::now() + BESIDE) } else { until };
             let guest_agent = until_answered(until, || greets_back(hypervisor, name)).await;
-            let agent = until_answered(until, || talk(hypervisor, name)).await;
             (ssh.is_some(), guest_agent.is_some(), agent.is_some())
         };
         let (ssh, guest_agent, agent) = within(handle, all).await?;
@@ -79,16 +74,27 @@ impl Twins {
         Ok(())
     }
 
-    /// Waits for the guest agent alone.
+    /// Waits until a guest is up: its agent answers, or its SSH, as an image from elsewhere may
+    /// have no agent.
     pub(super) async fn await_guest(
         &self,
         name: &MachineName,
         handle: &Handle,
     ) -> Result<(), Failure> {
         handle.step("Waiting for the guest");
+        let hypervisor = self.hypervisor().await?;
+        let port = hypervisor.show(name).await?.ssh_port;
         let limit = self.inner.settings.boot;
         let job = handle.job(limit + TRY + TRY);
-        vm::await_guest(self.hypervisor().await?, name, limit, &job).await?;
+        let up = async {
+            if greeted(port, Instant::now() + limit, FIRST).await.is_none() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            answered = vm::await_guest(hypervisor, name, limit, &job) => answered?,
+            () = up => {}
+        }
         Ok(())
     }
 
@@ -164,7 +170,7 @@ impl Twins {
             return false;
         }
         if let Some(port) = seen.ssh_port
-            && greets(port).await
+            && greets(port, TRY).await
         {
             return true;
         }
@@ -210,7 +216,7 @@ fn addresses(standing: &Standing) -> Vec<Ipv4Addr> {
 }
 
 /// Asks again and again, until there is an answer or the time is over.
-async fn until_answered<T, A: Future<Output = Option<T>>>(
+pub(super) async fn until_answered<T, A: Future<Output = Option<T>>>(
     until: Instant,
     mut asked: impl FnMut() -> A,
 ) -> Option<T> {
@@ -236,7 +242,7 @@ async fn open(hypervisor: &dyn Hypervisor, name: &MachineName) -> Option<Channel
 }
 
 /// A channel to the twin's agent, which is there.
-async fn talk(hypervisor: &dyn Hypervisor, name: &MachineName) -> Option<Channel> {
+pub(super) async fn talk(hypervisor: &dyn Hypervisor, name: &MachineName) -> Option<Channel> {
     let mut channel = open(hypervisor, name).await?;
     let hello = ask(&mut channel, fresh_id(), Ask::Hello, TRY).await;
     matches!(hello, Ok(Answer::Hello(_))).then_some(channel)
@@ -251,7 +257,7 @@ async fn settled(hypervisor: &dyn Hypervisor, name: &MachineName) -> Option<Stan
     }
 }
 
-fn fresh_id() -> String {
+pub(super) fn fresh_id() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
@@ -261,19 +267,21 @@ async fn greets_back(hypervisor: &dyn Hypervisor, name: &MachineName) -> Option<
     vm::GuestAgent::open(stream, TRY).await.ok().map(drop)
 }
 
-async fn greeting(port: u16) -> Option<()> {
-    greets(port).await.then_some(())
+/// Waits for SSH at a port, if it has one.
+async fn greeted(port: Option<u16>, until: Instant, limit: Duration) -> Option<()> {
+    let port = port?;
+    until_answered(until, || async move { greets(port, limit).await.then_some(()) }).await
 }
 
 /// Whether an SSH server says who it is. The port itself is open before the guest is up.
-async fn greets(port: u16) -> bool {
+async fn greets(port: u16, limit: Duration) -> bool {
     let greeting = async {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
         let mut banner = [0; BANNER.len()];
         stream.read_exact(&mut banner).await?;
         Ok::<_, std::io::Error>(banner == *BANNER)
     };
-    matches!(timeout(TRY, greeting).await, Ok(Ok(true)))
+    matches!(timeout(limit, greeting).await, Ok(Ok(true)))
 }
 
 impl From<Error> for Failed {

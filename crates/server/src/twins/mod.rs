@@ -5,6 +5,7 @@
 //!      │        │
 //!      └────────┴── snapshots ─► retention          clones          view: as outsiders see it
 //!   record: who gets in, by which keys known     access: the keys themselves
+//!   follow: brings what changes on the host      channel: what the guest's agent is asked for it
 //! ```
 //!
 //! The hypervisor knows which machines there are and how they are; machines outlive the server,
@@ -17,9 +18,12 @@
 
 mod access;
 mod base;
+mod channel;
 mod clones;
 mod create;
 mod error;
+mod extras;
+pub(crate) mod follow;
 mod guest;
 mod nearest;
 mod power;
@@ -30,10 +34,11 @@ mod snapshots;
 mod view;
 
 pub use error::Error;
-pub use settings::{By, Keep, MadeOf, Settings, TwinsFile};
+pub use settings::{By, Keep, MadeOf, Saving, Settings, TwinsFile};
 
 use crate::runs::{Cause, Failure, Handle, Kind, New, RunId, Runs, Subject};
 use access::Access;
+use follow::{Standings, Wakers};
 use model::HostId;
 use record::{Book, Record};
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,8 +71,21 @@ struct Inner {
     images: Store,
     history: History,
     runs: Runs,
+    standings: Standings,
+    /// Whose turn it is to talk to which guest.
+    turns: channel::Turns,
+    wakers: Wakers,
     hypervisor: OnceCell<Arc<dyn Hypervisor>>,
     consoles: Arc<Mutex<BTreeSet<MachineName>>>,
+}
+
+/// What twins work with, and others, too.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) images: Store,
+    pub(crate) history: History,
+    pub(crate) runs: Runs,
+    pub(crate) wakers: Wakers,
 }
 
 /// A twin's console, which is somebody's as long as this is there.
@@ -93,21 +111,20 @@ impl Drop for ConsoleTurn {
 
 impl Twins {
     /// Looks at nothing yet.
-    pub(crate) fn new(
-        data_dir: &Path,
-        settings: Settings,
-        images: Store,
-        history: &History,
-        runs: Runs,
-    ) -> Self {
+    pub(crate) fn new(data_dir: &Path, settings: Settings, shared: Shared) -> Self {
+        let Shared { images, history, runs, wakers } = shared;
+        let book = Book::new(history.records());
         let inner = Inner {
             settings,
             directory: data_dir.join("twins"),
             access: Access::new(data_dir.join("access")),
-            book: Book::new(history.records()),
+            standings: Standings::new(book.clone()),
+            book,
             images,
-            history: history.clone(),
+            history,
             runs,
+            turns: channel::Turns::default(),
+            wakers,
             hypervisor: OnceCell::new(),
             consoles: Arc::default(),
         };
@@ -259,14 +276,29 @@ impl Twins {
         W: Future<Output = Result<(), Failure>> + Send + 'static,
     {
         let new = New { kind, subject: Subject::twin(name), cause };
+        let subject = name.clone();
         self.off_thread(move |this| {
             let own = this.clone();
-            Ok(this.inner.runs.start(new, move |handle| work(own, handle))?)
+            let work = async move |handle| {
+                let done = work(own.clone(), handle).await;
+                if kind != Kind::Apply {
+                    own.inner.wakers.touch(&subject);
+                }
+                done
+            };
+            Ok(this.inner.runs.start(new, work)?)
         })
         .await
     }
 
     /// The host of this name, if the server knows it.
+    fn known_host(&self, name: &MachineName) -> Result<HostId, Error> {
+        self.host(name).ok_or_else(|| match HostId::new(name.as_str()) {
+            Ok(host) => Error::UnknownHost { host },
+            Err(_) => Error::Unknown { name: name.clone() },
+        })
+    }
+
     fn host(&self, name: &MachineName) -> Option<HostId> {
         let host = HostId::new(name.as_str()).ok()?;
         self.inner.history.host(&host).map(|info| info.host)

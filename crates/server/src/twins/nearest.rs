@@ -3,7 +3,7 @@
 
 use super::Twins;
 use super::error::Error;
-use super::snapshots::VERSION;
+use super::snapshots::{REACHED, VERSION};
 use crate::clock;
 use api::twin::Nearest;
 use model::{HostId, Moment, Time, Version, in_words};
@@ -54,17 +54,19 @@ impl Twins {
         let Some(wanted) = self.wanted(name, wanted)? else { return Ok(None) };
         let listed = self.listed(name).await?.into_iter();
         let mut sound: Vec<Snapshot> = listed.filter_map(|one| one.snapshot.ok()).collect();
-        let points: Vec<_> = sound.iter().map(|one| (one.at, version(one))).collect();
-        let Some(index) = newest_before(&points, wanted) else {
+        let host = self.host(name);
+        let (wanted_at, wanted_version) =
+            self.off_thread(move |this| this.place(host.as_ref(), wanted)).await?;
+        let points: Vec<Point> = sound.iter().map(Point::of).collect();
+        let index = newest_before(&points, wanted);
+        let index = still_going_on(&points, index, wanted_version).or(index);
+        let Some(index) = index else {
             let oldest = sound.first().map(|one| format!("{} ({})", one.name, one.at));
             let (name, moment) = (name.clone(), text.to_owned());
             return Err(Error::NoMoment { name, moment, oldest: oldest.unwrap_or("none".into()) });
         };
         let snapshot = sound.swap_remove(index);
-        let host = self.host(name);
         let (at, version) = (snapshot.at, version(&snapshot));
-        let (wanted_at, wanted_version) =
-            self.off_thread(move |this| this.place(host.as_ref(), wanted)).await?;
         let nearest = Nearest {
             snapshot: snapshot.name.to_string(),
             at,
@@ -116,18 +118,54 @@ impl Twins {
     }
 }
 
-fn version(snapshot: &Snapshot) -> Option<Version> {
+pub(super) fn version(snapshot: &Snapshot) -> Option<Version> {
     snapshot.labels.get(VERSION)?.parse().ok().map(Version)
 }
 
+/// A snapshot as this compares it.
+#[derive(Debug, Clone, Copy)]
+struct Point {
+    at: Time,
+    version: Option<Version>,
+    /// The version was seen in the twin, which followed its host.
+    is_reached: bool,
+}
+
+impl Point {
+    fn of(snapshot: &Snapshot) -> Self {
+        let is_reached = snapshot.labels.contains_key(REACHED);
+        Self { at: snapshot.at, version: version(snapshot), is_reached }
+    }
+}
+
 /// The place of the newest that is not after what is wanted.
-fn newest_before(points: &[(Time, Option<Version>)], wanted: Wanted) -> Option<usize> {
-    let fits = |(at, version): &(Time, Option<Version>)| match wanted {
-        Wanted::Time(time) => *at <= time,
-        Wanted::Version(wanted) => version.is_some_and(|version| version <= wanted),
+fn newest_before(points: &[Point], wanted: Wanted) -> Option<usize> {
+    let fits = |point: &Point| match wanted {
+        Wanted::Time(time) => point.at <= time,
+        Wanted::Version(wanted) => point.version.is_some_and(|version| version <= wanted),
     };
     let fitting = points.iter().enumerate().filter(|(_, point)| fits(point));
-    fitting.max_by_key(|(_, (at, _))| *at).map(|(index, _)| index)
+    fitting.max_by_key(|(_, point)| point.at).map(|(index, _)| index)
+}
+
+/// The place of the first that was taken later and has just the version that is wanted, where the
+/// one before has an older one: a twin that follows is saved before it is changed, so that is how
+/// it was at the moment.
+fn still_going_on(
+    points: &[Point],
+    before: Option<usize>,
+    wanted: Option<Version>,
+) -> Option<usize> {
+    let before = before.and_then(|before| points.get(before));
+    if before.is_some_and(|before| before.version == wanted) {
+        return None;
+    }
+    let fits = |point: &Point| {
+        let is_later = before.is_none_or(|before| point.at > before.at);
+        is_later && point.is_reached && wanted.is_some() && point.version == wanted
+    };
+    let fitting = points.iter().enumerate().filter(|(_, point)| fits(point));
+    fitting.min_by_key(|(_, point)| point.at).map(|(index, _)| index)
 }
 
 /// Which snapshot a moment became, for a run's log.
@@ -158,9 +196,32 @@ mod tests {
     use super::*;
 
     fn check(points: &[(i64, Option<u64>)], wanted: Wanted, expected: Option<usize>) {
-        let points: Vec<_> =
-            points.iter().map(|(at, version)| (Time(*at), version.map(Version))).collect();
+        let point = |(at, version): &(i64, Option<u64>)| Point {
+            at: Time(*at),
+            version: version.map(Version),
+            is_reached: false,
+        };
+        let points: Vec<Point> = points.iter().map(point).collect();
         assert_eq!(newest_before(&points, wanted), expected, "{wanted:?}");
+    }
+
+    #[test]
+    fn what_was_saved_before_a_change_is_how_it_was_until_then() {
+        let point = |at, version, is_reached| Point {
+            at: Time(at),
+            version: Some(Version(version)),
+            is_reached,
+        };
+        let saved = [point(10, 3, true), point(30, 5, true), point(40, 5, true)];
+        // At 20, version 5 was going on, and at 10 it had not begun.
+        assert_eq!(still_going_on(&saved, Some(0), Some(Version(5))), Some(1));
+        assert_eq!(still_going_on(&saved, None, Some(Version(3))), Some(0));
+        assert_eq!(still_going_on(&saved, Some(0), Some(Version(3))), None);
+        assert_eq!(still_going_on(&saved, Some(0), Some(Version(4))), None);
+        assert_eq!(still_going_on(&saved, Some(0), None), None);
+        // Of one that does not follow, only the time is known.
+        let unseen = [point(10, 3, false), point(30, 5, false)];
+        assert_eq!(still_going_on(&unseen, Some(0), Some(Version(5))), None);
     }
 
     #[test]

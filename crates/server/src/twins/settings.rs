@@ -24,6 +24,20 @@ pub struct TwinsFile {
     pub network: Option<TwinNetwork>,
     pub boot_seconds: Option<u64>,
     pub snapshot_days: Option<u32>,
+    pub follow: Option<bool>,
+    pub snapshot_before: Option<Saving>,
+}
+
+/// What is saved of a twin before a change of its host is brought to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Saving {
+    /// Memory, devices and disk.
+    #[default]
+    Live,
+    /// The disk alone.
+    Disk,
+    Never,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -78,6 +92,9 @@ pub struct Settings {
     /// For a guest to boot and answer.
     pub boot: Duration,
     pub keep: Keep,
+    /// Whether twins follow their hosts, where nobody decided about one.
+    pub follows: bool,
+    pub saving: Saving,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +156,8 @@ impl TwinsFile {
             user,
             boot: Duration::from_secs(boot),
             keep: Keep { most: max_snapshots, age },
+            follows: self.follow.unwrap_or(true),
+            saving: self.snapshot_before.unwrap_or_default(),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Saved moments of a twin: taken, gone back to, let go of.
 
 use super::error::Error;
+use super::follow::Standing;
 use super::retention::{Saved, superfluous};
 use super::{Twins, nearest};
 use crate::clock;
@@ -8,7 +9,7 @@ use crate::runs::{Cause, Failure, Handle, Kind, RunId, Stream as Says, Subject};
 use crate::snapshots::{BASE, stamp};
 use api::twin::{BegunRevert, Nearest, SnapshotKind, SnapshotWeight};
 use futures_util::future::try_join;
-use model::{HostId, Significance, Time};
+use model::{Significance, Time, Version};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use store::Filter;
@@ -19,6 +20,8 @@ use vm::machine::{self, Kind as Holds, Listed, Seen, Snapshot, State};
 pub(super) const DEADLINE: Duration = Duration::from_secs(1800);
 pub(super) const VERSION: &str = "version";
 pub(super) const WEIGHT: &str = "weight";
+/// The version was seen in the twin, and is not only its host's.
+pub(super) const REACHED: &str = "reached";
 
 /// A snapshot to take, checked.
 #[derive(Debug, Clone)]
@@ -111,10 +114,9 @@ impl Twins {
         let hypervisor = self.hypervisor().await?;
         let newest = hypervisor.snapshots(name).await?.into_iter();
         let newest = newest.filter_map(|one| one.snapshot.ok()).next_back();
-        let (host, is_named) = (self.host(name), wish.is_named);
-        let labels = self
-            .off_thread(move |this| this.labels(host.as_ref(), newest.as_ref(), is_named))
-            .await?;
+        let (subject, wished) = (name.clone(), wish.clone());
+        let labels =
+            self.off_thread(move |this| this.labels(&subject, newest.as_ref(), &wished)).await?;
         let new =
             machine::NewSnapshot { name: wish.name, kind: wish.kind, at: clock::now(), labels };
         let saved = hypervisor.snapshot(name, new, &handle.job(DEADLINE)).await?;
@@ -130,15 +132,24 @@ impl Twins {
     /// What a snapshot belongs to, and how much it matters. Blocks.
     fn labels(
         &self,
-        host: Option<&HostId>,
+        name: &MachineName,
         newest: Option<&Snapshot>,
-        is_named: bool,
+        wish: &Wish,
     ) -> Result<BTreeMap<String, String>, Error> {
         let mut labels = BTreeMap::new();
-        let mut weight = if is_named { SnapshotWeight::Named } else { SnapshotWeight::Minor };
-        if let Some(info) = host.and_then(|host| self.inner.history.host(host)) {
-            labels.insert(VERSION.to_owned(), info.head.0.to_string());
-            if !is_named {
+        let mut weight = if wish.is_named { SnapshotWeight::Named } else { SnapshotWeight::Minor };
+        if let Some(info) = self.host(name).and_then(|host| self.inner.history.host(&host)) {
+            // What is in the twin, where that is known; else its host's newest.
+            let reached = self.reached(name);
+            if reached.is_some() {
+                labels.insert(REACHED.to_owned(), true.to_string());
+            }
+            // What a twin began as is no version of its host.
+            if wish.name.as_str() != BASE || reached.is_some() {
+                let version = reached.unwrap_or(info.head);
+                labels.insert(VERSION.to_owned(), version.0.to_string());
+            }
+            if !wish.is_named {
                 let significance = Some(Significance::Major);
                 let since = newest.map(|newest| newest.at);
                 let filter = Filter { since, significance, ..Filter::default() };
@@ -198,6 +209,7 @@ impl Twins {
         cause: Cause,
     ) -> Result<RunId, Error> {
         let found = self.found(name, &to).await?.snapshot;
+        let version = found.as_ref().ok().and_then(nearest::version);
         let is_live = found.is_ok_and(|found| found.kind == Holds::Live);
         let subject = name.clone();
         let work = async move |this: Self, handle: Handle| {
@@ -210,10 +222,25 @@ impl Twins {
                 let answered = this.await_guest(&subject, &handle);
                 try_join(answered, this.refresh(&subject, &handle)).await?;
             }
+            this.stays_at(&subject, &to, version).await?;
             handle.step(&format!("{subject} is as it was at {to}"));
             Ok(())
         };
         self.begin((Kind::SnapshotRevert, name), cause, work).await
+    }
+
+    /// A twin that was put back stays there, until somebody lets it follow.
+    async fn stays_at(
+        &self,
+        name: &MachineName,
+        to: &SnapshotName,
+        version: Option<Version>,
+    ) -> Result<(), Error> {
+        let why = format!("it was put back to {to}");
+        self.change_standing(name, move |standing| {
+            *standing = Standing::put_back(why, version);
+        })
+        .await
     }
 
     /// # Errors
@@ -297,7 +324,7 @@ fn saved(snapshot: &Snapshot) -> Saved {
 }
 
 /// `state_YYYYMMDD_HHMMSS`; several within a second are told apart by a number.
-fn free_name(now: Time, taken: &[SnapshotName]) -> SnapshotName {
+pub(super) fn free_name(now: Time, taken: &[SnapshotName]) -> SnapshotName {
     let name = stamp(now);
     let others = (2..).map(|n: u32| format!("{name}_{n}"));
     let mut names = std::iter::once(name.clone()).chain(others).flat_map(|name| name.parse());

@@ -64,6 +64,10 @@ impl Twins {
             twin: machine.to_string(),
             snapshot: snapshot.to_string(),
         };
+        let following = match &seen.origin {
+            None => self.following(name).await?,
+            Some(_) => None,
+        };
         Ok(twin::Twin {
             name: name.to_string(),
             state,
@@ -80,6 +84,7 @@ impl Twins {
             current_snapshot: seen.current.map(String::from),
             used_bytes: seen.used_bytes,
             ssh,
+            following,
             run: self.inner.runs.on(&Subject::twin(name)),
         })
     }

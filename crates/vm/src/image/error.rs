@@ -37,6 +37,12 @@ pub enum Error {
         "images can be built only as root or where a user has ranges in /etc/subuid and /etc/subgid: {what}"
     )]
     Privilege { what: String },
+    #[error(
+        "root may not mount here, which building an image needs ({what}). A service is given the \
+         right by a drop-in (docs/operations.md, \"Building images in the service\"); taking an \
+         image from elsewhere needs none: twin image build NAME --from FILE|URL"
+    )]
+    Confined { what: String },
     #[error("the seed can't hold {what}")]
     Seed { what: String },
 }

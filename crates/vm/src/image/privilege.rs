@@ -30,13 +30,15 @@ pub(super) enum Privilege {
 }
 
 impl Privilege {
-    /// What this process may do. Says what is missing where a user has no subordinate ids.
+    /// What this process may do. Says what is missing where a user has no subordinate ids, or
+    /// root was shut into a service or a container that may not mount.
     pub(super) async fn find(job: &Job) -> Result<Self, Error> {
-        if rustix::process::geteuid().is_root() {
-            return Ok(Self::Root);
-        }
-        match job.run(Self::User.tool("true", "coreutils")).await {
-            Ok(()) => Ok(Self::User),
+        let own = if rustix::process::geteuid().is_root() { Self::Root } else { Self::User };
+        match job.run(own.tool("true", "coreutils")).await {
+            Ok(()) => Ok(own),
+            Err(job::Error::Failed { last, .. }) if own == Self::Root => {
+                Err(Error::Confined { what: last })
+            }
             Err(job::Error::Failed { last, .. }) => Err(Error::Privilege { what: last }),
             Err(error) => Err(error.into()),
         }

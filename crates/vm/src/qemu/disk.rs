@@ -13,6 +13,7 @@
 
 use super::Qemu;
 use super::home::{Below, Definition, Home, Layer, remove};
+use super::layer;
 use crate::content::{self, FileRecord};
 use crate::image::{self, MachineName};
 use crate::job::{Job, Tool};
@@ -35,18 +36,13 @@ pub(super) async fn create(
     bytes: Option<u64>,
     job: &Job,
 ) -> Result<(), Error> {
-    let mut tool = tool()
-        .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
-        .arg(relative(path, below))
-        .arg(path);
-    if let Some(bytes) = bytes {
-        tool = tool.arg(bytes.to_string());
-    }
-    let made = job.run(tool).await;
-    if made.is_err() {
-        remove(path)?;
-    }
-    Ok(made?)
+    let (path, below) = (path.to_owned(), below.to_owned());
+    job.block(move || {
+        // Of an attempt that had no room to be written down.
+        remove(&path)?;
+        layer::create(&path, &below, &relative(&path, &below), bytes)
+    })
+    .await
 }
 
 /// How `to` is called from the directory that `from` is in. Both are absolute.

@@ -3,7 +3,7 @@
 //! ```text
 //! Qemu ─► home: what a machine is, on disk          acceleration: does KVM boot a guest
 //!     ├─► power: start, shut down, look             network: what leads in and out
-//!     ├─► save: snapshots        ─► memory          disk: layers, and merging them
+//!     ├─► save: snapshots        ─► memory          disk: layers, merging them ─► layer
 //!     ├─► restore: revert, clone                    process, command, qmp: one QEMU
 //!     └─► recover: what was cut off
 //! ```
@@ -19,6 +19,7 @@ mod acceleration;
 mod command;
 mod disk;
 pub(crate) mod home;
+mod layer;
 mod memory;
 mod network;
 mod power;

@@ -1,0 +1,233 @@
+//! What a node does for its VMs because the server asks, and because the node's own
+//! configuration allows it: the program `twin-node`.
+//!
+//! ```text
+//!   ask ──tasks──► each on its own ──► outcomes ──► tell
+//!    ▲               script: sandbox      │
+//!    └─ waits there  console: journal     └─ at once, beside the asking
+//!                    restart: systemctl
+//! ```
+//!
+//! # Invariants
+//! - Nothing listens. Nothing is started anew that the configuration does not name.
+//! - At most [`AT_ONCE`] tasks are under way; others wait for their turn.
+
+mod console;
+mod options;
+mod script;
+
+pub use options::{Config, Options};
+
+use crate::{Error, identity};
+use api::client::{self, Client, segment};
+use api::node::{Done, NodeAsks, NodeWork, Outcome, Task, Work};
+use bytes::Bytes;
+use host::Root;
+use host::users::Accounts;
+use hyper::Method;
+use model::vm::may_be_microvm;
+use model::with_causes;
+use script::Account;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::process::Command;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Tasks under way.
+const AT_ONCE: usize = 8;
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// An answer without tasks that came sooner was no waiting.
+const SOON: Duration = Duration::from_secs(1);
+/// Bytes of an answer.
+const MAX_ANSWER: usize = 1 << 20;
+const OUTCOMES: usize = 256;
+
+/// What came of a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Answer {
+    outcome: Outcome,
+    said: Option<String>,
+}
+
+fn unable(why: String) -> Answer {
+    Answer { outcome: Outcome::Unable, said: Some(why) }
+}
+
+/// Works until told to stop.
+///
+/// # Errors
+/// When the node has no usable name.
+pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), Error> {
+    let host = identity::name_of(config.host.as_deref())?;
+    let path = format!("/api/v1/hosts/{}/vm-work", segment(host.as_str()));
+    let client = || {
+        let client = Client::new(&config.server, config.token.clone())?;
+        Ok::<_, client::Error>(client.with_max_answer(MAX_ANSWER))
+    };
+    let (outcomes, done) = mpsc::channel(OUTCOMES);
+    tracing::info!(%host, server = config.server, restart = ?config.restart, "at work for the VMs of this node");
+    crate::notify(sd_notify::NotifyState::Ready);
+    let mut parts = JoinSet::new();
+    parts.spawn(tell(client()?, path.clone(), done));
+    parts.spawn(ask(client()?, path, Arc::new(config.clone()), outcomes));
+    crate::keep_watchdog(&stop).await;
+    crate::notify(sd_notify::NotifyState::Stopping);
+    parts.shutdown().await;
+    Ok(())
+}
+
+/// Asks for work, and begins it.
+async fn ask(mut client: Client, path: String, config: Arc<Config>, outcomes: mpsc::Sender<Done>) {
+    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    let mut tasks = JoinSet::new();
+    let mut backoff = BACKOFF.0;
+    let mut troubled = false;
+    loop {
+        while tasks.try_join_next().is_some() {}
+        let begin = Instant::now();
+        match send(&mut client, &path, &NodeAsks { wait: true, done: Vec::new() }).await {
+            Ok(work) => {
+                if troubled {
+                    tracing::info!("the server answers again");
+                }
+                (troubled, backoff) = (false, BACKOFF.0);
+                let is_idle = work.tasks.is_empty();
+                for task in work.tasks {
+                    let (config, outcomes) = (Arc::clone(&config), outcomes.clone());
+                    let turns = Arc::clone(&turns);
+                    tasks.spawn(async move {
+                        let Ok(_turn) = turns.acquire().await else { return };
+                        let Answer { outcome, said } = carry_out(&task, &config).await;
+                        tracing::debug!(?task, ?outcome, said, "done");
+                        // Nobody to tell: the program ends.
+                        drop(outcomes.send(Done { id: task.id, outcome, said }).await);
+                    });
+                }
+                if is_idle && begin.elapsed() < SOON {
+                    tokio::time::sleep(SOON).await;
+                }
+            }
+            Err(error) => {
+                if !troubled {
+                    tracing::warn!(error = with_causes(&error), "the server gives no work");
+                }
+                troubled = true;
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(BACKOFF.1);
+            }
+        }
+    }
+}
+
+/// Tells what came of tasks. What can't be told is lost: the server asks again.
+async fn tell(mut client: Client, path: String, mut outcomes: mpsc::Receiver<Done>) {
+    let mut done = Vec::new();
+    while outcomes.recv_many(&mut done, OUTCOMES).await > 0 {
+        let told = NodeAsks { wait: false, done: std::mem::take(&mut done) };
+        if let Err(error) = send(&mut client, &path, &told).await {
+            tracing::warn!(error = with_causes(&error), "outcomes could not be told");
+        }
+    }
+}
+
+async fn send(client: &mut Client, path: &str, asks: &NodeAsks) -> Result<NodeWork, client::Error> {
+    let body = serde_json::to_vec(asks).expect("plain data always encodes");
+    let answer = client.send(Method::POST, path, "application/json", Bytes::from(body)).await?;
+    serde_json::from_slice(&answer).map_err(|_form| client::Error::Answer {
+        server: client.authority().to_owned(),
+        status: hyper::StatusCode::OK,
+    })
+}
+
+/// Does one task, if it may be done.
+async fn carry_out(task: &Task, config: &Config) -> Answer {
+    if !is_unit(&task.unit) {
+        return unable("the server names a unit that is no microVM's of this node".to_owned());
+    }
+    let limit = Duration::from_secs(task.timeout_seconds.clamp(1, 60).into());
+    match &task.work {
+        Work::Script { name } => {
+            let arguments = [task.name.as_str(), task.unit.as_str()];
+            match account(&config.run_as) {
+                Ok(account) => {
+                    script::run(&config.scripts, name.as_str(), arguments, account, limit).await
+                }
+                Err(why) => unable(why),
+            }
+        }
+        Work::Console { text, absent, since } => {
+            console::look(&task.unit, text, *absent, *since, limit).await
+        }
+        Work::Restart if config.restart.allows(&task.name) => restart(&task.unit, limit).await,
+        Work::Restart => unable(format!(
+            "twin-node may not start {} anew; name it under restart: in node.yaml",
+            task.name
+        )),
+    }
+}
+
+/// Whether it is a unit of the system's manager that may run a microVM, plainly written.
+fn is_unit(unit: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b);
+    may_be_microvm(unit)
+        && unit.ends_with(".service")
+        && unit.len() <= 256
+        && unit.bytes().all(legal)
+}
+
+/// Who runs scripts.
+fn account(name: &str) -> Result<Account, String> {
+    let accounts = Accounts::read(&Root::live()).map_err(|error| with_causes(&error))?;
+    let user = accounts.users.iter().find(|user| user.name == name);
+    let user = user.ok_or_else(|| format!("there is no user {name} to run scripts as"))?;
+    match (user.uid, user.gid) {
+        (Some(user), Some(group)) if user > 0 && group > 0 => Ok(Account { user, group }),
+        _ => Err(format!("scripts do not run as {name}, who has root's rights")),
+    }
+}
+
+async fn restart(unit: &str, limit: Duration) -> Answer {
+    tracing::warn!(unit, "is started anew, as the server asks");
+    let child = Command::new("systemctl")
+        .args(["--no-ask-password", "--no-block", "restart", "--", unit])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .status();
+    match tokio::time::timeout(limit, child).await {
+        Ok(Ok(status)) if status.success() => Answer { outcome: Outcome::Passed, said: None },
+        Ok(Ok(status)) => unable(format!("systemctl restart ended with {status}")),
+        Ok(Err(error)) => unable(format!("systemctl could not be started: {error}")),
+        Err(_) => unable(format!("systemctl did not answer within {} s", limit.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_that_may_be_touched() {
+        for good in ["microvm@web.service", "microvm@a\\x2db.service"] {
+            assert!(is_unit(good), "{good}");
+        }
+        let long = format!("microvm@{}.service", "a".repeat(256));
+        for bad in [
+            "sshd.service",
+            "microvm@web.socket",
+            "microvm@*.service",
+            "microvm@a b.service",
+            "microvm@web.service\n",
+            "--help",
+            "alice/microvm@web.service",
+            &long,
+        ] {
+            assert!(!is_unit(bad), "{bad}");
+        }
+    }
+}

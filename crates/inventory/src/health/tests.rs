@@ -1,0 +1,192 @@
+use super::*;
+use crate::Loop;
+use expect_test::{Expect, expect};
+
+fn condition(state: VmState) -> Condition {
+    Condition { state, detail: String::new(), since: None, fault: None, restarts: 0, looping: None }
+}
+
+fn shown(health: &Health) -> String {
+    let score = health.score.map_or_else(|| "-".to_owned(), |score| format!("{score:.2}"));
+    let cause = health.cause.as_ref().map(|cause| format!(" ({cause})"));
+    format!("{} {score}{}", health.state, cause.unwrap_or_default())
+}
+
+/// Verdicts of checks in turn, `+name` or `-name`; a name is `LAYER`, with `!` where it is
+/// critical and a figure for its weight. Tells each state that this leads to.
+fn check(verdicts: &str, state: VmState, expected: &Expect) {
+    let mut health = Health::default();
+    let mut told: Vec<String> = Vec::new();
+    for (second, verdict) in (1..).zip(verdicts.split(' ')) {
+        let (sign, name) = verdict.split_at(1);
+        let critical = name.ends_with('!');
+        let name = name.trim_end_matches('!');
+        let layer: Layer = name.trim_end_matches(|c: char| c.is_ascii_digit()).parse().unwrap();
+        let weight = name.trim_start_matches(layer.as_str()).parse().unwrap_or(1);
+        let rule = Rule { weight, critical, ..Rule::default() };
+        let verdict =
+            if sign == "+" { Verdict::Pass } else { Verdict::Fail("no answer".to_owned()) };
+        let at = Time::from_seconds(second);
+        health.judge(&name.parse().unwrap(), rule, (layer, &verdict), at);
+        health.assess(&Presence::Present, &condition(state), at);
+        let line = format!("{second}: {}", shown(&health));
+        let said =
+            told.last().and_then(|last| last.split_once(": ")).map(|(_, said)| said.to_owned());
+        if said.as_deref() != line.split_once(": ").map(|(_, said)| said) {
+            told.push(line);
+        }
+    }
+    expected.assert_eq(&(told.join("\n") + "\n"));
+}
+
+#[test]
+fn thresholds_work_in_both_directions() {
+    check(
+        "+service -service -service -service +service +service -service -service",
+        VmState::Running,
+        &expect![[r#"
+            1: healthy 1.00
+            4: unhealthy 0.00 (service: service: no answer)
+            6: healthy 1.00
+        "#]],
+    );
+    check(
+        "-service -service +service -service -service",
+        VmState::Running,
+        &expect![[r#"
+            1: healthy 1.00
+        "#]],
+    );
+}
+
+#[test]
+fn scores_and_states() {
+    check(
+        "+unit9 -vmm -vmm -vmm",
+        VmState::Running,
+        &expect![[r#"
+            1: healthy 1.00
+            4: healthy 0.90 (vmm: vmm: no answer)
+        "#]],
+    );
+    check(
+        "+unit -vmm -vmm -vmm",
+        VmState::Running,
+        &expect![[r#"
+            1: healthy 1.00
+            4: degraded 0.50 (vmm: vmm: no answer)
+        "#]],
+    );
+    check(
+        "+unit9 -service! -service! -service! -service! -service! -service!",
+        VmState::Running,
+        &expect![[r#"
+            1: healthy 1.00
+            4: healthy 0.90 (service: service: no answer)
+            7: critical 0.90 (service: service: no answer)
+        "#]],
+    );
+    check(
+        "+unit9 -guest -guest -guest",
+        VmState::Running,
+        &expect![[r#"
+            1: healthy 1.00
+            4: unresponsive 0.90 (guest: guest: no answer)
+        "#]],
+    );
+    check(
+        "-service",
+        VmState::Stopped,
+        &expect![[r#"
+        1: unknown -
+    "#]],
+    );
+}
+
+#[test]
+fn what_is_furthest_out_is_the_cause() {
+    check(
+        "-service -service -service -guest -guest -guest -vmm -vmm -vmm",
+        VmState::Running,
+        &expect![[r#"
+            1: healthy 1.00
+            3: unhealthy 0.00 (service: service: no answer)
+            4: degraded 0.50 (service: service: no answer)
+            6: unresponsive 0.00 (guest: guest: no answer)
+            7: unresponsive 0.33 (guest: guest: no answer)
+            9: unresponsive 0.00 (vmm: vmm: no answer)
+        "#]],
+    );
+    let mut health = Health::default();
+    let failed = Condition {
+        fault: Some((Layer::Vmm, "the VMM was killed by a signal".to_owned())),
+        looping: Some(Loop { since: Time(1), before: 1 }),
+        restarts: 4,
+        ..condition(VmState::Failed)
+    };
+    let (name, rule) = state_check();
+    for second in 1..=2 {
+        let verdict = state_verdict(&failed).unwrap();
+        health.judge(&name, rule, (Layer::Unit, &verdict), Time::from_seconds(second));
+        health.assess(&Presence::Present, &failed, Time::from_seconds(second));
+        let state = if second == 1 { "unhealthy" } else { "critical" };
+        let cause = "vmm: state: the VMM was killed by a signal; started anew 3 times";
+        assert_eq!(shown(&health), format!("{state} 0.00 ({cause})"));
+    }
+    let stale = Presence::Stale { since: Time(1), reason: "nothing was heard of n1".to_owned() };
+    health.assess(&stale, &failed, Time(9));
+    assert_eq!(shown(&health), "unknown - (node: nothing was heard of n1)");
+    assert_eq!(health.since, Time(9));
+}
+
+#[test]
+fn limits() {
+    let used = |memory, cpu| Usage {
+        memory_bytes: Some(memory),
+        cpu_percent: Some(cpu),
+        ..Usage::default()
+    };
+    let limits = Limits { memory_bytes: Some(100 << 20), cpu_percent: Some(200) };
+    let told = |usage: &Usage, limits| -> Vec<String> {
+        let verdicts = usage_verdicts(usage, limits, None).into_iter();
+        verdicts.map(|(name, _, verdict)| format!("{name} {verdict:?}")).collect()
+    };
+    assert_eq!(told(&used(50 << 20, 100.0), limits), ["memory Pass", "cpu Pass"]);
+    assert_eq!(
+        told(&used(95 << 20, 180.0), limits),
+        [
+            "memory Fail(\"memory is near its limit: 95 MiB of 100 MiB\")",
+            "cpu Fail(\"processor time is near its limit: 180 % of 200 %\")"
+        ]
+    );
+    assert!(told(&used(95 << 20, 180.0), Limits::default()).is_empty(), "no limits, no verdicts");
+    assert!(told(&Usage::default(), limits).is_empty(), "what was not measured is not judged");
+}
+
+#[test]
+fn what_the_kernel_and_the_journal_say() {
+    let at = Time::from_seconds;
+    let told = |usage: &Usage, since: Option<Time>| -> Vec<String> {
+        let verdicts = usage_verdicts(usage, Limits::default(), since).into_iter();
+        verdicts.map(|(name, _, verdict)| format!("{name} {verdict:?}")).collect()
+    };
+    let killed = |kills| Usage { oom_kills: Some(kills), ..Usage::default() };
+    assert_eq!(told(&killed(0), None), ["oom Pass"]);
+    let message = "memory ran out, and the kernel killed 2 of its processes";
+    assert_eq!(told(&killed(2), None), [format!("oom Fail(\"{message}\")")]);
+    let said = |critical, errors| {
+        let last = (critical + errors > 0).then_some(at(1000));
+        Usage { journal: Some(JournalErrors { critical, errors, last }), ..Usage::default() }
+    };
+    for quiet in [said(0, 0), said(0, 9)] {
+        assert_eq!(told(&quiet, Some(at(500))), ["journal Pass"]);
+    }
+    let message = "in the journal of the last hour: 1 critical, 3 errors";
+    assert_eq!(told(&said(1, 3), Some(at(500))), [format!("journal Fail(\"{message}\")")]);
+    let message = "in the journal of the last hour: 10 errors";
+    assert_eq!(told(&said(0, 10), None), [format!("journal Fail(\"{message}\")")]);
+    assert_eq!(told(&said(1, 30), Some(at(1001))), ["journal Pass"], "said by the run before");
+    for name in OWN_CHECKS {
+        assert!(name.parse::<CheckName>().is_ok(), "{name}");
+    }
+}

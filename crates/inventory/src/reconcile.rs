@@ -1,0 +1,299 @@
+//! What a listing means for the records there are. Pure.
+//!
+//! ```text
+//!             listed                          not listed, on a node that was listed
+//!   none      register                        -
+//!   present   (refresh, rename, move)         complete: orphan, or held by the breaker
+//!                                             incomplete: stale
+//!   stale     reactivate (…)                  the same
+//!   orphan    reactivate (…)                  -
+//! ```
+
+use crate::health::Health;
+use crate::record::{Act, Completeness, Decision, Listing, Presence, Record, Refused, Seen, Vm};
+use crate::recovery::Tried;
+use model::vm::{VmHealth, VmId, VmSource};
+use model::{HostId, Time};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// How many may become orphans at once before somebody has to say that it is so. Both have to
+/// be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Breaker {
+    /// Of those on the listed nodes, in percent.
+    pub share: usize,
+    pub count: usize,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Outcome {
+    /// By the id of the VM; those of one VM in the order in which they are applied.
+    pub decisions: Vec<Decision>,
+    /// What was listed and is kept.
+    pub listed: Vec<VmId>,
+    /// The breaker tripped.
+    pub held: Option<Held>,
+}
+
+/// VMs that would be orphans, if somebody said that it is so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    pub vms: Vec<VmId>,
+    /// Of so many.
+    pub of: usize,
+}
+
+/// Decides. Without a breaker nothing is held.
+#[must_use]
+pub fn reconcile(
+    records: &BTreeMap<VmId, Vm>,
+    listing: &Listing,
+    breaker: Option<Breaker>,
+) -> Outcome {
+    let (chosen, ignored) = choose(records, listing);
+    let mut outcome =
+        Outcome { listed: chosen.keys().map(|id| (*id).clone()).collect(), ..Outcome::default() };
+    for seen in chosen.values() {
+        outcome.decisions.extend(decide_seen(records.get(&seen.id), seen, listing.source));
+    }
+    decide_unseen(records, listing, breaker, &chosen, &mut outcome);
+    outcome.decisions.sort_by(|a, b| a.id.cmp(&b.id));
+    outcome.decisions.extend(ignored);
+    outcome
+}
+
+type Chosen<'l> = BTreeMap<&'l VmId, &'l Seen>;
+
+/// One entry for each VM; the others, and what is no VM, are ignored.
+fn choose<'l>(records: &BTreeMap<VmId, Vm>, listing: &'l Listing) -> (Chosen<'l>, Vec<Decision>) {
+    let mut by_id: BTreeMap<&VmId, Vec<&Seen>> = BTreeMap::new();
+    for seen in &listing.seen {
+        by_id.entry(&seen.id).or_default().push(seen);
+    }
+    let mut chosen = BTreeMap::new();
+    let mut ignored = Vec::new();
+    let ignore = |seen: &Seen, reason: String| Decision {
+        id: Some(seen.id.clone()),
+        act: Act::Ignore,
+        reason: format!("{} on {}: {reason}", seen.reference, seen.node),
+    };
+    for (id, mut entries) in by_id {
+        let record = records.get(id).map(|vm| &vm.record);
+        // The one that was there before stays the VM; which is otherwise as good as any.
+        let is_known = |seen: &Seen| {
+            record.is_some_and(|r| r.node == seen.node && r.reference == seen.reference)
+        };
+        entries.sort_by(|a, b| {
+            let key = |seen: &Seen| (!is_known(seen), seen.node.clone(), seen.reference.clone());
+            key(a).cmp(&key(b))
+        });
+        let mut entries = entries.into_iter();
+        let Some(first) = entries.next() else { continue };
+        if let Some(other) = record.filter(|record| record.source != listing.source) {
+            ignored.push(ignore(first, format!("the id is that of a VM of {}", other.source)));
+        } else if !listing.nodes.contains_key(&first.node) {
+            ignored.push(ignore(first, "the listing does not speak for this node".to_owned()));
+        } else {
+            chosen.insert(id, first);
+        }
+        for further in entries {
+            let reason = format!("{id} is {} on {} already", first.reference, first.node);
+            ignored.push(ignore(further, reason));
+        }
+    }
+    let mut refused: Vec<&Refused> = listing.refused.iter().collect();
+    refused.sort_by_key(|refused| &refused.reference);
+    ignored.extend(refused.into_iter().map(|refused| Decision {
+        id: None,
+        act: Act::Ignore,
+        reason: format!("{}: {}", refused.reference, refused.reason),
+    }));
+    (chosen, ignored)
+}
+
+fn decide_seen(known: Option<&Vm>, seen: &Seen, source: VmSource) -> Vec<Decision> {
+    let decision = |act, reason| Decision { id: Some(seen.id.clone()), act, reason };
+    let Some(Vm { record, condition, .. }) = known else {
+        let reason = format!("{} on {} was not known", seen.reference, seen.node);
+        return vec![decision(Act::Register(source, Box::new(seen.clone())), reason)];
+    };
+    let mut decisions = Vec::new();
+    match &record.presence {
+        Presence::Present => {}
+        Presence::Stale { since, .. } => {
+            let reason = format!("seen again; nobody could tell since {since}");
+            decisions.push(decision(Act::Reactivate, reason));
+        }
+        Presence::Orphan { since } => {
+            let reason = format!("seen again; it was an orphan since {since}");
+            decisions.push(decision(Act::Reactivate, reason));
+        }
+    }
+    if record.node != seen.node {
+        let reason = format!("it was on {} and is on {}", record.node, seen.node);
+        let act = Act::Move(seen.node.clone(), seen.reference.clone());
+        decisions.push(decision(act, reason));
+    }
+    if record.name != seen.name {
+        let reason = format!("it was called {} and is called {}", record.name, seen.name);
+        decisions.push(decision(Act::Rename(seen.name.clone()), reason));
+    }
+    let moved = record.node != seen.node;
+    let differs: Vec<&str> = [
+        ("reference", !moved && record.reference != seen.reference),
+        ("labels", record.labels != seen.labels),
+        ("limits", record.limits != seen.limits),
+        ("state", condition != &seen.condition),
+    ]
+    .into_iter()
+    .filter_map(|(what, differs)| differs.then_some(what))
+    .collect();
+    if !differs.is_empty() {
+        let reason = match differs.as_slice() {
+            ["state"] if condition.detail != seen.condition.detail => {
+                format!("it was {} and is {}", condition.detail, seen.condition.detail)
+            }
+            differs => format!("differs in {}", differs.join(", ")),
+        };
+        decisions.push(decision(Act::Refresh(Box::new(seen.clone())), reason));
+    }
+    decisions
+}
+
+/// Of the VMs on the listed nodes that were not listed.
+fn decide_unseen(
+    records: &BTreeMap<VmId, Vm>,
+    listing: &Listing,
+    breaker: Option<Breaker>,
+    chosen: &Chosen<'_>,
+    outcome: &mut Outcome,
+) {
+    let is_ours = |record: &Record| {
+        record.source == listing.source
+            && listing.nodes.contains_key(&record.node)
+            && !matches!(record.presence, Presence::Orphan { .. })
+    };
+    let ours: Vec<&Record> =
+        records.values().map(|vm| &vm.record).filter(|record| is_ours(record)).collect();
+    // What was listed in some odd way is there, too.
+    let seen: BTreeSet<&VmId> = listing.seen.iter().map(|seen| &seen.id).collect();
+    let mut missing = Vec::new();
+    for record in ours.iter().filter(|record| !seen.contains(&record.id)) {
+        match doubt(listing, &record.node) {
+            Some(reason) => outcome.decisions.extend(stale(record, Act::Stale, reason)),
+            None => missing.push(*record),
+        }
+    }
+    // With those that were listed just now: so it is the same once they are records.
+    let is_new = |id: &VmId| !records.get(id).is_some_and(|vm| is_ours(&vm.record));
+    let new = chosen.keys().filter(|id| is_new(id)).count();
+    let of = ours.len() + new;
+    let trips = breaker.is_some_and(|breaker| {
+        missing.len() >= breaker.count.max(1) && missing.len() * 100 >= breaker.share * of
+    });
+    if trips {
+        let reason = format!(
+            "held: {} of {of} would be orphans at once, which somebody has to confirm",
+            missing.len()
+        );
+        let holds = missing.iter().filter_map(|record| stale(record, Act::Hold, reason.clone()));
+        outcome.decisions.extend(holds);
+        let vms = missing.iter().map(|record| record.id.clone()).collect();
+        outcome.held = Some(Held { vms, of });
+        return;
+    }
+    outcome.decisions.extend(missing.into_iter().map(|record| Decision {
+        id: Some(record.id.clone()),
+        act: Act::Orphan(listing.gone),
+        reason: format!("a complete listing of {} lacks {}", record.node, record.reference),
+    }));
+}
+
+/// Why a VM that was not listed may be there all the same.
+fn doubt(listing: &Listing, node: &HostId) -> Option<String> {
+    if let Some(Completeness::Incomplete(reason)) = listing.nodes.get(node) {
+        return Some(reason.clone());
+    }
+    let elsewhere = listing.nodes.iter().find_map(|(node, completeness)| match completeness {
+        Completeness::Incomplete(_) => Some(node),
+        Completeness::Complete => None,
+    });
+    elsewhere.map(|node| format!("it may have moved to {node}, which could not be listed"))
+}
+
+/// Nothing where that is known already.
+fn stale(record: &Record, act: Act, reason: String) -> Option<Decision> {
+    let is_known =
+        matches!(&record.presence, Presence::Stale { reason: known, .. } if *known == reason);
+    (!is_known).then(|| Decision { id: Some(record.id.clone()), act, reason })
+}
+
+/// Carries a decision out on the records.
+pub fn apply(records: &mut BTreeMap<VmId, Vm>, decision: &Decision, at: Time) {
+    let Some(id) = &decision.id else { return };
+    if let Act::Register(source, seen) = &decision.act {
+        records.insert(id.clone(), registered(*source, seen, at));
+        return;
+    }
+    let Some(vm) = records.get_mut(id) else { return };
+    match &decision.act {
+        Act::Register(..) | Act::Ignore => {}
+        Act::Refresh(seen) => {
+            vm.record.reference.clone_from(&seen.reference);
+            vm.record.labels.clone_from(&seen.labels);
+            if vm.record.limits != seen.limits {
+                // What was found of the others says nothing of these.
+                vm.health.begin_anew();
+                vm.record.limits = seen.limits;
+            }
+            vm.condition.clone_from(&seen.condition);
+        }
+        Act::Rename(name) => vm.record.name.clone_from(name),
+        Act::Move(node, reference) => {
+            vm.record.node.clone_from(node);
+            vm.record.reference.clone_from(reference);
+        }
+        Act::Stale | Act::Hold => {
+            let since = match vm.record.presence {
+                Presence::Stale { since, .. } => since,
+                _ => at,
+            };
+            vm.record.presence = Presence::Stale { since, reason: decision.reason.clone() };
+        }
+        Act::Orphan(state) => {
+            vm.record.presence = Presence::Orphan { since: at };
+            vm.condition.state = *state;
+            vm.condition.detail = "gone".to_owned();
+            vm.condition.looping = None;
+        }
+        Act::Reactivate => vm.record.presence = Presence::Present,
+    }
+}
+
+fn registered(source: VmSource, seen: &Seen, at: Time) -> Vm {
+    Vm {
+        record: Record {
+            id: seen.id.clone(),
+            source,
+            node: seen.node.clone(),
+            name: seen.name.clone(),
+            reference: seen.reference.clone(),
+            labels: seen.labels.clone(),
+            limits: seen.limits,
+            first_seen: at,
+            presence: Presence::Present,
+            checks: BTreeMap::new(),
+            recovery: None,
+        },
+        condition: seen.condition.clone(),
+        last_seen: at,
+        health: Health { state: VmHealth::Unknown, since: at, ..Health::default() },
+        usage: None,
+        tried: Tried::default(),
+        transitions: VecDeque::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

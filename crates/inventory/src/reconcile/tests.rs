@@ -1,0 +1,303 @@
+use super::*;
+use crate::record::Condition;
+use expect_test::{Expect, expect};
+use model::vm::VmState;
+use proptest::prelude::*;
+
+const BREAKER: Breaker = Breaker { share: 50, count: 3 };
+
+fn host(name: &str) -> HostId {
+    HostId::new(name).unwrap()
+}
+
+/// `ID on NODE`, optionally `as NAME`, `is STATE`, `ref REFERENCE`.
+fn seen(text: &str) -> Seen {
+    let words: Vec<&str> = text.split(' ').collect();
+    let after = |key: &str| {
+        let place = words.iter().position(|word| *word == key);
+        place.and_then(|place| words.get(place + 1)).copied()
+    };
+    let name = after("as").unwrap_or(words[0]);
+    let state = after("is").unwrap_or("running").parse::<VmState>().unwrap();
+    Seen {
+        id: words[0].parse().unwrap(),
+        node: host(after("on").unwrap()),
+        name: name.parse().unwrap(),
+        reference: after("ref").map_or_else(|| format!("{}.service", words[0]), str::to_owned),
+        labels: BTreeMap::new(),
+        limits: crate::Limits::default(),
+        condition: Condition {
+            state,
+            detail: state.to_string(),
+            since: None,
+            fault: None,
+            restarts: 0,
+            looping: None,
+        },
+    }
+}
+
+/// `NODE` or `NODE: why it is not complete`.
+fn listing(nodes: &[&str], entries: &[&str]) -> Listing {
+    let node = |text: &&str| match text.split_once(": ") {
+        Some((node, reason)) => (host(node), Completeness::Incomplete(reason.to_owned())),
+        None => (host(text), Completeness::Complete),
+    };
+    Listing {
+        source: VmSource::Microvm,
+        nodes: nodes.iter().map(node).collect(),
+        seen: entries.iter().map(|text| seen(text)).collect(),
+        refused: Vec::new(),
+        gone: VmState::Stopped,
+    }
+}
+
+fn shown(outcome: &Outcome) -> String {
+    let mut text = String::new();
+    for decision in &outcome.decisions {
+        let id = decision.id.as_ref().map_or("-", |id| id.as_str());
+        text.push_str(&format!("{} {id}: {}\n", decision.act.kind(), decision.reason));
+    }
+    text
+}
+
+/// Takes listings one after the other, a second apart, and tells what the last one led to.
+fn after(listings: &[Listing]) -> (BTreeMap<VmId, Vm>, Outcome) {
+    let mut records = BTreeMap::new();
+    let mut last = Outcome::default();
+    for (second, listing) in (0..).zip(listings) {
+        last = reconcile(&records, listing, Some(BREAKER));
+        for decision in &last.decisions {
+            apply(&mut records, decision, Time::from_seconds(second));
+        }
+    }
+    (records, last)
+}
+
+fn check(listings: &[Listing], expected: &Expect) {
+    expected.assert_eq(&shown(&after(listings).1));
+}
+
+#[test]
+fn what_is_listed() {
+    let known = listing(&["n1"], &["web on n1", "db on n1"]);
+    check(
+        std::slice::from_ref(&known),
+        &expect![[r#"
+            register db: db.service on n1 was not known
+            register web: web.service on n1 was not known
+        "#]],
+    );
+    check(&[known.clone(), known.clone()], &expect![""]);
+    check(
+        &[known.clone(), listing(&["n1"], &["web on n1 is stopped", "db on n1 ref x.service"])],
+        &expect![[r#"
+            refresh db: differs in reference
+            refresh web: it was running and is stopped
+        "#]],
+    );
+    check(
+        &[known, listing(&["n1"], &["web on n1 as web2", "db on n1"])],
+        &expect![[r#"
+            rename web: it was called web and is called web2
+        "#]],
+    );
+}
+
+#[test]
+fn what_is_not_listed() {
+    let known = listing(&["n1"], &["web on n1", "db on n1"]);
+    check(
+        &[known.clone(), listing(&["n1"], &["db on n1"])],
+        &expect![[r#"
+            orphan web: a complete listing of n1 lacks web.service
+        "#]],
+    );
+    check(
+        &[known.clone(), listing(&["n1: D-Bus hangs"], &["db on n1"])],
+        &expect![[r#"
+            stale web: D-Bus hangs
+        "#]],
+    );
+    check(&[known.clone(), listing(&["n2"], &[])], &expect![""]);
+    let gone = listing(&["n1"], &["db on n1"]);
+    let (records, _) = after(&[known.clone(), gone.clone()]);
+    let web = &records[&"web".parse().unwrap()];
+    assert_eq!(web.record.presence, Presence::Orphan { since: Time::from_seconds(1) });
+    assert_eq!(web.condition.state, VmState::Stopped);
+    // It stays the orphan that it is.
+    let (records, outcome) = after(&[known.clone(), gone.clone(), gone.clone()]);
+    assert_eq!(outcome.decisions, []);
+    let web = &records[&"web".parse().unwrap()];
+    assert_eq!(web.record.presence, Presence::Orphan { since: Time::from_seconds(1) });
+    check(
+        &[known.clone(), gone, known],
+        &expect![[r#"
+            reactivate web: seen again; it was an orphan since 1970-01-01T00:00:01.000Z
+            refresh web: it was gone and is running
+        "#]],
+    );
+}
+
+#[test]
+fn what_moves() {
+    let known = listing(&["n1", "n2"], &["web on n1", "db on n2"]);
+    check(
+        &[known.clone(), listing(&["n1", "n2"], &["web on n2 ref obj-7", "db on n2"])],
+        &expect![[r#"
+            move web: it was on n1 and is on n2
+        "#]],
+    );
+    // It may be where nobody could look.
+    check(
+        &[known.clone(), listing(&["n1", "n2: no answer"], &[])],
+        &expect![[r#"
+            stale db: no answer
+            stale web: it may have moved to n2, which could not be listed
+        "#]],
+    );
+    check(
+        &[known.clone(), listing(&["n1"], &["web on n2"])],
+        &expect![[r#"
+            ignore web: web.service on n2: the listing does not speak for this node
+        "#]],
+    );
+}
+
+#[test]
+fn what_is_ignored() {
+    let mut odd = listing(&["n1"], &["web on n1 ref b", "web on n1 ref a"]);
+    odd.refused.push(Refused { reference: "microvm@..".into(), reason: "no name".into() });
+    check(
+        &[odd],
+        &expect![[r#"
+            register web: a on n1 was not known
+            ignore web: b on n1: web is a on n1 already
+            ignore -: microvm@..: no name
+        "#]],
+    );
+    // The one that was there first stays.
+    let copied = listing(&["n1"], &["web on n1 ref a", "web on n1 ref b"]);
+    check(
+        &[listing(&["n1"], &["web on n1 ref b"]), copied],
+        &expect![[r#"
+            ignore web: a on n1: web is b on n1 already
+        "#]],
+    );
+}
+
+#[test]
+fn the_breaker() {
+    let known = listing(&["n1"], &["a on n1", "b on n1", "c on n1", "d on n1"]);
+    let few = listing(&["n1"], &["a on n1"]);
+    let (mut records, outcome) = after(&[known.clone(), few.clone()]);
+    expect![[r#"
+        hold b: held: 3 of 4 would be orphans at once, which somebody has to confirm
+        hold c: held: 3 of 4 would be orphans at once, which somebody has to confirm
+        hold d: held: 3 of 4 would be orphans at once, which somebody has to confirm
+    "#]]
+    .assert_eq(&shown(&outcome));
+    assert_eq!(outcome.held.map(|held| (held.vms.len(), held.of)), Some((3, 4)));
+    // Somebody says that it is so.
+    let confirmed = reconcile(&records, &few, None);
+    for decision in &confirmed.decisions {
+        apply(&mut records, decision, Time::from_seconds(9));
+    }
+    assert!(confirmed.decisions.iter().all(|decision| matches!(decision.act, Act::Orphan(_))));
+    assert_eq!(reconcile(&records, &few, Some(BREAKER)).decisions, []);
+    // Two of four are a half, and too few to be held.
+    check(
+        &[known, listing(&["n1"], &["a on n1", "b on n1"])],
+        &expect![[r#"
+            orphan c: a complete listing of n1 lacks c.service
+            orphan d: a complete listing of n1 lacks d.service
+        "#]],
+    );
+}
+
+fn any_seen() -> impl Strategy<Value = Seen> {
+    ("[a-e]", "n[1-3]", "[a-c]", "(running|stopped|failed)", "[xy]").prop_map(
+        |(id, node, name, state, reference)| {
+            seen(&format!("{id} on {node} as {name} is {state} ref {reference}"))
+        },
+    )
+}
+
+fn any_listing() -> impl Strategy<Value = Listing> {
+    let completeness = prop_oneof![
+        3 => Just(Completeness::Complete),
+        1 => "(no answer|no right)".prop_map(Completeness::Incomplete),
+    ];
+    let nodes =
+        prop::collection::btree_map("n[1-3]".prop_map(|name| host(&name)), completeness, 1..4);
+    (nodes, prop::collection::vec(any_seen(), 0..7)).prop_map(|(nodes, seen)| Listing {
+        nodes,
+        seen,
+        ..listing(&[], &[])
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_was_decided_is_not_decided_again(listings in prop::collection::vec(any_listing(), 1..6)) {
+        let (records, _) = after(&listings);
+        let again = reconcile(&records, listings.last().unwrap(), Some(BREAKER));
+        let acts: Vec<_> = again.decisions.iter().filter(|d| d.act != Act::Ignore).collect();
+        prop_assert!(acts.is_empty(), "{acts:?}");
+    }
+
+    #[test]
+    fn an_incomplete_listing_orphans_nothing(
+        listings in prop::collection::vec(any_listing(), 1..6),
+        last in any_listing(),
+    ) {
+        let (records, _) = after(&listings);
+        for breaker in [None, Some(BREAKER)] {
+            for decision in reconcile(&records, &last, breaker).decisions {
+                if let (Act::Orphan(_), Some(id)) = (decision.act, decision.id) {
+                    let node = &records[&id].record.node;
+                    prop_assert_eq!(last.nodes.get(node), Some(&Completeness::Complete));
+                    prop_assert!(!last.nodes.values().any(|c| *c != Completeness::Complete));
+                    prop_assert!(!last.seen.iter().any(|seen| seen.id == id));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_breaker_bounds_what_one_listing_orphans(
+        listings in prop::collection::vec(any_listing(), 1..6),
+        last in any_listing(),
+    ) {
+        let (records, _) = after(&listings);
+        let outcome = reconcile(&records, &last, Some(BREAKER));
+        let orphans = outcome.decisions.iter().filter(|d| matches!(d.act, Act::Orphan(_))).count();
+        let of = records.values().filter(|vm| last.nodes.contains_key(&vm.record.node)).count();
+        prop_assert!(orphans < BREAKER.count || orphans * 100 < BREAKER.share * (of + last.seen.len()));
+        prop_assert!(outcome.held.is_none() || orphans == 0);
+    }
+
+    #[test]
+    fn the_order_does_not_matter(
+        listings in prop::collection::vec(any_listing(), 1..5),
+        last in any_listing(),
+        order in any::<prop::sample::Index>(),
+    ) {
+        let (records, _) = after(&listings);
+        let mut turned = last.clone();
+        turned.seen.reverse();
+        if !turned.seen.is_empty() {
+            let by = order.index(turned.seen.len());
+            turned.seen.rotate_left(by);
+        }
+        // Those that are wholly alike but for their state are told apart by nothing.
+        let distinct: BTreeSet<_> =
+            last.seen.iter().map(|seen| (&seen.id, &seen.node, &seen.reference)).collect();
+        prop_assume!(distinct.len() == last.seen.len());
+        let (one, other) = (
+            reconcile(&records, &last, Some(BREAKER)),
+            reconcile(&records, &turned, Some(BREAKER)),
+        );
+        prop_assert_eq!(one, other);
+    }
+}
