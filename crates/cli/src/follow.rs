@@ -17,8 +17,8 @@
 //!   resumed, so after every connection the logs are read for what came in between.
 
 use crate::failure::Failure;
+use crate::patience::Patience;
 use crate::remote::{ALL_CHANGES, LogQuery, Query, Remote};
-use crate::session::note;
 use crate::sse::Parser;
 use api::answer::{Entry, Host};
 use api::client::Body;

@@ -9,13 +9,11 @@ use crate::failure::Failure;
 use crate::follow::SILENCE;
 use crate::patience::Patience;
 use crate::remote::{Query, Remote};
-use crate::session::note;
 use crate::sse::Parser;
 use api::client::Body;
 use api::run::{RunEvent, RunId, RunRecord};
 use http_body_util::BodyExt;
 use std::collections::VecDeque;
-use std::time::Duration;
 
 pub(crate) struct RunLog {
     remote: Remote,
@@ -132,6 +130,7 @@ mod tests {
     use crate::fake_server::{FakeServer, Reply};
     use api::run::{RunState, RunStream};
     use model::Time;
+    use std::time::Duration;
 
     const ID: &str = "01a1fb8b-ad50-71d5-aa7b-8f9fd442c36b";
 

@@ -13,7 +13,6 @@ use api::client::Body;
 use api::vm::VmEvent;
 use http_body_util::BodyExt;
 use std::collections::VecDeque;
-use std::time::Duration;
 
 pub(crate) struct VmEvents {
     remote: Remote,

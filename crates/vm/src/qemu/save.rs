@@ -81,12 +81,15 @@ impl Qemu {
             }
         }
         make(&home.partial(&wish.name))?;
-        let made = self.save_into(home, definition, &wish, job).await;
-        if made.is_err() {
-            remove(&home.partial(&wish.name))?;
-            self.collect(home)?;
+        match self.save_into(home, definition, &wish, job).await {
+            Ok(saved) => Ok(saved),
+            Err(error) => {
+                let error = or_full(home, error);
+                remove(&home.partial(&wish.name))?;
+                self.collect(home)?;
+                Err(error)
+            }
         }
-        made
     }
 
     async fn save_into(
@@ -111,16 +114,19 @@ impl Qemu {
             }
             Some((run, _)) => {
                 let mut qmp = monitor(home, *run, "be saved").await?;
-                let held = self.switch(home, &mut qmp, Switch { old, new, wish }, job).await;
-                if held.is_err() {
-                    // First, room: a full disk holds up the guest, and takes no definition.
-                    let removed = remove(&home.partial(&wish.name));
-                    settle(&mut qmp, new).await;
-                    let active = active(&mut qmp).await.unwrap_or(new);
-                    home.change(|definition| definition.active = active)?;
-                    removed?;
+                match self.switch(home, &mut qmp, Switch { old, new, wish }, job).await {
+                    Ok(held) => Some(held),
+                    Err(error) => {
+                        let error = or_full(home, error);
+                        // First, room: a full disk holds up the guest, and takes no definition.
+                        let removed = remove(&home.partial(&wish.name));
+                        settle(&mut qmp, new).await;
+                        let active = active(&mut qmp).await.unwrap_or(new);
+                        home.change(|definition| definition.active = active)?;
+                        removed?;
+                        return Err(error);
+                    }
                 }
-                Some(held?)
             }
         };
         self.finish(home, (definition, wish.clone()), held.filter(|_| live), job).await
@@ -360,7 +366,7 @@ async fn migrate(
         let status = step.await?;
         match status.as_deref() {
             Some("completed") => return Ok(stopped),
-            Some("failed" | "cancelled") => return Err(explain(qmp, path, failed).await),
+            Some("failed" | "cancelled") => return Err(explain(qmp, failed).await),
             Some("active") if !touched => {
                 // A file that was emptied when it was opened is written out when it is first
                 // closed, by ext4 and its like. Done now, that is nothing; done by QEMU at the
@@ -400,19 +406,12 @@ async fn go_on(qmp: &mut Qmp) -> Result<(), qmp::Error> {
     }
 }
 
-/// Why saving the memory failed: most often there is no room.
-async fn explain(qmp: &mut Qmp, path: &Path, failed: &impl Fn(qmp::Error) -> Error) -> Error {
+/// Why saving the memory failed, as QEMU has it.
+async fn explain(qmp: &mut Qmp, failed: &impl Fn(qmp::Error) -> Error) -> Error {
     #[derive(Deserialize)]
     #[serde(rename_all = "kebab-case")]
     struct Info {
         error_desc: Option<String>,
-    }
-    let directory = path.parent().unwrap_or(path);
-    if let Ok(free_bytes) = free(directory)
-        && free_bytes < SPARE_BYTES
-    {
-        let directory = directory.to_owned();
-        return Error::Full { directory, needed_bytes: SPARE_BYTES, free_bytes };
     }
     match qmp.call::<Info>("query-migrate", json!({})).await {
         Ok(info) => {
@@ -461,6 +460,20 @@ pub(super) async fn active(qmp: &mut Qmp) -> Option<u64> {
 fn free(directory: &Path) -> io::Result<u64> {
     let found = rustix::fs::statvfs(directory)?;
     Ok(found.f_bavail * found.f_frsize)
+}
+
+/// A full disk shows as anything: as whatever QEMU says, or as a file that ends too early. So it
+/// is looked for, before what was written is removed.
+fn or_full(home: &Home, error: Error) -> Error {
+    match (&error, free(&home.dir)) {
+        (Error::Job(_) | Error::Full { .. }, _) => error,
+        (_, Ok(free_bytes)) if free_bytes < SPARE_BYTES => {
+            tracing::warn!(error = %model::with_causes(&error), "a disk is full");
+            let directory = home.dir.clone();
+            Error::Full { directory, needed_bytes: SPARE_BYTES, free_bytes }
+        }
+        _ => error,
+    }
 }
 
 fn room(home: &Home, needed_bytes: u64) -> Result<(), Error> {
