@@ -256,8 +256,8 @@ pub struct BegunRevert {
     pub nearest: Option<Nearest>,
 }
 
-/// The newest snapshot at or before a moment, and how far that is from it: what the host did
-/// between the two is not in it.
+/// The newest snapshot at or before a moment, or the oldest where there is none, and how far that
+/// is from it. What the host did between the two is brought to it where an agent sees that host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Nearest {

@@ -31,29 +31,12 @@ pub(crate) async fn run(
     arguments: &[&OsStr],
     within: Duration,
 ) -> Result<Vec<u8>, Error> {
-    let (status, output, said) = to_end(program, arguments, within).await?;
-    judge(program, status, &said)?;
-    Ok(output)
-}
-
-async fn to_end(
-    program: &'static str,
-    arguments: &[&OsStr],
-    within: Duration,
-) -> Result<(io::Result<ExitStatus>, Vec<u8>, Vec<u8>), Error> {
     let mut child = start(program, arguments)?;
     let (output, complaint) = (child.stdout.take(), child.stderr.take());
     let all = async { tokio::join!(child.wait(), beginning(output), beginning(complaint)) };
-    tokio::time::timeout(within, all).await.map_err(|_late| Error::Late { program, within })
-}
-
-/// Runs a program that also answers by how it ends, and returns the beginning of its output.
-pub(crate) async fn answer(
-    program: &'static str,
-    arguments: &[&OsStr],
-    within: Duration,
-) -> Result<Vec<u8>, Error> {
-    let (_status, output, _said) = to_end(program, arguments, within).await?;
+    let ended = tokio::time::timeout(within, all).await;
+    let (status, output, said) = ended.map_err(|_late| Error::Late { program, within })?;
+    judge(program, status, &said)?;
     Ok(output)
 }
 

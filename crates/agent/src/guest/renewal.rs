@@ -20,8 +20,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// For what can't wait. Beyond it a disk hangs.
-const AT_ONCE: Duration = Duration::from_secs(10);
+/// For what can't wait. Beyond it a disk hangs: an emulated guest beside many others takes seconds.
+const AT_ONCE: Duration = Duration::from_secs(60);
 
 pub(super) struct Renewal {
     root: PathBuf,

@@ -157,14 +157,14 @@ impl std::str::FromStr for TwinMoment {
 }
 
 const MOMENT: &str = "\
-A moment is a time (2026-11-20T09:00Z), an age (-5m) or a version of the host (412, @412). What
-is there then is the newest snapshot at or before it; the log says how far that is from it. A
-snapshot of that name goes first.";
+A moment is a time (2026-11-20T09:00Z), an age (-5m) or a version of the host (412, @412). It
+begins in the newest snapshot at or before it; what the host did until then is brought to it where
+an agent sees that host. The log says how far it was. A snapshot of that name goes first.";
 
 #[derive(Debug, Args)]
 #[command(after_help = FOLLOWED, after_long_help = format!("\
 twin revert web01@before_upgrade    to a snapshot
-twin revert web01@-5m               to the newest snapshot of five minutes ago or before
+twin revert web01@-5m               to how its host was five minutes ago
 twin revert web01                   to the current snapshot, the last taken or reverted to
 
 {MOMENT}
@@ -184,7 +184,7 @@ pub(crate) struct RevertArguments {
 twin clone web01                             from how it is now, which is saved for it
 twin clone web01@before_upgrade --count 3    three that begin in a snapshot
 twin clone web01@before_upgrade --name try   one that is called try
-twin clone web01@-5m                         from the newest snapshot of five minutes ago or before
+twin clone web01@-5m                         as its host was five minutes ago
 twin clone web01@412                         from the newest of version 412 of the host or before
 
 {MOMENT}

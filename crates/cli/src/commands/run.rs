@@ -34,8 +34,13 @@ pub(crate) async fn run(command: &RunCommand, session: &mut Session) -> Result<(
             }
             let remote = session.remote.another()?;
             let mut log = RunLog::new(remote, *id, *from, false).await?;
+            let mut is_over = false;
             while let Some(record) = log.next().await? {
+                is_over = matches!(record.event, RunEvent::End { .. });
                 write(&shown(&record, session))?;
+            }
+            if is_over {
+                note(&outcome(&session.remote.get(&of(*id)).await?));
             }
             Ok(())
         }

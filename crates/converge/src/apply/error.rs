@@ -14,6 +14,12 @@ pub enum Error {
     Program(#[from] program::Error),
     #[error(transparent)]
     Identity(#[from] identity::Error),
+    #[error("systemd did not answer {doing}")]
+    Systemd {
+        doing: &'static str,
+        #[source]
+        source: zbus::Error,
+    },
     #[error("it did not end within {} s", .0.as_secs())]
     Late(Duration),
     #[error("its content {0} was not sent along")]

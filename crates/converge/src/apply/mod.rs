@@ -18,6 +18,7 @@ mod accounts;
 mod docker;
 mod error;
 mod files;
+mod manager;
 mod packages;
 mod units;
 

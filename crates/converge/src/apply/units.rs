@@ -1,25 +1,22 @@
-//! Units, by systemctl.
+//! Units: what they do, by systemd's manager; how they are enabled, by systemctl, which also knows
+//! scripts of older kinds.
 
 use super::Error;
+use super::manager::{Manager, State};
 use crate::program;
 use model::plan::Action;
 use model::spec::UnitName;
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
-/// For an answer, and for what is done at once.
+/// For what is done at once.
 const ANSWER: Duration = Duration::from_secs(30);
 /// For a job: systemd gives up by itself after 90 s, unless told otherwise.
 const JOB: Duration = Duration::from_secs(110);
 
 /// For systemd to read its files again.
 const RELOAD: Duration = Duration::from_secs(60);
-
-/// What is looked at. How a unit is enabled is not among it: until systemd read its files again it
-/// shows what was.
-const SHOWN: &str = "--property=ActiveState,SubState,Result,InvocationID";
 
 pub(super) async fn change(
     root: &Path,
@@ -29,42 +26,69 @@ pub(super) async fn change(
     if !crate::is_live(root) {
         return Err(Error::Unclear("this machine is not running".to_owned()));
     }
-    let (verb, unit) = match action {
-        Action::ReloadManager => {
-            reload(tell).await?;
-            return Ok(true);
-        }
-        Action::Enable(unit) => ("enable", unit),
-        Action::Disable(unit) => ("disable", unit),
-        Action::Mask(unit) => ("mask", unit),
-        Action::Unmask(unit) => ("unmask", unit),
-        Action::Start(unit) => ("start", unit),
-        Action::Stop(unit) => ("stop", unit),
-        Action::Restart(unit) => ("restart", unit),
-        Action::Reload(unit) => ("reload", unit),
-        _ => return Err(Error::Unclear("it is no change of a unit".to_owned())),
-    };
-    let before = Seen::look(unit, action).await?;
-    if before.is_so(action, None) {
+    match action {
+        Action::ReloadManager => reload(tell).await.map(|()| true),
+        Action::Enable(unit) => enable("enable", unit, action, tell).await,
+        Action::Disable(unit) => enable("disable", unit, action, tell).await,
+        Action::Mask(unit) => enable("mask", unit, action, tell).await,
+        Action::Unmask(unit) => enable("unmask", unit, action, tell).await,
+        Action::Start(unit) => run("StartUnit", unit, action, tell).await,
+        Action::Stop(unit) => run("StopUnit", unit, action, tell).await,
+        Action::Restart(unit) => run("RestartUnit", unit, action, tell).await,
+        Action::Reload(unit) => run("ReloadUnit", unit, action, tell).await,
+        _ => Err(Error::Unclear("it is no change of a unit".to_owned())),
+    }
+}
+
+/// Changes what a unit does.
+async fn run(
+    method: &'static str,
+    unit: &UnitName,
+    action: &Action,
+    tell: &(impl Fn(&str) + Sync),
+) -> Result<bool, Error> {
+    let manager = Manager::connect().await?;
+    let before = manager.state(unit).await?;
+    if is_so(action, &before, None) {
         return Ok(false);
     }
-    let is_job = matches!(verb, "start" | "stop" | "restart" | "reload");
-    let done = if is_job {
-        follow(&[verb, "--", unit.as_str()], JOB, tell).await
-    } else if wants_reload(action) {
-        follow(&["--no-reload", verb, "--", unit.as_str()], ANSWER, tell).await
-    } else {
-        follow(&[verb, "--", unit.as_str()], ANSWER, tell).await
-    };
-    let after = Seen::look(unit, action).await?;
-    if done.is_ok() && after.is_so(action, Some(&before)) {
+    let ended = manager.job(method, unit, JOB).await;
+    let after = manager.state(unit).await?;
+    if ended.as_ref().is_ok_and(|ended| ended == "done") && is_so(action, &after, Some(&before)) {
         return Ok(true);
     }
-    if is_job {
-        journal(unit, tell).await;
+    journal(unit, tell).await;
+    let mut how = vec![after.sub.clone()];
+    how.extend(manager.result(&after).await);
+    let ended = ended?;
+    if ended != "done" {
+        how.push(format!("its job: {ended}"));
     }
-    done?;
-    Err(Error::Unchanged(after.told()))
+    Err(Error::Unchanged(format!("{} ({})", after.active, how.join(", "))))
+}
+
+/// Changes how a unit is enabled.
+async fn enable(
+    verb: &str,
+    unit: &UnitName,
+    action: &Action,
+    tell: &(impl Fn(&str) + Sync),
+) -> Result<bool, Error> {
+    let manager = Manager::connect().await?;
+    if is_enabled(action, manager.file_state(unit).await?.as_deref()) {
+        return Ok(false);
+    }
+    let words = [verb, "--", unit.as_str()];
+    if wants_reload(action) {
+        follow(&[&["--no-reload"], &words[..]].concat(), ANSWER, tell).await?;
+    } else {
+        follow(&words, ANSWER, tell).await?;
+    }
+    let after = manager.file_state(unit).await?;
+    if is_enabled(action, after.as_deref()) {
+        return Ok(true);
+    }
+    Err(Error::Unchanged(after.unwrap_or_else(|| "there is no such file".to_owned())))
 }
 
 /// Whether systemd has to read its files again afterwards, though not at once: many such changes
@@ -97,64 +121,28 @@ async fn journal(unit: &UnitName, tell: &(impl Fn(&str) + Sync)) {
     }
 }
 
-/// A unit, as systemctl shows it.
-struct Seen {
-    shown: BTreeMap<String, String>,
-    /// Where that is what is changed.
-    enabled: Option<String>,
+/// Whether a unit does what the action is for; `before` is how it was before that was done.
+fn is_so(action: &Action, state: &State, before: Option<&State>) -> bool {
+    let is_active = ["active", "reloading", "refreshing"].contains(&state.active.as_str());
+    match action {
+        Action::Start(_) => is_active,
+        Action::Stop(_) => ["inactive", "failed"].contains(&state.active.as_str()),
+        Action::Restart(_) => {
+            is_active && before.is_some_and(|before| before.invocation != state.invocation)
+        }
+        Action::Reload(_) => is_active && before.is_some(),
+        _ => false,
+    }
 }
 
-impl Seen {
-    async fn look(unit: &UnitName, action: &Action) -> Result<Self, Error> {
-        if matches!(
-            action,
-            Action::Enable(_) | Action::Disable(_) | Action::Mask(_) | Action::Unmask(_)
-        ) {
-            let words = ["is-enabled", "--", unit.as_str()].map(OsStr::new);
-            // It fails where the unit is not enabled, and says what it is.
-            let said = program::answer("systemctl", &words, ANSWER).await?;
-            let enabled = String::from_utf8_lossy(&said).trim().to_owned();
-            return Ok(Self { shown: BTreeMap::new(), enabled: Some(enabled) });
-        }
-        let words = ["show", SHOWN, "--", unit.as_str()].map(OsStr::new);
-        let shown = program::run("systemctl", &words, ANSWER).await?;
-        let shown = String::from_utf8_lossy(&shown);
-        let pairs = shown.lines().filter_map(|line| line.split_once('='));
-        let shown = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Ok(Self { shown, enabled: None })
-    }
-
-    fn get(&self, name: &str) -> &str {
-        self.shown.get(name).map_or("", String::as_str)
-    }
-
-    /// Whether it is as the action leaves it; `before` is what was seen before it was done.
-    fn is_so(&self, action: &Action, before: Option<&Self>) -> bool {
-        let state = self.get("ActiveState");
-        let is_active = ["active", "reloading", "refreshing"].contains(&state);
-        let enabled = self.enabled.as_deref().unwrap_or_default();
-        match action {
-            Action::Enable(_) => enabled == "enabled",
-            Action::Disable(_) => !enabled.starts_with("enabled"),
-            Action::Mask(_) => enabled == "masked",
-            Action::Unmask(_) => !enabled.starts_with("masked"),
-            Action::Start(_) => is_active,
-            Action::Stop(_) => ["inactive", "failed", ""].contains(&state),
-            Action::Restart(_) => {
-                is_active
-                    && before.is_some_and(|b| b.get("InvocationID") != self.get("InvocationID"))
-            }
-            Action::Reload(_) => is_active && before.is_some(),
-            _ => false,
-        }
-    }
-
-    fn told(&self) -> String {
-        let [state, sub, result] = ["ActiveState", "SubState", "Result"].map(|name| self.get(name));
-        match self.enabled.as_deref() {
-            Some("") => "there is no such file".to_owned(),
-            Some(enabled) => enabled.to_owned(),
-            None => format!("{state} ({sub}, {result})"),
-        }
+/// Whether a unit is enabled as the action is for.
+fn is_enabled(action: &Action, state: Option<&str>) -> bool {
+    let state = state.unwrap_or_default();
+    match action {
+        Action::Enable(_) => state == "enabled",
+        Action::Disable(_) => !state.starts_with("enabled"),
+        Action::Mask(_) => state == "masked",
+        Action::Unmask(_) => !state.starts_with("masked"),
+        _ => false,
     }
 }

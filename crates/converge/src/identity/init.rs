@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// For systemd to begin anew and to be back on the bus.
 const RENEWAL: Duration = Duration::from_secs(60);
 /// For one answer.
-const ANSWER: Duration = Duration::from_secs(20);
+const ANSWER: Duration = Duration::from_secs(60);
 /// Between two looks whether it is back.
 const PAUSE: Duration = Duration::from_millis(100);
 

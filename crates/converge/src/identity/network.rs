@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// For a program of systemd's to answer.
-const ANSWER: Duration = Duration::from_secs(20);
+const ANSWER: Duration = Duration::from_secs(60);
 /// For the machine to have an address.
 const LEASE: Duration = Duration::from_secs(30);
 /// Between two looks whether it has.

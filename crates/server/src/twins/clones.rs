@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! record: half made ─► clone_at ─► answers ─► Renew, Identity ─► its SSH keys are pinned ─► record: made
+//!        ─► for a moment that no snapshot holds: led to it
 //! ```
 //!
 //! # Invariants
@@ -107,16 +108,17 @@ impl Twins {
         handle: &Handle,
     ) -> Result<(), Failure> {
         let is_new = matches!(moment, Moment::Now(_));
-        let (snapshot, holds) = match moment {
+        let (snapshot, holds, rest) = match moment {
             Moment::Saved(meant) => {
                 if let Some(nearest) = &meant.nearest {
                     handle.step(&nearest::told(nearest));
                 }
-                (meant.snapshot.name, meant.snapshot.kind)
+                let rest = meant.nearest.as_ref().and_then(nearest::rest);
+                (meant.snapshot.name, meant.snapshot.kind, rest)
             }
             Moment::Now(wish) => {
                 let saved = self.take(of, wish, handle).await?;
-                (saved.name, saved.kind)
+                (saved.name, saved.kind, None)
             }
         };
         let done = self.all_of_them(of, (&snapshot, holds), clones, handle).await;
@@ -128,7 +130,12 @@ impl Twins {
         if is_new {
             self.prune(of, handle).await?;
         }
-        done
+        done?;
+        if let Some(rest) = rest {
+            let all = clones.iter().map(|clone| self.lead_to(clone, of, rest, handle));
+            join_all(all).await.into_iter().collect::<Result<Vec<bool>, Failure>>()?;
+        }
+        Ok(())
     }
 
     async fn all_of_them(

@@ -31,8 +31,8 @@ pub(super) const PAUSE: Duration = Duration::from_millis(50);
 const AFTERWARDS: Duration = Duration::from_secs(120);
 /// For the guest agent, where `twin-guest` is there.
 const BESIDE: Duration = Duration::from_secs(20);
-/// For what is done at once; the guest's agent gives up after ten seconds itself.
-const RENEWAL: Duration = Duration::from_secs(20);
+/// For what is done at once; the guest's agent gives up after a minute itself.
+const RENEWAL: Duration = Duration::from_secs(75);
 /// For a clone to become itself.
 const IDENTITY: Duration = Duration::from_secs(180);
 const BANNER: &[u8] = b"SSH-2.0";

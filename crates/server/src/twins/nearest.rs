@@ -1,5 +1,6 @@
 //! Which snapshot is meant: the one of that name, else the newest at or before a moment of the
-//! host. How far that is from the moment is told, since what the host did between is not in it.
+//! host, else the oldest. How far that is from the moment is told; what the host did between the
+//! two is the way from one to the other (`follow/past.rs`).
 
 use super::Twins;
 use super::error::Error;
@@ -60,6 +61,11 @@ impl Twins {
         let points: Vec<Point> = sound.iter().map(Point::of).collect();
         let index = newest_before(&points, wanted);
         let index = still_going_on(&points, index, wanted_version).or(index);
+        let index = match (index, wanted_version) {
+            // From the oldest a plan leads back.
+            (None, Some(version)) if self.can_be_led_to(name, version).await => oldest(&points),
+            _ => index,
+        };
         let Some(index) = index else {
             let oldest = sound.first().map(|one| format!("{} ({})", one.name, one.at));
             let (name, moment) = (name.clone(), text.to_owned());
@@ -168,23 +174,40 @@ fn still_going_on(
     fitting.min_by_key(|(_, point)| point.at).map(|(index, _)| index)
 }
 
+fn oldest(points: &[Point]) -> Option<usize> {
+    let all = points.iter().enumerate();
+    all.min_by_key(|(_, point)| point.at).map(|(index, _)| index)
+}
+
+/// The version that is still to be led to from a snapshot.
+pub(super) fn rest(nearest: &Nearest) -> Option<Version> {
+    nearest.wanted_version.filter(|wanted| nearest.version != Some(*wanted)).map(Version)
+}
+
 /// Which snapshot a moment became, for a run's log.
 pub(super) fn told(nearest: &Nearest) -> String {
     let Nearest { snapshot, at, version, wanted_at, wanted_version } = nearest;
     let of = |version: Option<u64>| version.map(|version| format!(", version @{version}"));
-    let mut text = format!("The newest snapshot before it is {snapshot}");
-    if let Some(wanted) = wanted_at.filter(|wanted| wanted > at) {
-        text += &format!(", {} earlier", in_words(wanted.since(*at)));
+    let mut text = format!("The nearest snapshot is {snapshot}");
+    match (wanted_at, version, wanted_version) {
+        (Some(wanted), ..) if wanted > at => {
+            text += &format!(", {} earlier", in_words(wanted.since(*at)));
+        }
+        // One that was taken later, while its version was still going on, is of that moment.
+        (Some(wanted), have, of) if wanted < at && (have.is_none() || have != of) => {
+            text += &format!(", {} later", in_words(at.since(*wanted)));
+        }
+        _ => {}
     }
     text += &of(*version).unwrap_or_default();
     match (version, wanted_version) {
-        (Some(have), Some(wanted)) if wanted > have => {
-            let first = have + 1;
-            let missing = if first == *wanted { String::new() } else { format!("s @{first} to") };
-            text += &format!("; what changed since is not in it: version{missing} @{wanted}");
-        }
         (Some(have), Some(wanted)) if wanted == have => {
             text += ", which is the one asked for";
+        }
+        (Some(have), Some(wanted)) => {
+            let (first, last) = (have.min(wanted) + 1, have.max(wanted));
+            let between = if first == *last { String::new() } else { format!("s @{first} to") };
+            text += &format!("; between them: version{between} @{last}");
         }
         _ => {}
     }
@@ -238,6 +261,25 @@ mod tests {
     }
 
     #[test]
+    fn only_another_version_is_still_to_be_led_to() {
+        let check = |version, wanted_version, expected: Option<u64>| {
+            let nearest = Nearest {
+                snapshot: "a".into(),
+                at: Time(0),
+                version,
+                wanted_at: None,
+                wanted_version,
+            };
+            assert_eq!(rest(&nearest), expected.map(Version));
+        };
+        check(Some(3), Some(5), Some(5));
+        check(Some(5), Some(3), Some(3));
+        check(None, Some(3), Some(3));
+        check(Some(3), Some(3), None);
+        check(Some(3), None, None);
+    }
+
+    #[test]
     fn how_far_it_is_from_what_was_asked_for() {
         let check = |wanted_s: i64, version, wanted_version, expected: &str| {
             let nearest = Nearest {
@@ -247,21 +289,17 @@ mod tests {
                 wanted_at: Some(Time::from_seconds(wanted_s)),
                 wanted_version,
             };
-            assert_eq!(told(&nearest), format!("The newest snapshot before it is a{expected}"));
+            assert_eq!(told(&nearest), format!("The nearest snapshot is a{expected}"));
         };
         check(160, Some(3), Some(3), ", 60 s earlier, version @3, which is the one asked for");
         check(
             4000,
             Some(3),
             Some(5),
-            ", 65 min earlier, version @3; what changed since is not in it: versions @4 to @5",
+            ", 65 min earlier, version @3; between them: versions @4 to @5",
         );
-        check(
-            101,
-            Some(3),
-            Some(4),
-            ", 1 s earlier, version @3; what changed since is not in it: version @4",
-        );
+        check(101, Some(3), Some(4), ", 1 s earlier, version @3; between them: version @4");
+        check(40, Some(5), Some(3), ", 60 s later, version @5; between them: versions @4 to @5");
         check(100, None, None, "");
         // Its version was still going on.
         check(50, Some(3), Some(3), ", version @3, which is the one asked for");

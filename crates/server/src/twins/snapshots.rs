@@ -11,6 +11,7 @@ use api::twin::{BegunRevert, Nearest, SnapshotKind, SnapshotWeight};
 use futures_util::future::try_join;
 use model::{Significance, Time, Version};
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::time::Duration;
 use store::Filter;
 use vm::image::{MachineName, SnapshotName};
@@ -211,7 +212,7 @@ impl Twins {
         let found = self.found(name, &to).await?.snapshot;
         let version = found.as_ref().ok().and_then(nearest::version);
         let is_live = found.is_ok_and(|found| found.kind == Holds::Live);
-        let subject = name.clone();
+        let (subject, rest) = (name.clone(), nearest.as_ref().and_then(nearest::rest));
         let work = async move |this: Self, handle: Handle| {
             if let Some(nearest) = nearest {
                 handle.step(&nearest::told(&nearest));
@@ -222,8 +223,15 @@ impl Twins {
                 let answered = this.await_guest(&subject, &handle);
                 try_join(answered, this.refresh(&subject, &handle)).await?;
             }
+            // First: whatever becomes of the rest, it does not follow.
             this.stays_at(&subject, &to, version).await?;
             handle.step(&format!("{subject} is as it was at {to}"));
+            if let Some(rest) = rest
+                && this.seen(&subject).await?.is_some_and(|seen| seen.state == State::Running)
+                && this.lead_to(&subject, &subject, rest, &handle).await?
+            {
+                this.stays_at(&subject, &format!("version {rest}"), Some(rest)).await?;
+            }
             Ok(())
         };
         self.begin((Kind::SnapshotRevert, name), cause, work).await
@@ -233,7 +241,7 @@ impl Twins {
     async fn stays_at(
         &self,
         name: &MachineName,
-        to: &SnapshotName,
+        to: &impl Display,
         version: Option<Version>,
     ) -> Result<(), Error> {
         let why = format!("it was put back to {to}");

@@ -28,8 +28,10 @@ const SAVED_APART: Duration = Duration::from_secs(60);
 const REMOVED: [Kind; 5] = [Kind::PACKAGE, Kind::USER, Kind::GROUP, Kind::FILE, Kind::CONTAINER];
 
 /// What a twin is to become.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Goal {
+    /// The twin of the host; what becomes like it may be a clone of that.
+    pub(super) twin: MachineName,
     pub(super) host: HostId,
     pub(super) version: Version,
     /// When the host came to it.
@@ -62,24 +64,44 @@ pub(super) struct Trouble {
 impl Twins {
     /// The newest version of a twin's host, as the twin is to have it.
     pub(super) async fn goal(&self, name: &MachineName) -> Result<Arc<Goal>, Error> {
+        self.goal_at(name, None).await
+    }
+
+    /// A version of a twin's host, or the newest, as the twin is to have it.
+    pub(super) async fn goal_at(
+        &self,
+        name: &MachineName,
+        version: Option<Version>,
+    ) -> Result<Arc<Goal>, Error> {
         let name = name.clone();
         self.off_thread(move |this| {
             let host = this.known_host(&name)?;
             let unknown = || Error::UnknownHost { host: host.clone() };
             let history = &this.inner.history;
-            let mut head = history.head(&host)?.ok_or_else(unknown)?;
-            let settles_at = leave_out_passing(&mut head.facts, clock::now());
-            let at = match history.entry(&host, head.version)? {
+            let (version, mut facts, until) = match version {
+                None => {
+                    let head = history.head(&host)?.ok_or_else(unknown)?;
+                    (head.version, head.facts, None)
+                }
+                Some(version) => {
+                    let next = history.after(&host, version, 1)?;
+                    let facts = history.state(&host, version)?.ok_or_else(unknown)?;
+                    (version, facts, next.first().map(|entry| entry.at))
+                }
+            };
+            let settles_at = leave_out_passing(&mut facts, until.unwrap_or_else(clock::now));
+            let at = match history.entry(&host, version)? {
                 Some(entry) => entry.at,
                 None => history.host(&host).ok_or_else(unknown)?.head_at,
             };
             Ok(Arc::new(Goal {
-                version: head.version,
+                version,
                 at,
-                spec: Spec::of(&head.facts, &this.declared(&name)?, Some(at)),
-                unsafe_because: unsafe_because(&head.facts),
+                spec: Spec::of(&facts, &this.declared(&name)?, Some(at)),
+                unsafe_because: unsafe_because(&facts),
                 settles_at,
                 host,
+                twin: name,
             }))
         })
         .await
@@ -98,9 +120,8 @@ impl Twins {
         };
         let looked_at = clock::now();
         let is_isolated = self.known(name).await?.network == Network::Isolated;
-        let name = name.clone();
         self.off_thread(move |this| {
-            let own = this.own(&name, &goal.spec, &facts)?;
+            let own = this.own(&goal.twin, &goal.spec, &facts)?;
             let own = if is_isolated { own.cut_off() } else { own };
             let plan = plan(&goal.spec, &facts, &own);
             Ok(Comparison { goal, plan, facts, looked_at })
@@ -170,23 +191,36 @@ impl Twins {
         self.finish_what_is_under_way(name, handle).await?;
         let goal = self.goal(name).await?;
         handle.step(&format!("Leading {name} to version {} of its host", goal.version));
-        let mut seen = self.compare(name, goal, known).await?;
+        let seen = self.compare(name, goal, known).await?;
         self.refuse_another_system(name, &seen).await?;
+        if !seen.plan.is_empty() {
+            self.save_before(name, &seen.goal, handle).await?;
+        }
+        self.come_true(name, seen, handle).await
+    }
+
+    /// Carries out what leads a machine to what it is to become, until nothing is left to do or
+    /// something does not come true.
+    pub(super) async fn come_true(
+        &self,
+        name: &MachineName,
+        mut seen: Comparison,
+        handle: &Handle,
+    ) -> Result<(Comparison, Option<Trouble>), Failure> {
         let mut trouble = None;
-        for pass in 0..PASSES {
+        for _pass in 0..PASSES {
             if seen.plan.is_empty() || trouble.is_some() {
                 break;
-            }
-            if pass == 0 {
-                self.save_before(name, &seen.goal, handle).await?;
             }
             let (steps, gaps) = (seen.plan.steps().len(), seen.plan.gaps().len());
             let text = format!("{steps} steps; {gaps} things can't be reproduced");
             handle.line(Says::Server, &text);
-            // Written down first: a server that comes after this one waits for it.
             let run = fresh_id();
-            let under_way = Some(run.clone());
-            self.change_standing(name, |standing| standing.under_way = under_way).await?;
+            if *name == seen.goal.twin {
+                // Written down first: a server that comes after this one waits for it.
+                let under_way = Some(run.clone());
+                self.change_standing(name, |standing| standing.under_way = under_way).await?;
+            }
             let done = self.carry_out(name, &run, &seen.plan, handle).await?;
             trouble = first_trouble(&seen.plan, &done);
             if handle.cancelled().is_cancelled() {
@@ -328,7 +362,7 @@ impl Trouble {
         standing.failure = Some(Failed { at, step: self.step, output: self.output, tries });
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let what = self.step.as_deref().unwrap_or("the twin");
         let why = self.output.last().map(String::as_str).unwrap_or_default();
         match self.is_partial {

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! `cycle` does it once, `controller` again and again, `pace` says when, `standing` is what is
-//! known of it all. Why it is so: ADR 0017.
+//! known of it all, and `past` leads to a moment before. Why it is so: ADR 0017.
 //!
 //! # Invariants
 //! - A twin is changed by one run at a time. Versions that come meanwhile are one: the newest.
@@ -17,6 +17,7 @@
 mod controller;
 mod cycle;
 mod pace;
+mod past;
 mod standing;
 
 pub(crate) use controller::{Wakers, run};
