@@ -78,9 +78,12 @@ impl<'r> Command<'r> {
                 return Some(0..word.len());
             }
             Next::Key if is_key(word) => return Some(0..word.len()),
-            Next::Header => return header(word),
+            Next::Header if word.contains(':') => return header(word),
             Next::Cookie if word.contains('=') => return Some(0..word.len()),
-            Next::AfterPercent => return word.find('%').map(|at| at + 1..word.len()),
+            Next::AfterPercent if word.contains('%') => {
+                return word.find('%').map(|at| at + 1..word.len());
+            }
+            // What was expected did not come: it is a word like any other.
             _ => {}
         }
         if word.starts_with('-') {

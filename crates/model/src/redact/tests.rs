@@ -158,6 +158,8 @@ fn more_arguments() {
         "sh␣-c␣curl -u «me:x» https://h/",
         "vllm␣serve␣--max-tokens␣4096␣--max-num-batched-tokens=8192",
         "docker␣run␣-p␣80:80␣--init␣app",
+        "app␣-H␣--passphrase␣«x»",
+        "smbclient␣-U␣--password␣«x»",
     ] {
         check(marked, run_arguments);
     }
