@@ -13,7 +13,7 @@ root=$PWD
 
 say() { printf '\n== %s\n' "$*"; }
 
-steps=(shell format lint unit openapi deny alerts lab observe machines libvirt twins endtoend inventory kills fuzz)
+steps=(shell format lint unit openapi deny alerts lab observe machines libvirt twins follow endtoend inventory kills fuzz)
 allow_missing=no
 chosen=()
 while [ $# -gt 0 ]; do
@@ -144,6 +144,17 @@ step_twins() {
     programs
     image=$(lab/guest-image)
     lab/twins "$binaries" "$image"
+}
+
+# A twin that follows its host, with a guest that boots and all of the host's packages in it.
+step_follow() {
+    need_root 'the lab' || return 1
+    [ "$(id -u)" -eq 0 ] || return 0
+    ensure_virtualisation
+    local image
+    programs
+    image=$(lab/guest-image --as-host)
+    lab/follow "$binaries" "$image"
 }
 
 step_endtoend() {
