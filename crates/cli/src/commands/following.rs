@@ -130,7 +130,8 @@ pub(crate) fn rows(name: &str, following: &Following, view: &View) -> Vec<(&'sta
             per_cent(fidelity),
             count(following.gaps.unwrap_or_default(), "thing"),
             left.unwrap_or_default(),
-            view.age(at)
+            // Perhaps while this command waited for it.
+            view.age(at.min(view.now))
         );
         rows.push(("fidelity", text));
     }
