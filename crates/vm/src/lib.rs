@@ -2,6 +2,7 @@
 //! Knows no server, no history and no HTTP.
 
 mod content;
+mod freeze;
 mod guest_agent;
 pub mod image;
 pub mod job;

@@ -7,6 +7,7 @@
 //!   seed.iso           who the guest is
 //!   snapshots/NAME     what a snapshot belongs to; the snapshot itself is libvirt's
 //!   agent, console     sockets while it runs
+//!   frozen             the guest's file systems may stand still for a snapshot
 //!   console.log        what the guest wrote to its console
 //! ```
 

@@ -28,6 +28,7 @@ mod xml;
 pub use connection::{Error, Uri, UriError};
 
 use crate::content;
+use crate::freeze::{self, Connecting, Freezer};
 use crate::guest_agent::last_of;
 use crate::image::{MachineName, SnapshotName, Store};
 use crate::job::{Job, Tool};
@@ -40,7 +41,6 @@ use crate::turn::Turns;
 use async_trait::async_trait;
 use domains::{Domains, State};
 use home::{Definition, Home, Record};
-use serde_json::json;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -104,6 +104,7 @@ impl Libvirt {
     }
 
     async fn recover(&self, home: &Home) -> Outcome<()> {
+        self.freezer(home).thaw_later();
         let known = match self.domains.snapshots(&home.name).await {
             Ok(known) => known,
             Err(Error::Unknown { .. }) => return Ok(()),
@@ -172,7 +173,7 @@ impl Libvirt {
         match self.state(&home.name).await? {
             State::Running => return Ok(()),
             State::Paused => return Ok(self.domains.resume(&home.name).await?),
-            State::Stopped => {}
+            State::Stopped => self.freezer(home).forget()?,
         }
         job.step(format!("Starting {} by way of libvirt", home.name));
         let mut failure = None;
@@ -214,25 +215,14 @@ impl Libvirt {
         made
     }
 
-    /// The guest's file systems stand still while `work` is done, if its agent answers.
-    async fn quiesced<T>(
-        &self,
-        name: &MachineName,
-        job: &Job,
-        work: impl Future<Output = Result<T, Error>>,
-    ) -> Outcome<T> {
-        let ask = |command: &'static str| {
-            let command = json!({ "execute": command });
-            async move { self.domains.ask_guest(name, &command).await }
+    /// What stops and thaws the file systems of a machine's guest.
+    fn freezer(&self, home: &Home) -> Freezer {
+        let (domains, name) = (self.domains.clone(), home.name.clone());
+        let connect = move || -> Connecting {
+            let line = agent::line(domains.clone(), name.clone());
+            Box::pin(async move { Ok(Box::new(line) as Box<dyn Stream>) })
         };
-        if let Err(error) = ask("guest-fsfreeze-freeze").await {
-            job.line(format!("the guest could not write out what was pending: {error}"));
-        }
-        let done = work.await;
-        if let Err(error) = ask("guest-fsfreeze-thaw").await {
-            job.line(format!("the guest's agent does not answer: {error}"));
-        }
-        Ok(done?)
+        Freezer::new(&home.name, home.dir.join(freeze::MARK), Arc::new(connect))
     }
 
     async fn power_down(&self, home: &Home, job: &Job) -> Outcome<()> {
@@ -429,12 +419,18 @@ impl Hypervisor for Libvirt {
         job.step(format!("Saving {name} as {}", wish.name));
         let mut begun = Instant::now();
         let take = self.domains.snapshot(name, &wish.name);
+        let freezer = self.freezer(&home);
+        if ran {
+            freezer.settled().await?;
+        }
         match wish.kind {
-            Kind::Disk if ran => self.quiesced(name, job, take).await?,
+            Kind::Disk if ran => freezer.still(job, take).await?,
             Kind::Disk => take.await?,
             Kind::Live => {
                 // Clones begin with the disk: what was written before has to be on it.
-                self.quiesced(name, job, async { Ok(()) }).await?;
+                freezer.still(job, async {}).await;
+                // In the moment that is saved the guest goes on.
+                freezer.settled().await?;
                 begun = Instant::now();
                 take.await?;
             }
@@ -479,6 +475,7 @@ impl Hypervisor for Libvirt {
         let runs = self.runs(name).await?;
         job.step(format!("Putting {name} back to {snapshot}"));
         self.domains.revert(name, snapshot).await?;
+        self.freezer(&home).forget()?;
         definition.current = Some(snapshot.clone());
         home.store(&definition)?;
         match (record.kind, record.ran, runs) {

@@ -6,7 +6,8 @@
 //!   seed.iso         who the guest is
 //!   layers/N.qcow2   each over the one below it; the active one is written to, the others sealed
 //!   snapshots/NAME/  manifest.json; for a live one memory and devices
-//!   run/N/           sockets and process id of one QEMU
+//!   run/N/           sockets and process id of one QEMU; `frozen` while its guest's file systems
+//!                    may stand still for a snapshot
 //!   console.log      what the guest wrote to its console
 //! ```
 //!

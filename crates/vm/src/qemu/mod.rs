@@ -18,6 +18,8 @@
 mod acceleration;
 mod command;
 mod disk;
+#[cfg(test)]
+mod fake;
 pub(crate) mod home;
 mod layer;
 mod memory;
@@ -30,6 +32,7 @@ mod restore;
 mod save;
 
 use crate::content::{self, Verified};
+use crate::freeze::{self, Connecting, Freezer};
 use crate::image::{MachineName, SnapshotName, Store};
 use crate::job::Job;
 use crate::machine::{
@@ -177,6 +180,16 @@ impl Qemu {
         Ok(names.filter(|name| self.home(name).exists()).collect())
     }
 
+    /// What stops and thaws the file systems of the guest of one run. Its mark goes with the run.
+    fn freezer(&self, home: &Home, run: u64) -> Freezer {
+        let at = home.clone();
+        let connect = move || -> Connecting {
+            let at = at.clone();
+            Box::pin(async move { line(&at, run, Line::GuestAgent).await })
+        };
+        Freezer::new(&home.name, home.run(run).join(freeze::MARK), Arc::new(connect))
+    }
+
     async fn acceleration(&self, image: &crate::image::Image, job: &Job) -> Result<Found, Error> {
         find_acceleration(&self.acceleration, &Trials::of(&self.root), image, job).await
     }
@@ -212,6 +225,18 @@ impl Qemu {
         }
         Ok((home, definition))
     }
+}
+
+/// The end of a line of one run.
+async fn line(home: &Home, run: u64, to: Line) -> Result<Box<dyn Stream>, Error> {
+    let opened = process::socket(&home.run(run), command::socket(to));
+    let (_dir, path) = opened.map_err(|_error| gone(home))?;
+    let stream = UnixStream::connect(&path).await.map_err(|_error| gone(home))?;
+    Ok(Box::new(stream))
+}
+
+fn gone(home: &Home) -> Error {
+    Error::NotRunning { name: home.name.clone(), doing: "talk to it" }
 }
 
 #[async_trait]
@@ -350,10 +375,7 @@ impl Hypervisor for Qemu {
 
     async fn connect(&self, name: &MachineName, to: Line) -> Result<Box<dyn Stream>, Error> {
         let home = self.home(name);
-        let gone = || Error::NotRunning { name: name.clone(), doing: "talk to it" };
-        let run = home.run(home.load()?.run.ok_or_else(gone)?);
-        let (_dir, path) = process::socket(&run, command::socket(to)).map_err(|_error| gone())?;
-        let stream = UnixStream::connect(&path).await.map_err(|_error| gone())?;
-        Ok(Box::new(stream))
+        let run = home.load()?.run.ok_or_else(|| gone(&home))?;
+        line(&home, run, to).await
     }
 }

@@ -63,10 +63,7 @@ pub(super) async fn start(command: &Command<'_>, run: &Path, job: &Job) -> Resul
     let file = fs::File::create(&log).map_err(Error::file("make", &log))?;
     let tool = Tool::new(TOOL.0, TOOL.1).args(command.arguments()).within_directory(run);
     let mut child = tool.detach(file)?;
-    let number = child.id().and_then(|id| i32::try_from(id).ok());
-    let identity = number.and_then(|pid| Some(format!("{pid} {} {}\n", began(pid)?, boot()?)));
-    let path = run.join(IDENTITY);
-    fs::write(&path, identity.unwrap_or_default()).map_err(Error::file("write", &path))?;
+    write_down(run, child.id())?;
     let (_dir, monitor) = socket(run, command::MONITOR)?;
     let listens = async {
         loop {
@@ -85,6 +82,14 @@ pub(super) async fn start(command: &Command<'_>, run: &Path, job: &Job) -> Resul
         }
     };
     job.within(listens).await
+}
+
+/// Which process is this run's.
+pub(super) fn write_down(run: &Path, pid: Option<u32>) -> Result<(), Error> {
+    let number = pid.and_then(|pid| i32::try_from(pid).ok());
+    let identity = number.and_then(|pid| Some(format!("{pid} {} {}\n", began(pid)?, boot()?)));
+    let path = run.join(IDENTITY);
+    fs::write(&path, identity.unwrap_or_default()).map_err(Error::file("write", &path))
 }
 
 /// The process of this run, if it is alive.

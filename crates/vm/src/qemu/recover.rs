@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! a QEMU that is not the machine's run (a revert that was not stored)   ─► ended
+//! file systems of the guest that stand still for a snapshot             ─► go on
 //! the machine's QEMU, stopped in the middle of a snapshot or a revert   ─► goes on
 //! the layer it writes to                                                ─► as QEMU says
 //! half-made snapshots, layers and runs nobody needs                     ─► removed
@@ -25,6 +26,7 @@ impl Qemu {
             }
         }
         if let Some((run, _process)) = running(home, &definition)? {
+            self.freezer(home, run).thaw_later();
             let mut qmp = monitor(home, run, "be put in order").await?;
             let mut writes_to = active(&mut qmp).await.unwrap_or(definition.active);
             if !definition.layers.contains_key(&writes_to) {
@@ -43,5 +45,36 @@ impl Qemu {
             }
         }
         self.finish_merges(home)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::freeze::MARK;
+    use crate::qemu::command;
+    use crate::qemu::fake::{self, until_asked};
+    use crate::qemu::home::Below;
+
+    #[tokio::test]
+    async fn a_guest_that_was_left_frozen_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let qemu = fake::qemu(dir.path());
+        let home = fake::machine(&qemu, "web01", Below::Image);
+        let _process = fake::give_power(&home);
+        let _monitor = fake::answer(&home, command::MONITOR, |command, _| {
+            Some(match command {
+                "query-status" => json!({ "running": true, "status": "running" }),
+                "query-block" => json!([]),
+                _ => json!({}),
+            })
+        });
+        let agent = fake::answer(&home, "guest-agent", fake::guest_agent);
+        let mark = home.run(1).join(MARK);
+        std::fs::write(&mark, "").unwrap();
+        qemu.recover(&home).await.unwrap();
+        until_asked(&agent, "guest-fsfreeze-thaw").await;
+        qemu.freezer(&home, 1).settled().await.unwrap();
+        assert!(!mark.exists());
     }
 }

@@ -4,7 +4,8 @@
 //! live:  an empty layer is made ─► memory and devices go to a file while the guest runs
 //!        ─► the guest stands still: last pages, then the disk switches to the empty layer
 //!        ─► the guest goes on ─► the file is split, all is digested, the snapshot gets its name
-//! disk:  the guest writes out what is pending ─► the disk switches ─► the guest goes on
+//! disk:  the guest writes out what is pending and stands still (`freeze`) ─► the disk switches
+//!        ─► the guest goes on
 //! ```
 //!
 //! # Invariants
@@ -18,11 +19,8 @@ use super::power::{monitor, refused, running};
 use super::qmp::{self, Qmp};
 use super::{Qemu, process};
 use crate::content::FileRecord;
-use crate::guest_agent::GuestAgent;
 use crate::job::Job;
-use crate::machine::{
-    Acceleration, Error, Hypervisor, Kind, Line, Network, NewSnapshot, Snapshot, State,
-};
+use crate::machine::{Acceleration, Error, Kind, Network, NewSnapshot, Snapshot, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fs::File;
@@ -33,8 +31,6 @@ use std::time::Duration;
 
 /// Left free on the disk beside what a snapshot needs.
 const SPARE_BYTES: u64 = 64 << 20;
-/// While the guest is asked to write out what is pending.
-const QUIESCE: Duration = Duration::from_secs(5);
 /// After a migration, for QEMU to put away what it needed for it.
 const GO_ON: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_micros(500);
@@ -45,6 +41,7 @@ pub(super) const DEVICES: &str = "devices";
 /// From which layer to which a machine is switched, and for what.
 #[derive(Clone, Copy)]
 struct Switch<'a> {
+    run: u64,
     old: u64,
     new: u64,
     wish: &'a NewSnapshot,
@@ -101,6 +98,9 @@ impl Qemu {
     ) -> Result<Snapshot, Error> {
         let (old, live) = (definition.active, wish.kind == Kind::Live);
         let run = running(home, &definition)?;
+        if let Some((run, _)) = &run {
+            self.freezer(home, *run).settled().await?;
+        }
         if let Some((run, _)) = &run
             && live
         {
@@ -114,7 +114,8 @@ impl Qemu {
             }
             Some((run, _)) => {
                 let mut qmp = monitor(home, *run, "be saved").await?;
-                match self.switch(home, &mut qmp, Switch { old, new, wish }, job).await {
+                let switch = Switch { run: *run, old, new, wish };
+                match self.switch(home, &mut qmp, switch, job).await {
                     Ok(held) => Some(held),
                     Err(error) => {
                         let error = or_full(home, error);
@@ -158,7 +159,7 @@ impl Qemu {
         &self,
         home: &Home,
         qmp: &mut Qmp,
-        Switch { old, new, wish }: Switch<'_>,
+        Switch { run, old, new, wish }: Switch<'_>,
         job: &Job,
     ) -> Result<Held, Error> {
         #[derive(Deserialize)]
@@ -193,18 +194,8 @@ impl Qemu {
             Kind::Disk => {
                 job.step(format!("Saving the disk of {}", home.name));
                 let begun = tokio::time::Instant::now();
-                let frozen = self.freeze(home).await;
-                if let Err(error) = &frozen {
-                    job.line(format!(
-                        "the guest did not write out what was pending ({error}); its disk is as after a power cut"
-                    ));
-                }
-                let switched = qmp.act("blockdev-snapshot", switch).await;
-                if let Ok(mut agent) = frozen
-                    && let Err(error) = agent.call("guest-fsfreeze-thaw", json!({})).await
-                {
-                    job.line(format!("the guest did not confirm that it goes on: {error}"));
-                }
+                let switched = qmp.act("blockdev-snapshot", switch);
+                let switched = self.freezer(home, run).still(job, switched).await;
                 switched.map_err(&failed)?;
                 begun.elapsed()
             }
@@ -212,13 +203,6 @@ impl Qemu {
         let machine_type = machine_type.trim_end_matches("-machine").to_owned();
         let acceleration = if kvm.enabled { Acceleration::Kvm } else { Acceleration::Tcg };
         Ok(Held { pause, machine_type, acceleration })
-    }
-
-    async fn freeze(&self, home: &Home) -> io::Result<GuestAgent> {
-        let stream = self.connect(&home.name, Line::GuestAgent).await;
-        let mut agent = GuestAgent::open(stream.map_err(io::Error::other)?, QUIESCE).await?;
-        agent.call("guest-fsfreeze-freeze", json!({})).await?;
-        Ok(agent)
     }
 
     /// Digests what the snapshot is made of, and gives it its name.
@@ -483,4 +467,52 @@ fn room(home: &Home, needed_bytes: u64) -> Result<(), Error> {
         return Err(Error::Full { directory, needed_bytes, free_bytes });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::freeze::MARK;
+    use crate::qemu::fake::{self, until_asked};
+    use std::collections::BTreeMap;
+
+    /// A run that is cut off while QEMU switches the disk.
+    #[tokio::test]
+    async fn a_guest_goes_on_when_its_saving_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let qemu = fake::qemu(dir.path());
+        let home = fake::machine(&qemu, "web01", Below::Image);
+        let _process = fake::give_power(&home);
+        let status = |command: &str, _: &Value| {
+            Some(match command {
+                "query-status" => json!({ "status": "running" }),
+                "query-kvm" => json!({ "enabled": false }),
+                "qom-get" => json!("pc-i440fx-9.0-machine"),
+                "blockdev-snapshot" => return None,
+                _ => json!({}),
+            })
+        };
+        let _look = fake::answer(&home, command::LOOK, status);
+        let monitor = fake::answer(&home, command::MONITOR, status);
+        let agent = fake::answer(&home, "guest-agent", fake::guest_agent);
+        let wish = NewSnapshot {
+            name: "a".parse().unwrap(),
+            kind: Kind::Disk,
+            at: model::Time(1),
+            labels: BTreeMap::new(),
+        };
+        let job = fake::job();
+        {
+            let saving = qemu.save(&home, wish, &job);
+            tokio::pin!(saving);
+            tokio::select! {
+                saved = &mut saving => panic!("it does not end: {saved:?}"),
+                () = until_asked(&monitor, "blockdev-snapshot") => {}
+            }
+        }
+        assert!(agent.lock().unwrap().contains(&"guest-fsfreeze-freeze".to_owned()));
+        until_asked(&agent, "guest-fsfreeze-thaw").await;
+        qemu.freezer(&home, 1).settled().await.unwrap();
+        assert!(!home.run(1).join(MARK).exists());
+    }
 }
