@@ -151,6 +151,20 @@ pub struct Ssh {
 pub struct Twins {
     /// By name, clones among them.
     pub twins: Vec<Twin>,
+    /// Those that are there and can't be worked with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unusable: Vec<UnusableTwin>,
+}
+
+/// A twin that is there and can't be worked with. The others can.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct UnusableTwin {
+    pub name: String,
+    /// `qemu` or `libvirt`.
+    pub hypervisor: String,
+    /// Why not, and what to do.
+    pub reason: String,
 }
 
 /// A snapshot to take.

@@ -12,6 +12,8 @@
 //! - An operation is done when it returns, or not done at all. What was cut off half-way is
 //!   swept away when the machines are next opened.
 //! - One operation at a time on a machine; a second is refused as [`Error::Busy`], never queued.
+//! - A machine or a snapshot that can't be read is listed and can be deleted, and holds up nothing
+//!   else.
 //! - A snapshot is whole and as it was taken, or it is not used.
 
 use crate::image::{self, ImageId, MacAddress, MachineName, SnapshotName};
@@ -43,6 +45,10 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
 
     async fn show(&self, name: &MachineName) -> Result<Seen, Error>;
 
+    /// Images that machines begin from, and those machines; also those that can't be read, as far
+    /// as their disks tell.
+    async fn images_in_use(&self) -> Result<BTreeMap<ImageId, Vec<MachineName>>, Error>;
+
     /// Gives it power; returns while it boots. A machine that runs is left alone.
     async fn start(&self, name: &MachineName, job: &Job) -> Result<(), Error>;
 
@@ -53,7 +59,7 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     async fn power_off(&self, name: &MachineName) -> Result<(), Error>;
 
     /// Removes a machine with its disk and all its snapshots. It must be stopped, and nothing
-    /// may have been cloned from it.
+    /// may have been cloned from it. One that can't be read goes, too.
     async fn forget(&self, name: &MachineName) -> Result<(), Error>;
 
     /// Saves the machine as it is now. A running machine goes on as if nothing had been.
@@ -289,7 +295,7 @@ pub enum Error {
     Unsupported { what: &'static str, hypervisor: &'static str },
     #[error("{path} is damaged: {what}. It is not used; delete the snapshot it belongs to")]
     Damaged { path: PathBuf, what: String },
-    #[error("{name} can't be read: {what}")]
+    #[error("{name} can't be read: {what}; put its machine.json back from a copy, or delete it")]
     Definition { name: MachineName, what: String },
     #[error("{free_bytes} bytes are free in {directory} and {needed_bytes} are needed; make room")]
     Full { directory: PathBuf, needed_bytes: u64, free_bytes: u64 },
@@ -318,6 +324,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether what is written down of the machine itself can't be read.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Definition { .. } | Self::Damaged { .. } | Self::File { .. })
+    }
+
     pub(crate) fn file(
         doing: &'static str,
         path: impl AsRef<Path>,

@@ -6,7 +6,7 @@ use crate::session::{Session, note};
 use crate::table::{Cell, Table};
 use crate::view::{Paint, View, bytes};
 use api::answer::Hosts;
-use api::twin::{Twin, Twins};
+use api::twin::{Twin, Twins, UnusableTwin};
 use serde::Serialize;
 
 /// Hosts that are listed at most.
@@ -20,9 +20,15 @@ pub(crate) async fn run(session: &mut Session) -> Result<(), Failure> {
     }
     // Where none can run, hosts are listed all the same.
     let twins = session.remote.get::<Twins>(&Query::of(&["twins"])).await;
-    let twins = twins.map(|answer| answer.twins).unwrap_or_default();
-    session.answer(&Listed { hosts: Hosts { hosts, next: None }, twins }, |listed, view| {
-        let parts = [render(&listed.hosts, view), machines(&listed.twins, view)];
+    let none = Twins { twins: Vec::new(), unusable: Vec::new() };
+    let Twins { twins, unusable } = twins.unwrap_or(none);
+    let listed = Listed { hosts: Hosts { hosts, next: None }, twins, unusable };
+    session.answer(&listed, |listed, view| {
+        let parts = [
+            render(&listed.hosts, view),
+            machines(&listed.twins, view),
+            unusable_ones(&listed.unusable, view),
+        ];
         parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
     })
 }
@@ -33,6 +39,23 @@ struct Listed {
     hosts: Hosts,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     twins: Vec<Twin>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unusable: Vec<UnusableTwin>,
+}
+
+fn unusable_ones(twins: &[UnusableTwin], view: &View) -> String {
+    if twins.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(view, &["TWIN", "BY", "CAN'T BE USED"]);
+    for twin in twins {
+        table.row([
+            Cell::painted(twin.name.as_str(), Paint::Bold),
+            Cell::from(twin.hypervisor.as_str()),
+            Cell::painted(twin.reason.as_str(), Paint::Red),
+        ]);
+    }
+    table.render("")
 }
 
 fn machines(twins: &[Twin], view: &View) -> String {
@@ -131,6 +154,21 @@ pub(crate) mod tests {
             db.example       @7  15 min ago  -        -          -       file:\x1b[2Jx\nweb03 @1 all well
         "#]].assert_eq(&render(&hosts, &View::of_tests()));
         assert_eq!(render(&Hosts { hosts: vec![], next: None }, &View::of_tests()), "");
+    }
+
+    #[test]
+    fn twins_that_can_not_be_used() {
+        let twin = UnusableTwin {
+            name: "web02".into(),
+            hypervisor: "qemu".into(),
+            reason: "web02 can't be read: \x1b[2J".into(),
+        };
+        expect![[r#"
+            TWIN   BY    CAN'T BE USED
+            web02  qemu  web02 can't be read: \x1b[2J
+        "#]]
+        .assert_eq(&unusable_ones(&[twin], &View::of_tests()));
+        assert_eq!(unusable_ones(&[], &View::of_tests()), "");
     }
 
     #[test]

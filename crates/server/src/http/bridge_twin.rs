@@ -30,7 +30,7 @@ pub(super) async fn machine(app: &App) -> Option<MachineName> {
         // Nobody fed the bridge: the only twin that is no clone.
         None => {
             let twins = app.twins.list().await.ok()?;
-            let mut own = twins.into_iter().filter(|twin| twin.origin.is_none());
+            let mut own = twins.twins.into_iter().filter(|twin| twin.origin.is_none());
             match (own.next(), own.next()) {
                 (Some(only), None) => only.name.parse().ok(),
                 _ => None,

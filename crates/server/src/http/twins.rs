@@ -102,7 +102,7 @@ fn accepted(run: RunId, answer: impl serde::Serialize) -> Response {
 #[utoipa::path(get, path = "/api/v1/twins", tag = "twins", operation_id = "list_twins",
     responses((status = 200, body = twin::Twins), (status = 503, body = api::ErrorBody, description = "there is nothing here to run them with")))]
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<twin::Twins>, ApiError> {
-    Ok(Json(twin::Twins { twins: app.twins.list().await? }))
+    Ok(Json(app.twins.list().await?))
 }
 
 /// One twin, and whether it answers.

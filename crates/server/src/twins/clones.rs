@@ -224,8 +224,8 @@ impl Twins {
         if !matches!(record, Ok(Some(Record { half_made: true, .. }))) {
             return;
         }
-        let removed = match self.seen(name).await {
-            Ok(Some(_)) => self.remove(name).await,
+        let removed = match self.is_made(name).await {
+            Ok(true) => self.remove(name).await,
             _ => self.forget_record(name).await.map_err(Failure::from),
         };
         if let Err(failure) = removed {

@@ -95,6 +95,12 @@ impl Error {
         move |source| Self::File { doing, path, source }
     }
 
+    /// Whether what is written down of one machine can't be read.
+    #[must_use]
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Machine(error) if error.is_damage())
+    }
+
     /// Whether there is nothing here to run machines with.
     #[must_use]
     pub fn lacks_hypervisor(&self) -> bool {

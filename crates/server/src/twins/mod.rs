@@ -23,6 +23,8 @@ mod clones;
 mod create;
 mod error;
 mod extras;
+#[cfg(test)]
+mod fake;
 pub(crate) mod follow;
 mod guest;
 mod nearest;
@@ -138,7 +140,12 @@ impl Twins {
             return;
         }
         match self.list().await {
-            Ok(twins) => tracing::info!(twins = twins.len(), "twins were found"),
+            Ok(api::twin::Twins { twins, unusable }) => {
+                tracing::info!(twins = twins.len(), unusable = unusable.len(), "twins were found");
+                for twin in unusable {
+                    tracing::warn!(twin = twin.name, why = twin.reason, "a twin can't be used");
+                }
+            }
             Err(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
@@ -223,15 +230,23 @@ impl Twins {
         self.seen(name).await?.ok_or_else(|| Error::Unknown { name: name.clone() })
     }
 
+    /// Whether there is a machine, be it one that can't be read.
+    async fn is_made(&self, name: &MachineName) -> Result<bool, Error> {
+        match self.seen(name).await {
+            Ok(seen) => Ok(seen.is_some()),
+            Err(error) if error.is_damage() => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Images that machines begin from, and those machines.
     pub(crate) async fn images_in_use(&self) -> Result<BTreeMap<ImageId, Vec<String>>, Error> {
-        let mut used: BTreeMap<ImageId, Vec<String>> = BTreeMap::new();
-        for name in self.names().await? {
-            if let Some(seen) = self.seen(&name).await? {
-                used.entry(seen.image).or_default().push(name.to_string());
-            }
+        if self.is_untouched() {
+            return Ok(BTreeMap::new());
         }
-        Ok(used)
+        let used = self.hypervisor().await?.images_in_use().await?.into_iter();
+        let named = |names: Vec<MachineName>| names.iter().map(ToString::to_string).collect();
+        Ok(used.map(|(image, names)| (image, named(names))).collect())
     }
 
     /// The console of a machine that runs.

@@ -68,12 +68,14 @@ impl Twins {
         self.begin((Kind::VmRestart, name), cause, work).await
     }
 
-    /// Removes a twin with its disk and all its snapshots.
+    /// Removes a twin with its disk and all its snapshots, also one that can't be read.
     ///
     /// # Errors
     /// When there is none, or something was cloned from it.
     pub async fn delete(&self, name: &MachineName, cause: Cause) -> Result<RunId, Error> {
-        self.known(name).await?;
+        if !self.is_made(name).await? {
+            return Err(Error::Unknown { name: name.clone() });
+        }
         let clones = self.clones_of(name).await?;
         if !clones.is_empty() {
             let (name, clones) = (name.clone(), clones.join(", "));
@@ -143,7 +145,12 @@ impl Twins {
     async fn clones_of(&self, name: &MachineName) -> Result<Vec<String>, Error> {
         let mut clones = Vec::new();
         for other in self.names().await? {
-            let origin = self.seen(&other).await?.and_then(|seen| seen.origin);
+            let seen = match self.seen(&other).await {
+                // Whether it began from this one, its disk tells the hypervisor.
+                Err(error) if error.is_damage() => continue,
+                seen => seen?,
+            };
+            let origin = seen.and_then(|seen| seen.origin);
             if origin.is_some_and(|(machine, _)| machine == *name) {
                 clones.push(other.to_string());
             }

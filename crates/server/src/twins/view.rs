@@ -11,19 +11,27 @@ use vm::image::{MachineName, SnapshotName};
 use vm::machine::{Acceleration, Kind, Listed, Network, Seen, State};
 
 impl Twins {
-    /// All twins, and clones of them.
+    /// All twins, and clones of them. One that can't be read holds up no other.
     ///
     /// # Errors
     /// When they can't be looked at.
-    pub async fn list(&self) -> Result<Vec<twin::Twin>, Error> {
-        let mut twins = Vec::new();
+    pub async fn list(&self) -> Result<twin::Twins, Error> {
+        let mut listed = twin::Twins { twins: Vec::new(), unusable: Vec::new() };
         for name in self.names().await? {
-            // One that went meanwhile is not there.
-            if let Some(seen) = self.seen(&name).await? {
-                twins.push(self.describe(&name, seen).await?);
+            match self.seen(&name).await {
+                Ok(Some(seen)) => listed.twins.push(self.describe(&name, seen).await?),
+                // One that went meanwhile is not there.
+                Ok(None) => {}
+                Err(error) if error.is_damage() => {
+                    let hypervisor = self.about().await?.hypervisor.to_owned();
+                    let reason = model::with_causes(&error);
+                    let name = name.to_string();
+                    listed.unusable.push(twin::UnusableTwin { name, hypervisor, reason });
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(twins)
+        Ok(listed)
     }
 
     /// One of them, and whether it answers.
@@ -159,5 +167,30 @@ fn snapshot(listed: Listed, current: Option<&SnapshotName>) -> twin::Snapshot {
             used_bytes: Some(found.used_bytes),
             ..empty
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::runs::Cause;
+    use crate::twins::fake::{Fake, known, over, twins};
+
+    #[tokio::test]
+    async fn one_that_can_not_be_read_holds_up_no_other() {
+        let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::new());
+        let twins = twins(dir.path(), &fake);
+        let [one, two] = ["one", "two"].map(|name| known(&twins, &fake, name));
+        fake.damage(&two);
+        let listed = twins.list().await.unwrap();
+        assert_eq!(listed.twins.iter().map(|twin| &twin.name).collect::<Vec<_>>(), ["one"]);
+        let unusable = &listed.unusable[0];
+        assert_eq!((unusable.name.as_str(), unusable.hypervisor.as_str()), ("two", "qemu"));
+        assert!(unusable.reason.contains("it ends; put its machine.json back"), "{unusable:?}");
+        for name in [one, two] {
+            let run = twins.delete(&name, Cause::Local).await.unwrap();
+            assert_eq!(over(&twins, run).await, "succeeded");
+            assert!(!fake.has(&name));
+        }
+        twins.inner.runs.close().await;
     }
 }

@@ -95,9 +95,19 @@ impl Home {
         made.map_err(Error::file("make the directory", &snapshots))
     }
 
+    /// Whether there is such a machine, be it one that can't be read.
+    pub(super) fn known(&self) -> Result<(), Error> {
+        if self.exists() { Ok(()) } else { Err(Error::Unknown { name: self.name.clone() }) }
+    }
+
     pub(super) fn load(&self) -> Result<Definition, Error> {
-        let unknown = || Error::Unknown { name: self.name.clone() };
-        self.read(&self.dir.join(DEFINITION))?.ok_or_else(unknown)
+        let definition = match self.read(&self.dir.join(DEFINITION)) {
+            Err(Error::Damaged { what, .. }) => {
+                return Err(Error::Definition { name: self.name.clone(), what });
+            }
+            read => read?,
+        };
+        definition.ok_or_else(|| Error::Unknown { name: self.name.clone() })
     }
 
     pub(super) fn store(&self, definition: &Definition) -> Result<(), Error> {

@@ -30,17 +30,19 @@ pub use connection::{Error, Uri, UriError};
 use crate::content;
 use crate::freeze::{self, Connecting, Freezer};
 use crate::guest_agent::last_of;
-use crate::image::{MachineName, SnapshotName, Store};
+use crate::image::{ImageId, MachineName, SnapshotName, Store};
 use crate::job::{Job, Tool};
 use crate::machine::{
     self, About, Acceleration, Hypervisor, Kind, Line, Listed, Machine, Network, NewClone,
     NewSnapshot, Seen, Snapshot, Stream,
 };
+use crate::qemu::layer::image_below;
 use crate::qemu::{Found, Trials, find_acceleration};
 use crate::turn::Turns;
 use async_trait::async_trait;
 use domains::{Domains, State};
 use home::{Definition, Home, Record};
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -255,7 +257,8 @@ impl Libvirt {
     fn clones_of(&self, name: &MachineName) -> Outcome<Vec<String>> {
         let mut clones = Vec::new();
         for other in self.names()? {
-            let origin = self.home(&other).load()?.origin;
+            // A clone has a disk of its own: nothing of one that can't be read would be missing.
+            let origin = self.home(&other).load().ok().and_then(|of| of.origin);
             if origin.is_some_and(|(machine, _)| machine == *name) {
                 clones.push(other.to_string());
             }
@@ -330,6 +333,21 @@ impl Hypervisor for Libvirt {
         self.names()
     }
 
+    async fn images_in_use(&self) -> Outcome<BTreeMap<ImageId, Vec<MachineName>>> {
+        let mut used: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for name in self.names()? {
+            let home = self.home(&name);
+            let image = match home.load() {
+                Ok(definition) => Some(definition.image),
+                Err(_) => image_below(&home.disk()),
+            };
+            if let Some(image) = image {
+                used.entry(image).or_default().push(name);
+            }
+        }
+        Ok(used)
+    }
+
     async fn show(&self, name: &MachineName) -> Outcome<Seen> {
         let home = self.home(name);
         let definition = home.load()?;
@@ -377,14 +395,14 @@ impl Hypervisor for Libvirt {
 
     async fn power_off(&self, name: &MachineName) -> Outcome<()> {
         let _turn = self.turns.take(name)?;
-        self.home(name).load()?;
+        self.home(name).known()?;
         if self.runs(name).await? { Ok(self.domains.power_off(name).await?) } else { Ok(()) }
     }
 
     async fn forget(&self, name: &MachineName) -> Outcome<()> {
         let _turn = self.turns.take(name)?;
         let home = self.home(name);
-        home.load()?;
+        home.known()?;
         if self.runs(name).await? {
             return Err(machine::Error::Running { name: name.clone(), doing: "remove it" });
         }

@@ -12,7 +12,7 @@
 //!   may be replaced by one that holds the same disk.
 
 use super::Qemu;
-use super::home::{Below, Definition, Home, Layer, remove};
+use super::home::{Below, Definition, Home, LAYERS, Layer, remove};
 use super::layer;
 use crate::content::{self, FileRecord};
 use crate::image::{self, MachineName};
@@ -116,24 +116,45 @@ impl Qemu {
     ) -> Result<BTreeMap<MachineName, BTreeSet<u64>>, Error> {
         let mut clones: BTreeMap<_, BTreeSet<u64>> = BTreeMap::new();
         for other in self.names()? {
-            // One that can't be read may stand on any of them, and says so itself.
-            let definition = self.home(&other).load()?;
-            for layer in definition.layers.values() {
-                if let Below::Of { machine, layer } = &layer.below
-                    && machine == name
-                {
-                    clones.entry(other.clone()).or_default().insert(*layer);
-                }
+            if let Some(layers) = self.stands_on(&self.home(&other)).remove(name) {
+                clones.insert(other, layers);
             }
         }
         Ok(clones)
+    }
+
+    /// Layers of other machines that this one's lie over. Where the definition can't be read, the
+    /// layers tell it themselves; one that does not can't be used, and so stands on nothing.
+    pub(super) fn stands_on(&self, home: &Home) -> BTreeMap<MachineName, BTreeSet<u64>> {
+        let mut found: BTreeMap<_, BTreeSet<u64>> = BTreeMap::new();
+        match home.load() {
+            Ok(definition) => {
+                for layer in definition.layers.into_values() {
+                    if let Below::Of { machine, layer } = layer.below {
+                        found.entry(machine).or_default().insert(layer);
+                    }
+                }
+            }
+            Err(_unreadable) => {
+                for path in home.layers() {
+                    if let Some((machine, layer)) = layer::below(&path).as_deref().and_then(other) {
+                        found.entry(machine).or_default().insert(layer);
+                    }
+                }
+            }
+        }
+        found
     }
 
     /// Layers that something stands on by itself: snapshots, clones, the machine.
     fn roots(&self, home: &Home, definition: &Definition) -> Result<BTreeSet<u64>, Error> {
         let mut roots = BTreeSet::from([definition.active]);
         for snapshot in home.snapshots()? {
-            roots.insert(home.manifest(&snapshot)?.layer);
+            match home.manifest(&snapshot) {
+                Ok(manifest) => drop(roots.insert(manifest.layer)),
+                // It may stand on any of them.
+                Err(_damaged) => roots.extend(definition.layers.keys()),
+            }
         }
         roots.extend(self.clones_of(&home.name)?.into_values().flatten());
         Ok(roots)
@@ -238,12 +259,20 @@ impl Qemu {
             remove(&path.with_extension(MERGED))?;
         }
         if changed {
-            content::sync_directory(&home.dir.join("layers"))
+            content::sync_directory(&home.dir.join(LAYERS))
                 .map_err(Error::file("write", &home.dir))?;
             home.store(&definition)?;
         }
         self.collect(home)
     }
+}
+
+/// The layer of another machine that is called so from a machine's layers, as by [`relative`].
+fn other(called: &Path) -> Option<(MachineName, u64)> {
+    let mut parts = called.strip_prefix("../..").ok()?.iter().map(|part| part.to_str());
+    let (machine, layers, file) = (parts.next()??, parts.next()??, parts.next()??);
+    let layer = file.strip_suffix(".qcow2")?.parse().ok()?;
+    (layers == LAYERS && parts.next().is_none()).then_some((machine.parse().ok()?, layer))
 }
 
 /// A sealed layer, and the one below it that nothing else stands on.
@@ -274,6 +303,12 @@ mod tests {
         check("/d/twins/a/layers/2.qcow2", "/d/twins/a/layers/1.qcow2", "1.qcow2");
         check("/d/twins/a/layers/1.qcow2", "/d/twins/b/layers/1.qcow2", "../../b/layers/1.qcow2");
         check("/d/twins/a/layers/1.qcow2", "/i/x/disk.qcow2", "../../../../i/x/disk.qcow2");
+        let found =
+            |called: &str| other(Path::new(called)).map(|(of, layer)| (of.to_string(), layer));
+        assert_eq!(found("../../b/layers/12.qcow2"), Some(("b".to_owned(), 12)));
+        for none in ["1.qcow2", "../../../i/x/disk.qcow2", "../../b/x/1.qcow2", "../../b/layers"] {
+            assert_eq!(found(none), None, "{none}");
+        }
     }
 
     /// 1 ◄─ 2 ◄─ 3 ◄─ 4 (active), 2 ◄─ 5

@@ -40,19 +40,26 @@ pub(super) fn job() -> Job {
     Job::new(Arc::new(|_| {}), CancellationToken::new(), deadline)
 }
 
-/// A machine with one layer over an image that is not there.
+pub(super) const IMAGE: &str = "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a";
+
+/// A machine with one layer, which may be over an image that is not there.
 pub(super) fn machine(qemu: &Qemu, name: &str, below: Below) -> Home {
     let home = qemu.home(&name.parse().unwrap());
     home.make().unwrap();
     let hardware = Hardware {
-        image: "0".repeat(64).parse().unwrap(),
+        image: IMAGE.parse().unwrap(),
         memory_bytes: 1 << 30,
         processors: 1,
         mac: "52:54:00:00:00:01".parse().unwrap(),
     };
+    let called = match &below {
+        Below::Image => format!("../../../images/{IMAGE}/disk.qcow2"),
+        Below::Layer(number) => format!("{number}.qcow2"),
+        Below::Of { machine, layer } => format!("../../{machine}/layers/{layer}.qcow2"),
+    };
+    let called = Path::new(&called);
+    layer::create(&home.layer(1), called, called, Some(1 << 30)).unwrap();
     home.store(&Definition::new(hardware, Network::Isolated, below)).unwrap();
-    let image = Path::new("image.qcow2");
-    layer::create(&home.layer(1), image, image, Some(1 << 30)).unwrap();
     home
 }
 

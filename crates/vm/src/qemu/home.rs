@@ -31,6 +31,7 @@ use std::time::Duration;
 const FORMAT: u32 = 1;
 const DEFINITION: &str = "machine.json";
 const MANIFEST: &str = "manifest.json";
+pub(super) const LAYERS: &str = "layers";
 /// A snapshot in the making, or on its way out: no name of one begins so.
 const PARTIAL: &str = ".partial-";
 
@@ -176,7 +177,7 @@ impl Home {
 
     /// Makes the directories of a new machine.
     pub(super) fn make(&self) -> Result<(), Error> {
-        for dir in ["layers", "snapshots", "run"] {
+        for dir in [LAYERS, "snapshots", "run"] {
             make(&self.dir.join(dir))?;
         }
         Ok(())
@@ -191,7 +192,14 @@ impl Home {
     }
 
     pub(super) fn layer(&self, number: u64) -> PathBuf {
-        self.dir.join("layers").join(format!("{number}.qcow2"))
+        self.dir.join(LAYERS).join(format!("{number}.qcow2"))
+    }
+
+    /// The files of all its layers, also of those it does not know.
+    pub(super) fn layers(&self) -> Vec<PathBuf> {
+        let dir = self.dir.join(LAYERS);
+        let names = entries(&dir).unwrap_or_default().into_iter();
+        names.filter(|name| name.ends_with(".qcow2")).map(|name| dir.join(name)).collect()
     }
 
     pub(super) fn run(&self, number: u64) -> PathBuf {
@@ -263,7 +271,7 @@ impl Home {
         for name in entries(&snapshots)?.iter().filter(|name| name.starts_with(PARTIAL)) {
             remove(&snapshots.join(name))?;
         }
-        let layers = self.dir.join("layers");
+        let layers = self.dir.join(LAYERS);
         for name in entries(&layers)? {
             let number = name.strip_suffix(".qcow2").and_then(|stem| stem.parse::<u64>().ok());
             if !number.is_some_and(|number| definition.layers.contains_key(&number)) {

@@ -11,12 +11,14 @@
 //! The layout is that of QEMU's `docs/interop/qcow2.rst`, version 3.
 
 use super::home::remove;
+use crate::image::{self, ImageId};
 use crate::machine::Error;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 4] = *b"QFI\xfb";
 const CLUSTER_BITS: u32 = 16;
@@ -69,6 +71,26 @@ fn size_of(path: &Path) -> Result<u64, Error> {
         return Err(Error::Damaged { path: path.to_owned(), what });
     }
     Ok(size)
+}
+
+/// What a layer's own header calls the disk below it.
+pub(super) fn below(path: &Path) -> Option<PathBuf> {
+    let file = File::open(path).ok()?;
+    let mut head = [0; 20];
+    file.read_exact_at(&mut head, 0).ok()?;
+    let (at, length) = (head.get(8..)?.first_chunk()?, head.get(16..)?.first_chunk()?);
+    let (at, length) = (u64::from_be_bytes(*at), usize::try_from(u32::from_be_bytes(*length)));
+    let length = length.ok().filter(|length| (1..=NAME_BYTES).contains(length))?;
+    let mut name = vec![0; length];
+    file.read_exact_at(&mut name, at).ok()?;
+    (head.starts_with(&MAGIC) && at > 0).then(|| PathBuf::from(OsString::from_vec(name)))
+}
+
+/// The image that a layer lies over, by its own header.
+pub(crate) fn image_below(path: &Path) -> Option<ImageId> {
+    let below = below(path)?;
+    let is_image = below.file_name().is_some_and(|name| name == image::DISK);
+    below.parent()?.file_name()?.to_str()?.parse().ok().filter(|_| is_image)
 }
 
 fn empty(below: &[u8], size: u64) -> io::Result<Vec<u8>> {
@@ -150,6 +172,20 @@ mod tests {
         check(None, "1M", 1 << 20);
         check(Some(10 << 30), "8G", 10 << 30);
         check(Some(MOST_BYTES), "8G", MOST_BYTES);
+    }
+
+    #[test]
+    fn a_layer_says_itself_what_it_lies_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, id) = (dir.path().join("layer.qcow2"), "0a".repeat(32));
+        let called = format!("../../../images/{id}/disk.qcow2");
+        create(&path, Path::new("/none"), Path::new(&called), Some(1 << 30)).unwrap();
+        assert_eq!(below(&path).unwrap(), Path::new(&called));
+        assert_eq!(image_below(&path).unwrap().as_str(), id);
+        for hostile in [vec![], vec![0xff; 200], [MAGIC.as_slice(), &[0xff; 60]].concat()] {
+            std::fs::write(&path, hostile).unwrap();
+            assert_eq!(below(&path), None);
+        }
     }
 
     #[test]

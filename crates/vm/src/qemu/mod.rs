@@ -21,7 +21,7 @@ mod disk;
 #[cfg(test)]
 mod fake;
 pub(crate) mod home;
-mod layer;
+pub(crate) mod layer;
 mod memory;
 mod network;
 mod power;
@@ -33,11 +33,10 @@ mod save;
 
 use crate::content::{self, Verified};
 use crate::freeze::{self, Connecting, Freezer};
-use crate::image::{MachineName, SnapshotName, Store};
+use crate::image::{ImageId, MachineName, SnapshotName, Store};
 use crate::job::Job;
 use crate::machine::{
-    About, Error, Hypervisor, Line, Listed, Machine, NewClone, NewSnapshot, Seen, Snapshot, State,
-    Stream,
+    About, Error, Hypervisor, Line, Listed, Machine, NewClone, NewSnapshot, Seen, Snapshot, Stream,
 };
 use crate::turn::Turns;
 pub(crate) use acceleration::{Found, Trials};
@@ -156,20 +155,6 @@ impl Qemu {
         Ok(qemu)
     }
 
-    /// Images that machines here begin from, and those machines.
-    ///
-    /// # Errors
-    /// When the machines can't be listed.
-    pub fn images_in_use(&self) -> Result<BTreeMap<crate::image::ImageId, Vec<String>>, Error> {
-        let mut used: BTreeMap<_, Vec<String>> = BTreeMap::new();
-        for name in self.names()? {
-            if let Ok(definition) = self.home(&name).load() {
-                used.entry(definition.hardware.image).or_default().push(name.to_string());
-            }
-        }
-        Ok(used)
-    }
-
     fn home(&self, name: &MachineName) -> Home {
         Home::new(&self.root, name)
     }
@@ -272,6 +257,23 @@ impl Hypervisor for Qemu {
         self.look(&self.home(name)).await
     }
 
+    async fn images_in_use(&self) -> Result<BTreeMap<ImageId, Vec<MachineName>>, Error> {
+        let mut used: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for name in self.names()? {
+            let home = self.home(&name);
+            let images = match home.load() {
+                Ok(definition) => vec![definition.hardware.image],
+                Err(_) => {
+                    home.layers().iter().filter_map(|path| layer::image_below(path)).collect()
+                }
+            };
+            for image in images {
+                used.entry(image).or_default().push(name.clone());
+            }
+        }
+        Ok(used)
+    }
+
     async fn start(&self, name: &MachineName, job: &Job) -> Result<(), Error> {
         let _turn = self.turns.take(name)?;
         self.power_on(&self.home(name), job).await
@@ -290,7 +292,7 @@ impl Hypervisor for Qemu {
     async fn forget(&self, name: &MachineName) -> Result<(), Error> {
         let _turn = self.turns.take(name)?;
         let home = self.home(name);
-        if self.look(&home).await?.state != State::Stopped {
+        if !power::processes(&home)?.is_empty() {
             return Err(Error::Running { name: name.clone(), doing: "remove it" });
         }
         let clones = self.clones_of(name)?;
@@ -298,15 +300,15 @@ impl Hypervisor for Qemu {
             let clones = clones.keys().map(MachineName::to_string).collect::<Vec<_>>().join(", ");
             return Err(Error::Cloned { name: name.clone(), clones });
         }
-        let origin = home.load()?.origin;
+        let stood_on = self.stands_on(&home);
         home::remove(&home.dir)?;
-        // The layers it began from may have been kept for it alone.
-        let origin =
-            origin.map(|origin| origin.machine).filter(|origin| self.home(origin).exists());
-        if let Some(origin) = &origin
-            && let Ok(_turn) = self.turns.take(origin)
-        {
-            self.collect(&self.home(origin))?;
+        // The layers it began from may have been kept for it alone. What can't be collected now is
+        // when something is done with their machine the next time.
+        for origin in stood_on.keys().filter(|origin| self.home(origin).exists()) {
+            let Ok(_turn) = self.turns.take(origin) else { continue };
+            if let Err(error) = self.collect(&self.home(origin)) {
+                tracing::warn!(machine = %origin, error = &error as &dyn std::error::Error, "layers that nothing stands on stay for now");
+            }
         }
         Ok(())
     }
@@ -377,5 +379,113 @@ impl Hypervisor for Qemu {
         let home = self.home(name);
         let run = home.load()?.run.ok_or_else(|| gone(&home))?;
         line(&home, run, to).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::SnapshotName;
+    use crate::qemu::home::{Layer, Manifest};
+    use std::collections::BTreeSet;
+
+    fn damage(home: &Home) {
+        fs::write(home.dir.join("machine.json"), "{").unwrap();
+    }
+
+    /// A snapshot of the disk, which stands on this layer.
+    fn snapshot(home: &Home, name: &str, layer: u64) -> SnapshotName {
+        let name: SnapshotName = name.parse().unwrap();
+        home::make(&home.partial(&name)).unwrap();
+        let definition = home.load().unwrap();
+        let manifest = Manifest {
+            format: Manifest::FORMAT,
+            name: name.clone(),
+            at: model::Time(1),
+            labels: BTreeMap::new(),
+            pause_us: 0,
+            layer,
+            hardware: definition.hardware,
+            moment: None,
+        };
+        home.seal(&manifest).unwrap();
+        name
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_can_not_be_read_holds_up_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let qemu = fake::qemu(dir.path());
+        let one = fake::machine(&qemu, "one", Below::Image);
+        let two = fake::machine(&qemu, "two", Below::Image);
+        damage(&two);
+        let names: Vec<_> = qemu.list().await.unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["one", "two"]);
+        let unread = qemu.show(&two.name).await.unwrap_err();
+        assert!(unread.is_damage() && unread.to_string().contains("or delete it"), "{unread}");
+        let used = qemu.images_in_use().await.unwrap();
+        assert_eq!(used[&fake::IMAGE.parse().unwrap()], [one.name.clone(), two.name.clone()]);
+        qemu.collect(&one).unwrap();
+        qemu.power_off(&one.name).await.unwrap();
+        qemu.forget(&one.name).await.unwrap();
+        qemu.forget(&two.name).await.unwrap();
+        assert!(matches!(qemu.forget(&two.name).await, Err(Error::Unknown { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_can_not_be_read_is_ended_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let qemu = fake::qemu(dir.path());
+        let one = fake::machine(&qemu, "one", Below::Image);
+        let mut process = fake::give_power(&one);
+        damage(&one);
+        assert!(matches!(qemu.forget(&one.name).await, Err(Error::Running { .. })));
+        let (ended, off) = tokio::join!(process.wait(), qemu.power_off(&one.name));
+        assert!(!ended.unwrap().success());
+        off.unwrap();
+        qemu.forget(&one.name).await.unwrap();
+        assert!(!one.dir.exists());
+    }
+
+    #[tokio::test]
+    async fn what_an_unreadable_clone_stands_on_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let qemu = fake::qemu(dir.path());
+        let one = fake::machine(&qemu, "one", Below::Image);
+        // The machine itself went on from 1 to 2.
+        one.change(|definition| {
+            let layer = Layer { below: Below::Image, sealed: None, merged: None };
+            definition.layers.insert(2, layer);
+            definition.active = 2;
+        })
+        .unwrap();
+        let of = Below::Of { machine: one.name.clone(), layer: 1 };
+        let two = fake::machine(&qemu, "two", of);
+        damage(&two);
+        qemu.collect(&one).unwrap();
+        assert!(one.load().unwrap().layers.contains_key(&1));
+        assert!(matches!(qemu.forget(&one.name).await, Err(Error::Cloned { .. })));
+        qemu.forget(&two.name).await.unwrap();
+        let left: BTreeSet<u64> = one.load().unwrap().layers.into_keys().collect();
+        assert_eq!(left, BTreeSet::from([2]));
+        qemu.forget(&one.name).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_damaged_snapshot_is_listed_and_deleted_and_the_others_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let qemu = fake::qemu(dir.path());
+        let one = fake::machine(&qemu, "one", Below::Image);
+        let names = ["a", "b", "c"].map(|name| snapshot(&one, name, 1));
+        for name in &names[..2] {
+            fs::write(one.snapshot(name).join("manifest.json"), "{").unwrap();
+        }
+        let listed = qemu.snapshots(&one.name).await.unwrap();
+        let sound = listed.iter().filter(|one| one.snapshot.is_ok()).count();
+        assert_eq!((listed.len(), sound), (3, 1));
+        for (name, left) in [(&names[2], 2), (&names[0], 1), (&names[1], 0)] {
+            qemu.delete_snapshot(&one.name, name, &fake::job()).await.unwrap();
+            assert_eq!(qemu.snapshots(&one.name).await.unwrap().len(), left);
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! ```
 
 use super::command::{self, Command, Memory};
-use super::home::{Definition, Home, remove};
+use super::home::{Definition, Home, entries, remove};
 use super::process::{self, Process};
 use super::qmp::{self, Qmp};
 use super::{Qemu, network};
@@ -182,10 +182,10 @@ impl Qemu {
     }
 
     pub(super) async fn cut_power(&self, home: &Home) -> Result<(), Error> {
-        match running(home, &home.load()?)? {
-            Some((_, process)) => process.kill().await,
-            None => Ok(()),
+        for process in processes(home)? {
+            process.kill().await?;
         }
+        Ok(())
     }
 
     /// Lets a machine that stands still go on.
@@ -272,6 +272,23 @@ pub(super) fn running(
 ) -> Result<Option<(u64, Process)>, Error> {
     let Some(run) = definition.run else { return Ok(None) };
     Ok(process::find(&home.run(run))?.map(|process| (run, process)))
+}
+
+/// All that has power in a machine's directory, whether or not its definition can be read.
+pub(super) fn processes(home: &Home) -> Result<Vec<Process>, Error> {
+    if !home.exists() {
+        return Err(Error::Unknown { name: home.name.clone() });
+    }
+    let (runs, mut found) = (home.dir.join("run"), Vec::new());
+    if !runs.exists() {
+        return Ok(found);
+    }
+    for name in entries(&runs)? {
+        if let Ok(run) = name.parse::<u64>() {
+            found.extend(process::find(&home.run(run))?);
+        }
+    }
+    Ok(found)
 }
 
 pub(super) async fn monitor(home: &Home, run: u64, doing: &'static str) -> Result<Qmp, Error> {

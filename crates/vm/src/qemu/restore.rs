@@ -196,7 +196,9 @@ impl Qemu {
             Ok(())
         };
         if let Err(error) = resumed.await {
-            self.cut_power(&new).await?;
+            if new.exists() {
+                self.cut_power(&new).await?;
+            }
             super::home::remove(&new.dir)?;
             return Err(error);
         }
