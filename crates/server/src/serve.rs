@@ -12,7 +12,7 @@ use crate::runs::{self, Runs};
 use crate::snapshots::Snapshots;
 use crate::tokens::{self, Tokens};
 use crate::twins::follow::{self, Wakers};
-use crate::twins::{Shared, Twins};
+use crate::twins::{self, Shared, Twins};
 use crate::vms::{self, Vms};
 use axum::Router;
 use model::redact::Redactor;
@@ -223,6 +223,8 @@ async fn long_work(config: &Config) -> Result<(Runs, vm::image::Store), Error> {
         for run in runs.interrupted() {
             tracing::warn!(id = %run.id, kind = %run.kind, subject = %run.subject, "a run was interrupted");
         }
+        let place = |source| Error::Prepare { path: data.join("twins"), source };
+        twins::settle(&data).map_err(place)?;
         Ok((runs, vm::image::Store::open(&data.join("images"))?))
     });
     opened.await.unwrap_or(Err(runs::Error::Closed.into()))

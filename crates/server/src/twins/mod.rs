@@ -28,6 +28,7 @@ mod fake;
 pub(crate) mod follow;
 mod guest;
 mod nearest;
+mod places;
 mod power;
 mod record;
 mod retention;
@@ -36,6 +37,7 @@ mod snapshots;
 mod view;
 
 pub use error::Error;
+pub(crate) use places::settle;
 pub use settings::{By, Keep, MadeOf, Saving, Settings, TwinsFile};
 
 use crate::runs::{Cause, Failure, Handle, Kind, New, RunId, Runs, Subject};
@@ -117,8 +119,8 @@ impl Twins {
         let Shared { images, history, runs, wakers } = shared;
         let book = Book::new(history.records());
         let inner = Inner {
+            directory: places::of(data_dir, &settings.by),
             settings,
-            directory: data_dir.join("twins"),
             access: Access::new(data_dir.join("access")),
             standings: Standings::new(book.clone()),
             book,
@@ -179,9 +181,7 @@ impl Twins {
             By::Qemu => Arc::new(Qemu::open(directory, images, &quiet).await?),
             #[cfg(feature = "libvirt")]
             By::Libvirt(uri) => {
-                // Machines of one are none of the other.
-                let directory = directory.join("libvirt");
-                Arc::new(vm::libvirt::Libvirt::open(&directory, images, uri.clone()).await?)
+                Arc::new(vm::libvirt::Libvirt::open(directory, images, uri.clone()).await?)
             }
         };
         clones::sweep(self, hypervisor.as_ref()).await;

@@ -1,0 +1,93 @@
+//! Where each hypervisor keeps its machines.
+//!
+//! ```text
+//! twins/NAME           machines of QEMU
+//! twins-libvirt/NAME   machines by way of libvirt
+//! ```
+//!
+//! # Invariants
+//! - Whatever a machine is called, its place is nobody else's.
+
+use super::settings::By;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+const OF_QEMU: &str = "twins";
+const OF_LIBVIRT: &str = "twins-libvirt";
+/// Within QEMU's, where libvirt's machines were before: a machine may be called so.
+const BEFORE: &str = "libvirt";
+
+/// The directory of the machines that are worked with.
+pub(super) fn of(data_dir: &Path, by: &By) -> PathBuf {
+    data_dir.join(match by {
+        By::Qemu => OF_QEMU,
+        #[cfg(feature = "libvirt")]
+        By::Libvirt(_) => OF_LIBVIRT,
+    })
+}
+
+/// Moves libvirt's machines to their place from where they were kept before. A link stays: saved
+/// moments name their files by it. Blocks.
+pub(crate) fn settle(data_dir: &Path) -> io::Result<()> {
+    let (before, place) = (data_dir.join(OF_QEMU).join(BEFORE), data_dir.join(OF_LIBVIRT));
+    if !is_of_libvirt(&before)? {
+        return Ok(());
+    }
+    fs::rename(&before, &place)?;
+    std::os::unix::fs::symlink(Path::new("..").join(OF_LIBVIRT), &before)?;
+    tracing::info!(from = %before.display(), to = %place.display(), "libvirt's twins were moved");
+    Ok(())
+}
+
+/// Whether the directory holds machines, and is none itself.
+fn is_of_libvirt(dir: &Path) -> io::Result<bool> {
+    let is_directory = fs::symlink_metadata(dir).is_ok_and(|found| found.is_dir());
+    if !is_directory || dir.join("machine.json").is_file() {
+        return Ok(false);
+    }
+    let (mut is_empty, mut has_its_own) = (true, dir.join(".kvm.json").is_file());
+    for entry in fs::read_dir(dir)? {
+        is_empty = false;
+        has_its_own |= entry?.path().join("machine.json").is_file();
+    }
+    Ok(is_empty || has_its_own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is at these places afterwards.
+    fn check(before: &[&str], expected: &[&str]) {
+        let dir = tempfile::tempdir().unwrap();
+        for path in before {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "{}").unwrap();
+        }
+        for _again in 0..2 {
+            settle(dir.path()).unwrap();
+            for path in expected {
+                assert!(dir.path().join(path).is_file(), "{before:?}: {path}");
+            }
+        }
+        let moved = dir.path().join(OF_LIBVIRT).exists();
+        assert_eq!(moved, expected.iter().any(|path| path.starts_with(OF_LIBVIRT)), "{before:?}");
+    }
+
+    #[test]
+    fn the_machines_of_libvirt_are_moved_and_one_that_is_called_so_stays() {
+        let old = "twins/libvirt/web01/machine.json";
+        check(&[old], &["twins-libvirt/web01/machine.json", old]);
+        // A host may be called as a file of a machine.
+        let odd = "twins/libvirt/machine.json/machine.json";
+        check(&[odd], &["twins-libvirt/machine.json/machine.json"]);
+        check(&["twins/libvirt/.kvm.json"], &["twins-libvirt/.kvm.json"]);
+        let own = ["twins/libvirt/machine.json", "twins/libvirt/layers/1.qcow2"];
+        check(&own, &own);
+        let half = ["twins/libvirt/layers/1.qcow2"];
+        check(&half, &half);
+        check(&["twins/web01/machine.json"], &["twins/web01/machine.json"]);
+    }
+}
