@@ -123,6 +123,32 @@ async fn what_can_not_be_is_told_before_a_run_begins() {
 }
 
 #[tokio::test]
+async fn twins_of_another_hypervisor_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    // Where libvirt's were kept before.
+    let old = dir.path().join("twins/libvirt/web01");
+    std::fs::create_dir_all(&old).unwrap();
+    std::fs::write(old.join("machine.json"), "{}").unwrap();
+    let bench = Bench::start(dir.path(), false).await;
+    bench.feed("web01").await;
+    let (status, listed) = bench.ask(Method::GET, "twins", &Json::Null).await;
+    let unusable = &listed["unusable"][0];
+    assert_eq!((status, &listed["twins"], &unusable["name"]), (200, &json!([]), &json!("web01")));
+    assert_eq!(unusable["hypervisor"], "libvirt");
+    let there = "409 other_hypervisor: web01 has a twin that libvirt runs, and this server is";
+    for (method, path) in [
+        (Method::GET, "twins/web01"),
+        (Method::PUT, "twins/web01"),
+        (Method::POST, "twins/web01/start"),
+        (Method::DELETE, "twins/web01"),
+    ] {
+        bench.check(method, path, Json::Null, there).await;
+    }
+    assert!(dir.path().join("twins-libvirt/web01/machine.json").is_file());
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn the_bridge_has_no_machine_without_a_twin() {
     let dir = tempfile::tempdir().unwrap();
     let bench = Bench::start(dir.path(), false).await;

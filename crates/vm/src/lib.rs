@@ -6,6 +6,7 @@ mod freeze;
 mod guest_agent;
 pub mod image;
 pub mod job;
+mod left;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod machine;
@@ -13,3 +14,4 @@ pub mod qemu;
 mod turn;
 
 pub use guest_agent::{GuestAgent, await_guest};
+pub use left::left_in;

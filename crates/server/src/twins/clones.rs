@@ -72,7 +72,8 @@ impl Twins {
             let what = format!("is between 1 and {MAX_CLONES}");
             return Err(Error::Value { key: "count", what });
         }
-        let there: BTreeSet<MachineName> = self.names().await?.into_iter().collect();
+        let mut there: BTreeSet<MachineName> = self.names().await?.into_iter().collect();
+        there.extend(self.elsewhere()?.into_keys());
         let parse = |text: String| {
             text.parse::<MachineName>()
                 .map_err(|error| Error::Value { key: "name", what: error.to_string() })
@@ -235,13 +236,14 @@ impl Twins {
 }
 
 /// Removes what the last server left half made: clones that are not themselves, and what is
-/// known of machines that never were. One that can't be removed holds up no other.
+/// known of machines that never were. Those of the other hypervisor are its own. One that can't be removed holds up no other.
 pub(super) async fn sweep(twins: &Twins, hypervisor: &dyn Hypervisor) {
     let found = async {
         let records = twins.off_thread(|this| this.inner.book.all()).await?;
-        Ok::<_, Error>((records, hypervisor.list().await?))
+        let elsewhere = twins.elsewhere()?;
+        Ok::<_, Error>((records, hypervisor.list().await?, elsewhere))
     };
-    let (records, there) = match found.await {
+    let (records, there, elsewhere) = match found.await {
         Ok(found) => found,
         Err(error) => {
             let error: &dyn std::error::Error = &error;
@@ -251,7 +253,7 @@ pub(super) async fn sweep(twins: &Twins, hypervisor: &dyn Hypervisor) {
     };
     for (name, record) in records {
         let is_there = there.contains(&name);
-        if is_there && !record.half_made {
+        if is_there && !record.half_made || elsewhere.contains_key(&name) {
             continue;
         }
         let removed = async {

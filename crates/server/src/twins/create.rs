@@ -69,6 +69,7 @@ impl Twins {
         if self.seen(name).await?.is_some() {
             return Err(Error::Made { name: name.clone() });
         }
+        self.not_elsewhere(name)?;
         if self.host(name).is_none() {
             let host = HostId::new(name.as_str());
             let host = host.map_err(|_name| Error::Unknown { name: name.clone() })?;

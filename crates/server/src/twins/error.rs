@@ -20,6 +20,12 @@ pub enum Error {
          twin delete {name}, then start it anew"
     )]
     Made { name: MachineName },
+    #[error(
+        "{name} has a twin that {by} runs, and this server is configured to run twins with \
+         {configured}; to use that one set twins: {{hypervisor: {by}}}, to have another one \
+         delete it there first"
+    )]
+    Elsewhere { name: MachineName, by: &'static str, configured: &'static str },
     #[error("there is no image to start from; make one with: twin image build debian")]
     NoImage,
     #[error(

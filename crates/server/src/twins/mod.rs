@@ -44,6 +44,7 @@ use crate::runs::{Cause, Failure, Handle, Kind, New, RunId, Runs, Subject};
 use access::Access;
 use follow::{Standings, Wakers};
 use model::HostId;
+use places::Places;
 use record::{Book, Record};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -68,8 +69,8 @@ pub struct Twins {
 
 #[derive(Debug)]
 struct Inner {
+    places: Places,
     settings: Settings,
-    directory: PathBuf,
     access: Access,
     book: Book,
     images: Store,
@@ -119,7 +120,7 @@ impl Twins {
         let Shared { images, history, runs, wakers } = shared;
         let book = Book::new(history.records());
         let inner = Inner {
-            directory: places::of(data_dir, &settings.by),
+            places: Places::new(data_dir, &settings.by),
             settings,
             access: Access::new(data_dir.join("access")),
             standings: Standings::new(book.clone()),
@@ -138,7 +139,7 @@ impl Twins {
     /// Finds the machines that the last server left, and puts in order what was cut off. Where
     /// there are none, nothing is done.
     pub(crate) async fn find_again(&self) {
-        if self.is_untouched() {
+        if self.is_untouched() && self.elsewhere().is_ok_and(|others| others.is_empty()) {
             return;
         }
         match self.list().await {
@@ -163,7 +164,7 @@ impl Twins {
             entry.and_then(|entry| entry.file_type()).is_ok_and(|kind| kind.is_dir())
         };
         self.inner.hypervisor.get().is_none()
-            && match std::fs::read_dir(&self.inner.directory) {
+            && match std::fs::read_dir(&self.inner.places.own) {
                 Ok(mut entries) => !entries.any(is_machine),
                 Err(error) => error.kind() == std::io::ErrorKind::NotFound,
             }
@@ -176,7 +177,7 @@ impl Twins {
     async fn open(&self) -> Result<Arc<dyn Hypervisor>, Error> {
         let (told, deadline) = (Arc::new(|_progress| {}), Instant::now() + OPENING);
         let quiet = Job::new(told, CancellationToken::new(), deadline);
-        let (directory, images) = (&self.inner.directory, self.inner.images.clone());
+        let (directory, images) = (&self.inner.places.own, self.inner.images.clone());
         let hypervisor: Arc<dyn Hypervisor> = match &self.inner.settings.by {
             By::Qemu => Arc::new(Qemu::open(directory, images, &quiet).await?),
             #[cfg(feature = "libvirt")]
@@ -227,7 +228,16 @@ impl Twins {
     }
 
     async fn known(&self, name: &MachineName) -> Result<Seen, Error> {
-        self.seen(name).await?.ok_or_else(|| Error::Unknown { name: name.clone() })
+        match self.seen(name).await? {
+            Some(seen) => Ok(seen),
+            None => Err(self.missing(name)),
+        }
+    }
+
+    /// Why there is no machine of this name to work with.
+    fn missing(&self, name: &MachineName) -> Error {
+        let unknown = Error::Unknown { name: name.clone() };
+        self.not_elsewhere(name).err().unwrap_or(unknown)
     }
 
     /// Whether there is a machine, be it one that can't be read.
@@ -241,12 +251,18 @@ impl Twins {
 
     /// Images that machines begin from, and those machines.
     pub(crate) async fn images_in_use(&self) -> Result<BTreeMap<ImageId, Vec<String>>, Error> {
-        if self.is_untouched() {
-            return Ok(BTreeMap::new());
+        let mut used: BTreeMap<ImageId, Vec<String>> = BTreeMap::new();
+        if !self.is_untouched() {
+            for (image, names) in self.hypervisor().await?.images_in_use().await? {
+                used.insert(image, names.iter().map(ToString::to_string).collect());
+            }
         }
-        let used = self.hypervisor().await?.images_in_use().await?.into_iter();
-        let named = |names: Vec<MachineName>| names.iter().map(ToString::to_string).collect();
-        Ok(used.map(|(image, names)| (image, named(names))).collect())
+        for (name, images) in self.elsewhere()? {
+            for image in images {
+                used.entry(image).or_default().push(name.to_string());
+            }
+        }
+        Ok(used)
     }
 
     /// The console of a machine that runs.

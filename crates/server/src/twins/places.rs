@@ -1,4 +1,5 @@
-//! Where each hypervisor keeps its machines.
+//! Where each hypervisor keeps its machines. What is there of the one that is not asked is told,
+//! and neither used nor forgotten.
 //!
 //! ```text
 //! twins/NAME           machines of QEMU
@@ -8,23 +9,64 @@
 //! # Invariants
 //! - Whatever a machine is called, its place is nobody else's.
 
+use super::Twins;
+use super::error::Error;
 use super::settings::By;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use vm::image::{ImageId, MachineName};
 
 const OF_QEMU: &str = "twins";
 const OF_LIBVIRT: &str = "twins-libvirt";
 /// Within QEMU's, where libvirt's machines were before: a machine may be called so.
 const BEFORE: &str = "libvirt";
 
-/// The directory of the machines that are worked with.
-pub(super) fn of(data_dir: &Path, by: &By) -> PathBuf {
-    data_dir.join(match by {
-        By::Qemu => OF_QEMU,
-        #[cfg(feature = "libvirt")]
-        By::Libvirt(_) => OF_LIBVIRT,
-    })
+/// The directory of those machines that are worked with, and that of the others.
+#[derive(Debug)]
+pub(super) struct Places {
+    pub(super) own: PathBuf,
+    others: PathBuf,
+    by: &'static str,
+    others_by: &'static str,
+}
+
+impl Places {
+    pub(super) fn new(data_dir: &Path, by: &By) -> Self {
+        let (qemu, libvirt) = (data_dir.join(OF_QEMU), data_dir.join(OF_LIBVIRT));
+        match by {
+            By::Qemu => Self { own: qemu, others: libvirt, by: "qemu", others_by: "libvirt" },
+            #[cfg(feature = "libvirt")]
+            By::Libvirt(_) => Self { own: libvirt, others: qemu, by: "libvirt", others_by: "qemu" },
+        }
+    }
+}
+
+impl Twins {
+    /// Machines that the other hypervisor was given, and the images they begin from.
+    pub(super) fn elsewhere(&self) -> Result<BTreeMap<MachineName, BTreeSet<ImageId>>, Error> {
+        Ok(vm::left_in(&self.inner.places.others)?)
+    }
+
+    /// # Errors
+    /// When the other hypervisor has a machine of this name.
+    pub(super) fn not_elsewhere(&self, name: &MachineName) -> Result<(), Error> {
+        match self.elsewhere()?.contains_key(name) {
+            true => Err(self.of_the_other(name)),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn of_the_other(&self, name: &MachineName) -> Error {
+        let Places { by, others_by, .. } = self.inner.places;
+        Error::Elsewhere { name: name.clone(), by: others_by, configured: by }
+    }
+
+    /// The hypervisor that is not asked.
+    pub(super) fn other_hypervisor(&self) -> &'static str {
+        self.inner.places.others_by
+    }
 }
 
 /// Moves libvirt's machines to their place from where they were kept before. A link stays: saved

@@ -74,7 +74,7 @@ impl Twins {
     /// When there is none, or something was cloned from it.
     pub async fn delete(&self, name: &MachineName, cause: Cause) -> Result<RunId, Error> {
         if !self.is_made(name).await? {
-            return Err(Error::Unknown { name: name.clone() });
+            return Err(self.missing(name));
         }
         let clones = self.clones_of(name).await?;
         if !clones.is_empty() {

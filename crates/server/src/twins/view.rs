@@ -31,6 +31,13 @@ impl Twins {
                 Err(error) => return Err(error),
             }
         }
+        for name in self.elsewhere()?.into_keys() {
+            listed.unusable.push(twin::UnusableTwin {
+                name: name.to_string(),
+                hypervisor: self.other_hypervisor().to_owned(),
+                reason: self.of_the_other(&name).to_string(),
+            });
+        }
         Ok(listed)
     }
 
@@ -173,7 +180,35 @@ fn snapshot(listed: Listed, current: Option<&SnapshotName>) -> twin::Snapshot {
 #[cfg(test)]
 mod tests {
     use crate::runs::Cause;
+    use crate::twins::Error;
     use crate::twins::fake::{Fake, known, over, twins};
+    use api::twin::NewClones;
+    use vm::machine::Hypervisor;
+
+    #[tokio::test]
+    async fn those_of_another_hypervisor_are_told_and_not_forgotten() {
+        let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::new());
+        let twins = twins(dir.path(), &fake);
+        let one = known(&twins, &fake, "one");
+        let two = known(&twins, &fake, "two");
+        fake.forget(&two).await.unwrap();
+        std::fs::create_dir_all(dir.path().join("twins-libvirt/two")).unwrap();
+        crate::twins::clones::sweep(&twins, fake.as_ref()).await;
+        assert!(twins.record(&two).unwrap().is_some(), "it is that of the other one's");
+        let listed = twins.list().await.unwrap();
+        assert_eq!(listed.twins.len(), 1);
+        assert_eq!(
+            (&*listed.unusable[0].name, &*listed.unusable[0].hypervisor),
+            ("two", "libvirt")
+        );
+        let wanted = || NewClones { name: Some("two".into()), ..NewClones::default() };
+        let taken = twins.clone_twin(&one, wanted(), Cause::Local).await.unwrap_err();
+        assert!(matches!(taken, Error::Taken { .. }), "{taken}");
+        std::fs::remove_dir(dir.path().join("twins-libvirt/two")).unwrap();
+        crate::twins::clones::sweep(&twins, fake.as_ref()).await;
+        assert!(twins.record(&two).unwrap().is_none(), "it never was");
+        twins.inner.runs.close().await;
+    }
 
     #[tokio::test]
     async fn one_that_can_not_be_read_holds_up_no_other() {

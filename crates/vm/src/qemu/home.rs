@@ -31,7 +31,7 @@ use std::time::Duration;
 const FORMAT: u32 = 1;
 const DEFINITION: &str = "machine.json";
 const MANIFEST: &str = "manifest.json";
-pub(super) const LAYERS: &str = "layers";
+pub(crate) const LAYERS: &str = "layers";
 /// A snapshot in the making, or on its way out: no name of one begins so.
 const PARTIAL: &str = ".partial-";
 

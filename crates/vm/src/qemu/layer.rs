@@ -39,7 +39,7 @@ const MOST_BYTES: u64 = 1 << 46;
 
 /// Makes a layer that is not there yet over the disk `below`, which is called `called` from where
 /// the layer lies. Without a size it is as large as that disk.
-pub(super) fn create(
+pub(crate) fn create(
     path: &Path,
     below: &Path,
     called: &Path,
