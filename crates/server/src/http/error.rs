@@ -189,6 +189,7 @@ impl From<twins::Error> for ApiError {
             Error::Unknown { .. } => (StatusCode::NOT_FOUND, "unknown_twin"),
             Error::UnknownHost { .. } => (StatusCode::NOT_FOUND, "unknown_host"),
             Error::Made { .. } | Error::Taken { .. } => (StatusCode::CONFLICT, "exists"),
+            Error::BeingMade { .. } => (StatusCode::CONFLICT, "busy"),
             Error::Elsewhere { .. } => (StatusCode::CONFLICT, "other_hypervisor"),
             Error::NoImage | Error::NoSuchImage { .. } => (StatusCode::CONFLICT, "no_image"),
             Error::NoRoom { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),

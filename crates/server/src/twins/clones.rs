@@ -7,10 +7,12 @@
 //! ```
 //!
 //! # Invariants
+//! - A run removes only what it made itself: its names are its own from before it begins.
 //! - What is half made when the run ends, or when the server starts, is removed.
 
 use super::create::{hexadecimal, host_name, mac, random};
 use super::error::Error;
+use super::names::Reserved;
 use super::nearest::Meant;
 use super::record::Record;
 use super::snapshots::Wish;
@@ -21,7 +23,7 @@ use futures_util::future::join_all;
 use model::Identity;
 use std::collections::BTreeSet;
 use vm::image::{MachineName, SnapshotName};
-use vm::machine::{Hypervisor, Kind as Holds, NewClone};
+use vm::machine::{self, Hypervisor, Kind as Holds, NewClone};
 
 /// The moment that clones begin in.
 enum Moment {
@@ -43,6 +45,7 @@ impl Twins {
     ) -> Result<BegunClones, Error> {
         let seen = self.known(name).await?;
         let names = self.clone_names(name, wanted.name, wanted.count.unwrap_or(1)).await?;
+        let twins = names.iter().map(|reserved| reserved.name().to_string()).collect();
         let meant = match &wanted.snapshot {
             Some(text) => self.meant(name, text).await?,
             None => None,
@@ -52,53 +55,83 @@ impl Twins {
             Some(meant) => Moment::Saved(Box::new(meant)),
             None => Moment::Now(self.wish(name, &seen, None, None).await?),
         };
-        let twins = names.iter().map(ToString::to_string).collect();
-        let (subject, clones) = (name.clone(), names);
+        let subject = name.clone();
         let work = async move |this: Self, handle: Handle| {
-            this.branch_off(&subject, moment, &clones, &handle).await
+            let clones: Vec<MachineName> =
+                names.iter().map(|reserved| reserved.name().clone()).collect();
+            let done = this.branch_off(&subject, moment, &clones, &handle).await;
+            drop(names);
+            done
         };
         let run = self.begin((Kind::Clone, name), cause, work).await?;
         Ok(BegunClones { run, twins, nearest })
     }
 
-    /// Names for so many clones, none of which is another machine's or a host's.
+    /// Names for so many clones, none of which is another machine's or a host's, or is about to be
+    /// another machine's.
     async fn clone_names(
         &self,
         of: &MachineName,
         called: Option<String>,
         count: u32,
-    ) -> Result<Vec<MachineName>, Error> {
+    ) -> Result<Vec<Reserved>, Error> {
         if !(1..=MAX_CLONES).contains(&count) {
             let what = format!("is between 1 and {MAX_CLONES}");
             return Err(Error::Value { key: "count", what });
         }
-        let mut there: BTreeSet<MachineName> = self.names().await?.into_iter().collect();
-        there.extend(self.elsewhere()?.into_keys());
         let parse = |text: String| {
             text.parse::<MachineName>()
                 .map_err(|error| Error::Value { key: "name", what: error.to_string() })
         };
-        let Some(called) = called else {
-            let free = |name: &Result<MachineName, Error>| match name {
-                Ok(name) => !there.contains(name) && self.host(name).is_none(),
-                Err(_) => true,
-            };
-            let names = (1_u64..).map(|n| parse(format!("{of}-clone-{n}")));
-            return names.filter(free).take(count as usize).collect();
-        };
+        let Some(called) = called else { return self.free_names(of, count as usize).await };
         let names = match count {
             1 => vec![parse(called)?],
             _ => (1..=count).map(|n| parse(format!("{called}-{n}"))).collect::<Result<_, _>>()?,
         };
-        for name in &names {
-            if there.contains(name) {
-                return Err(Error::Taken { name: name.clone(), by: "another twin is called so" });
-            }
-            if self.host(name).is_some() {
-                return Err(Error::Taken { name: name.clone(), by: "a host is called so" });
+        let taken = |name: MachineName, by| Error::Taken { name, by };
+        let mut reserved = Vec::new();
+        for name in names {
+            match self.inner.names.reserve(&name) {
+                Some(own) => reserved.push(own),
+                None => return Err(taken(name, "a machine of this name is being made")),
             }
         }
-        Ok(names)
+        let there = self.taken_names().await?;
+        for name in reserved.iter().map(|own| own.name().clone()) {
+            if there.contains(&name) {
+                return Err(taken(name, "another twin is called so"));
+            }
+            if self.host(&name).is_some() {
+                return Err(taken(name, "a host is called so"));
+            }
+        }
+        Ok(reserved)
+    }
+
+    /// The first so many of the names that clones of this machine are given.
+    async fn free_names(&self, of: &MachineName, count: usize) -> Result<Vec<Reserved>, Error> {
+        let mut numbers = 1_u64..;
+        let mut reserved: Vec<Reserved> = Vec::new();
+        while reserved.len() < count {
+            for number in numbers.by_ref().take(count - reserved.len()) {
+                let name = format!("{of}-clone-{number}").parse();
+                let name = name.map_err(|error: vm::image::NameError| Error::Value {
+                    key: "name",
+                    what: error.to_string(),
+                });
+                reserved.extend(self.inner.names.reserve(&name?));
+            }
+            let there = self.taken_names().await?;
+            reserved.retain(|own| !there.contains(own.name()) && self.host(own.name()).is_none());
+        }
+        Ok(reserved)
+    }
+
+    /// Those of all machines, also of those that the other hypervisor has.
+    async fn taken_names(&self) -> Result<BTreeSet<MachineName>, Error> {
+        let mut there: BTreeSet<MachineName> = self.names().await?.into_iter().collect();
+        there.extend(self.elsewhere()?.into_keys());
+        Ok(there)
     }
 
     async fn branch_off(
@@ -122,9 +155,10 @@ impl Twins {
                 (saved.name, saved.kind, None)
             }
         };
-        let done = self.all_of_them(of, (&snapshot, holds), clones, handle).await;
+        let mut made = Vec::new();
+        let done = self.all_of_them(of, (&snapshot, holds), (clones, &mut made), handle).await;
         if done.is_err() {
-            for clone in clones {
+            for clone in &made {
                 self.undo(clone).await;
             }
         }
@@ -143,16 +177,25 @@ impl Twins {
         &self,
         of: &MachineName,
         (snapshot, holds): (&SnapshotName, Holds),
-        clones: &[MachineName],
+        (clones, made): (&[MachineName], &mut Vec<MachineName>),
         handle: &Handle,
     ) -> Result<(), Failure> {
         let hypervisor = self.hypervisor().await?;
         let mut identities = Vec::new();
         for name in clones {
+            made.push(name.clone());
             let (from, called) = (of.clone(), name.clone());
             let (new, identity) =
                 self.off_thread(move |this| this.introduce_clone(&from, &called)).await?;
-            hypervisor.clone_at(of, snapshot, new, &handle.job(snapshots::DEADLINE)).await?;
+            let job = handle.job(snapshots::DEADLINE);
+            if let Err(error) = hypervisor.clone_at(of, snapshot, new, &job).await {
+                if matches!(error, machine::Error::Exists { .. }) {
+                    // Whosever it is, it is no half-made clone.
+                    made.pop();
+                    self.forget_record(name).await?;
+                }
+                return Err(error.into());
+            }
             identities.push(identity);
         }
         if holds == Holds::Disk {
@@ -268,5 +311,43 @@ pub(super) async fn sweep(twins: &Twins, hypervisor: &dyn Hypervisor) {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(clone = %name, error, "a half-made clone stays until the next start");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::twins::fake::{Fake, known, name, over, twins};
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn a_name_is_one_runs_own() {
+        let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::new());
+        let twins = twins(dir.path(), &fake);
+        let [one, two] = ["one", "two"].map(|name| known(&twins, &fake, name));
+        let wanted = |name: &str| NewClones { name: Some(name.to_owned()), ..NewClones::default() };
+        let first = twins.clone_twin(&one, wanted("try"), Cause::Local).await.unwrap();
+        let made = async {
+            while !fake.has(&name("try")) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), made).await.unwrap();
+        // The first is not at its end: its clone is half made still.
+        for (of, text) in [(&two, "try"), (&two, "one")] {
+            let taken = twins.clone_twin(of, wanted(text), Cause::Local).await.unwrap_err();
+            assert!(matches!(taken, Error::Taken { .. }), "{taken}");
+        }
+        let begun = twins.clone_twin(&two, NewClones::default(), Cause::Local).await.unwrap();
+        assert_eq!(begun.twins, ["two-clone-1"]);
+        assert!(fake.has(&name("try")), "nobody else removed it");
+        let being_made =
+            twins.plan(&name("try"), api::twin::NewTwin::default(), Cause::Local).await;
+        assert!(matches!(being_made, Err(Error::BeingMade { .. })), "{being_made:?}");
+        fake.clones.add_permits(2);
+        assert!(over(&twins, first.run).await.starts_with("failed"), "nothing boots here");
+        assert!(!fake.has(&name("try")), "who began it removed it");
+        twins.inner.runs.close().await;
+        assert!(twins.inner.names.reserve(&name("try")).is_some(), "it is let go");
     }
 }

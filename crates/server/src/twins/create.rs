@@ -4,10 +4,11 @@
 use super::Twins;
 use super::base::Base;
 use super::error::Error;
+use super::names::Reserved;
 use super::record::Record;
 use super::settings::MadeOf;
 use crate::images::agent;
-use crate::runs::{Cause, Failure, Handle, Kind, RunId, Stream as Says};
+use crate::runs::{self, Cause, Failure, Handle, Kind, RunId, Stream as Says, Subject};
 use api::twin::NewTwin;
 use model::HostId;
 use std::time::Duration;
@@ -33,8 +34,9 @@ const CONSOLE_COMMANDS: [&str; 2] =
     ["systemctl daemon-reload", "systemctl --no-block restart serial-getty@ttyS0.service"];
 
 /// What a twin will be made of. Checked before a run begins, so that its caller is told.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Plan {
+    reserved: Reserved,
     /// Built if there is none.
     base: Option<Base>,
     made_of: MadeOf,
@@ -66,6 +68,8 @@ impl Twins {
         wanted: NewTwin,
         cause: Cause,
     ) -> Result<Plan, Error> {
+        let reserved = self.inner.names.reserve(name);
+        let reserved = reserved.ok_or_else(|| self.being_made(name))?;
         if self.seen(name).await?.is_some() {
             return Err(Error::Made { name: name.clone() });
         }
@@ -79,7 +83,17 @@ impl Twins {
         let base = self.off_thread(move |this| this.base(wanted.image.as_deref())).await?;
         // Whether there is anything to run it with.
         self.hypervisor().await?;
-        Ok(Plan { base, made_of, cause })
+        Ok(Plan { reserved, base, made_of, cause })
+    }
+
+    /// The run that makes it may be its own, or that of what it is cloned from.
+    fn being_made(&self, name: &MachineName) -> Error {
+        let subject = Subject::twin(name);
+        let run = self.inner.runs.on(&subject).and_then(|id| self.inner.runs.show(id).ok());
+        match run {
+            Some(run) => runs::Error::Busy { id: run.id, kind: run.kind, subject }.into(),
+            None => Error::BeingMade { name: name.clone() },
+        }
     }
 
     pub(super) async fn make(
@@ -88,12 +102,13 @@ impl Twins {
         plan: Plan,
         handle: &Handle,
     ) -> Result<(), Failure> {
-        let base = match plan.base {
+        let Plan { reserved: _held, base, made_of, cause } = plan;
+        let base = match base {
             Some(base) => base,
-            None => self.build_base(plan.cause, handle).await?,
+            None => self.build_base(cause, handle).await?,
         };
         handle.step(&format!("Making the twin {name} from image {}", base.called));
-        let MadeOf { memory_bytes, processors, disk_bytes, network } = plan.made_of;
+        let MadeOf { memory_bytes, processors, disk_bytes, network } = made_of;
         if base.is_foreign && network == Network::Isolated {
             handle.line(Says::Server, FOREIGN_AND_ISOLATED);
         }

@@ -26,6 +26,8 @@ pub enum Error {
          delete it there first"
     )]
     Elsewhere { name: MachineName, by: &'static str, configured: &'static str },
+    #[error("a machine called {name} is being made; wait for it: twin run list")]
+    BeingMade { name: MachineName },
     #[error("there is no image to start from; make one with: twin image build debian")]
     NoImage,
     #[error(

@@ -27,6 +27,7 @@ mod extras;
 mod fake;
 pub(crate) mod follow;
 mod guest;
+mod names;
 mod nearest;
 mod places;
 mod power;
@@ -44,6 +45,7 @@ use crate::runs::{Cause, Failure, Handle, Kind, New, RunId, Runs, Subject};
 use access::Access;
 use follow::{Standings, Wakers};
 use model::HostId;
+use names::Names;
 use places::Places;
 use record::{Book, Record};
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +72,8 @@ pub struct Twins {
 #[derive(Debug)]
 struct Inner {
     places: Places,
+    /// Of machines that are being made.
+    names: Names,
     settings: Settings,
     access: Access,
     book: Book,
@@ -121,6 +125,7 @@ impl Twins {
         let book = Book::new(history.records());
         let inner = Inner {
             places: Places::new(data_dir, &settings.by),
+            names: Names::default(),
             settings,
             access: Access::new(data_dir.join("access")),
             standings: Standings::new(book.clone()),
