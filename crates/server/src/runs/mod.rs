@@ -14,6 +14,7 @@
 //! - For one subject, one run at a time.
 //! - Every run ends with an end record: when its work ends, fails, panics, is cancelled, does
 //!   not stop when told to, or when the server stops; else at the next start.
+//! - What is on at once is what works: whoever only waits does so [`aside`].
 //! - Nothing waits for a reader. The number of runs, their logs' lengths, those that are on at
 //!   once, those that wait, and their readers have limits ([`Limits`]).
 
@@ -25,6 +26,7 @@ pub mod fuzzing;
 mod handle;
 mod log;
 mod one;
+mod place;
 mod registry;
 mod subject;
 mod writer;
@@ -34,6 +36,7 @@ pub use api::run::{RunEvent as Event, RunStream as Stream};
 pub use chunk::Records;
 pub use follow::Follow;
 pub use handle::{Failure, Handle};
+pub(crate) use place::aside;
 pub use registry::{Filter, Interrupted};
 pub use subject::{Subject, SubjectError};
 
@@ -43,6 +46,7 @@ use futures_util::FutureExt;
 use log::{FORMAT, Found, Header};
 use model::Time;
 use one::One;
+use place::Place;
 use registry::Registry;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -67,7 +71,7 @@ pub struct Limits {
     pub keep_for: Duration,
     /// Bytes of one log.
     pub log_bytes: usize,
-    /// Runs that are on at once: so many that make images, and so many others.
+    /// Runs that work at once: so many that make images, and so many others.
     pub at_once: usize,
     /// Runs that are on or wait.
     pub waiting: usize,
@@ -335,7 +339,7 @@ impl Runs {
 async fn carry_out<F, W>(
     one: &One,
     handle: &Handle,
-    slots: &Semaphore,
+    slots: &Arc<Semaphore>,
     grace: Duration,
     work: F,
 ) -> Result<(), Failure>
@@ -343,15 +347,13 @@ where
     F: FnOnce(Handle) -> W,
     W: Future<Output = Result<(), Failure>>,
 {
-    let place = tokio::select! {
-        biased;
-        () = one.cancel.cancelled() => None,
-        place = slots.acquire() => place.ok(),
+    let Some(place) = Place::take(slots, &one.cancel).await else {
+        return Err(Failure::new("it had not begun"));
     };
-    let Some(_place) = place else { return Err(Failure::new("it had not begun")) };
     one.begin(clock::now());
     let own = handle.clone();
-    let guarded = AssertUnwindSafe(async move { work(own).await }).catch_unwind();
+    let work = place.during(async move { work(own).await });
+    let guarded = AssertUnwindSafe(work).catch_unwind();
     let late = async {
         one.cancel.cancelled().await;
         tokio::time::sleep(grace).await;

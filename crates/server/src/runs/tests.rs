@@ -157,6 +157,68 @@ async fn one_run_for_one_subject_and_so_many_at_once() {
 }
 
 #[tokio::test]
+async fn a_run_that_waits_keeps_no_other_from_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = Limits { at_once: 1, ..Limits::default() };
+    let runs = Runs::open(directory.path(), limits).unwrap();
+    let (go, gone) = oneshot::channel::<()>();
+    let (tell, told) = oneshot::channel::<()>();
+    let waits = runs.start(new("a"), |handle: Handle| async move {
+        // Two parts of it wait, of which one is given up.
+        tokio::select! {
+            () = aside(std::future::pending()) => {}
+            done = aside(gone) => done?,
+        }
+        aside(async {}).await;
+        tell.send(()).ok();
+        wait(handle).await
+    });
+    let waits = waits.unwrap();
+    until_it_is_on(&runs, waits).await;
+    for name in ["b", "c"] {
+        let other = runs.start(new(name), async |_| Ok(())).unwrap();
+        assert_eq!(end(&records(&runs, other, 0).await).0, State::Succeeded);
+    }
+    assert_eq!(runs.show(waits).unwrap().state, State::Running);
+    let works = runs.start(new("b"), wait).unwrap();
+    until_it_is_on(&runs, works).await;
+    go.send(()).unwrap();
+    // It takes a place again, as soon as there is one.
+    tokio::pin!(told);
+    let early = tokio::time::timeout(Duration::from_millis(50), &mut told).await;
+    assert!(early.is_err(), "the place is the other's");
+    runs.cancel(works).unwrap();
+    told.await.unwrap();
+    let queued = runs.start(new("c"), async |_| Ok(())).unwrap();
+    tokio::task::yield_now().await;
+    assert_eq!(runs.show(queued).unwrap().state, State::Queued, "the place is taken");
+    runs.cancel(waits).unwrap();
+    assert_eq!(end(&records(&runs, queued, 0).await).0, State::Succeeded);
+    runs.close().await;
+}
+
+#[tokio::test]
+async fn a_run_that_is_to_stop_waits_for_no_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = Limits { at_once: 1, ..Limits::default() };
+    let runs = Runs::open(directory.path(), limits).unwrap();
+    let (go, gone) = oneshot::channel::<()>();
+    let waits = runs.start(new("a"), |handle: Handle| async move {
+        aside(gone).await?;
+        handle.step("it is back");
+        Ok(())
+    });
+    let waits = waits.unwrap();
+    until_it_is_on(&runs, waits).await;
+    let works = runs.start(new("b"), wait).unwrap();
+    until_it_is_on(&runs, works).await;
+    go.send(()).unwrap();
+    runs.cancel(waits).unwrap();
+    assert_eq!(texts(&records(&runs, waits, 0).await), ["it is back"]);
+    runs.close().await;
+}
+
+#[tokio::test]
 async fn lists_are_filtered_and_go_on() {
     let directory = tempfile::tempdir().unwrap();
     let runs = runs(directory.path());

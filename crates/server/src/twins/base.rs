@@ -77,8 +77,8 @@ impl Twins {
     pub(super) async fn build_base(&self, cause: Cause, handle: &Handle) -> Result<Base, Failure> {
         let (run, is_own) = self.off_thread(move |this| this.begin_build(cause)).await?;
         handle.step(&format!("Building the image {UNASKED}, since there is none; run {run}"));
-        let over = handle.cancelled().run_until_cancelled_owned(self.relay(run, handle)).await;
-        match over {
+        let over = handle.cancelled().run_until_cancelled_owned(self.relay(run, handle));
+        match runs::aside(over).await {
             Some(over) => over?,
             None => {
                 if is_own {

@@ -10,7 +10,7 @@
 use super::Twins;
 use super::error::Error;
 use super::guest::{PAUSE, fresh_id, talk};
-use crate::runs::{Failure, Handle, Stream as Says};
+use crate::runs::{self, Failure, Handle, Stream as Says};
 use api::guest::{self, Answer, Apply, Ask, Happened, Look, Since, ask};
 use model::plan::{Event, Outcome, Plan};
 use model::spec::FilePath;
@@ -69,9 +69,10 @@ impl Twins {
         name: &MachineName,
         files: Vec<FilePath>,
     ) -> Result<Facts, Error> {
-        let _turn = self.inner.turns.take(name).await;
+        let _turn = runs::aside(self.inner.turns.take(name)).await;
         let mut channel = self.reach(name).await?;
-        match ask(&mut channel, fresh_id(), Ask::Look(Look { files }), LOOK).await? {
+        let look = ask(&mut channel, fresh_id(), Ask::Look(Look { files }), LOOK);
+        match runs::aside(look).await? {
             Answer::Facts(facts) => Ok(facts),
             _ => Err(Error::Strange { name: name.clone() }),
         }
@@ -85,7 +86,7 @@ impl Twins {
         plan: &Plan,
         handle: &Handle,
     ) -> Result<CarriedOut, Failure> {
-        let _turn = self.inner.turns.take(name).await;
+        let _turn = runs::aside(self.inner.turns.take(name)).await;
         let mut channel = self.reach(name).await?;
         let wanted: Vec<ContentId> = plan.contents().into_iter().collect();
         let texts = self.off_thread(move |this| this.texts(&wanted)).await?;
@@ -95,7 +96,7 @@ impl Twins {
         let apply = Apply { run: run.to_owned(), plan: plan.clone() };
         ask(&mut channel, fresh_id(), Ask::Apply(apply), MESSAGE).await?;
         let told = |event: &Event| tell(plan, event, handle);
-        self.until_over(name, channel, run, (&told, handle)).await
+        runs::aside(self.until_over(name, channel, run, (&told, handle))).await
     }
 
     /// Waits for what a server before began in the guest, which the guest may know no more.
@@ -105,7 +106,7 @@ impl Twins {
         run: &str,
         handle: &Handle,
     ) -> Result<(), Failure> {
-        let _turn = self.inner.turns.take(name).await;
+        let _turn = runs::aside(self.inner.turns.take(name)).await;
         let mut channel = self.reach(name).await?;
         let since = Since { run: run.to_owned(), from: 0 };
         match ask(&mut channel, fresh_id(), Ask::Progress(since), NEWS).await {
@@ -116,7 +117,8 @@ impl Twins {
             _ => {}
         }
         handle.step("Waiting for the plan that was under way in the guest");
-        self.until_over(name, channel, run, (&|_event: &Event| {}, handle)).await.map(drop)
+        let over = self.until_over(name, channel, run, (&|_event: &Event| {}, handle));
+        runs::aside(over).await.map(drop)
     }
 
     async fn until_over(
@@ -182,7 +184,8 @@ impl Twins {
     async fn reach(&self, name: &MachineName) -> Result<Channel, Error> {
         let hypervisor = self.hypervisor().await?;
         let until = Instant::now() + GREETING;
-        let found = super::guest::until_answered(until, || talk(hypervisor, name)).await;
+        let found = super::guest::until_answered(until, || talk(hypervisor, name));
+        let found = runs::aside(found).await;
         found.ok_or_else(|| Error::Silent { name: name.clone() })
     }
 

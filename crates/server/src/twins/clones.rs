@@ -17,7 +17,7 @@ use super::nearest::Meant;
 use super::record::Record;
 use super::snapshots::Wish;
 use super::{Twins, nearest, snapshots};
-use crate::runs::{Cause, Failure, Handle, Kind, Stream as Says};
+use crate::runs::{self, Cause, Failure, Handle, Kind, Stream as Says};
 use api::twin::{BegunClones, MAX_CLONES, NewClones};
 use futures_util::future::join_all;
 use model::Identity;
@@ -207,7 +207,7 @@ impl Twins {
         for (name, identity) in clones.iter().zip(identities) {
             all.push(self.settle(name, identity, holds, handle));
         }
-        join_all(all).await.into_iter().collect()
+        runs::aside(join_all(all)).await.into_iter().collect()
     }
 
     /// Writes down that a clone is on its way, and who it will be. Blocks.

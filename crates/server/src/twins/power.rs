@@ -3,7 +3,7 @@
 use super::Twins;
 use super::create::Plan;
 use super::error::Error;
-use crate::runs::{Cause, Failure, Handle, Kind, RunId};
+use crate::runs::{self, Cause, Failure, Handle, Kind, RunId};
 use api::twin::NewTwin;
 use std::time::Duration;
 use vm::image::MachineName;
@@ -99,7 +99,7 @@ impl Twins {
             self.make(name, plan, handle).await?;
         }
         self.hypervisor().await?.start(name, &handle.job(START)).await?;
-        self.await_boot(name, handle).await?;
+        runs::aside(self.await_boot(name, handle)).await?;
         handle.step(&format!("{name} runs"));
         Ok(())
     }
@@ -120,7 +120,8 @@ impl Twins {
                     format!("{name} is stuck: {what}. End it with: twin stop --force {name}");
                 return Err(Failure::new(text));
             }
-            match hypervisor.shut_down(name, &handle.job(STOP)).await {
+            let job = handle.job(STOP);
+            match runs::aside(hypervisor.shut_down(name, &job)).await {
                 Err(error @ machine::Error::Silent { .. }) => {
                     let why = model::with_causes(&error);
                     let text = format!("{why}\nTake its power away with: twin stop --force {name}");

@@ -5,7 +5,7 @@ use super::follow::Standing;
 use super::retention::{Saved, superfluous};
 use super::{Twins, nearest};
 use crate::clock;
-use crate::runs::{Cause, Failure, Handle, Kind, RunId, Stream as Says, Subject};
+use crate::runs::{self, Cause, Failure, Handle, Kind, RunId, Stream as Says, Subject};
 use crate::snapshots::{BASE, stamp};
 use api::twin::{BegunRevert, Nearest, SnapshotKind, SnapshotWeight};
 use futures_util::future::try_join;
@@ -221,7 +221,7 @@ impl Twins {
             hypervisor.revert(&subject, &to, &handle.job(DEADLINE)).await?;
             if is_live || hypervisor.show(&subject).await?.state != State::Stopped {
                 let answered = this.await_guest(&subject, &handle);
-                try_join(answered, this.refresh(&subject, &handle)).await?;
+                runs::aside(Box::pin(try_join(answered, this.refresh(&subject, &handle)))).await?;
             }
             // First: whatever becomes of the rest, it does not follow.
             this.stays_at(&subject, &to, version).await?;
