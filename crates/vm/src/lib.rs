@@ -1,6 +1,7 @@
 //! The only crate that touches hypervisors: images, machines, snapshots, the channel to the guest.
 //! Knows no server, no history and no HTTP.
 
+mod console;
 mod content;
 mod freeze;
 mod guest_agent;
@@ -13,5 +14,6 @@ pub mod machine;
 pub mod qemu;
 mod turn;
 
+pub use console::bound as bound_console;
 pub use guest_agent::{GuestAgent, await_guest};
 pub use left::left_in;

@@ -105,6 +105,9 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// it to where it was led when the snapshot was taken.
     async fn lead_ssh(&self, name: &MachineName, to: &[Ipv4Addr]) -> Result<(), Error>;
 
+    /// Where its console's output is kept, whether or not there is such a machine.
+    fn console_log(&self, name: &MachineName) -> PathBuf;
+
     /// A line to something in the guest, or to its console. One at a time to each.
     async fn connect(&self, name: &MachineName, to: Line) -> Result<Box<dyn Stream>, Error>;
 }

@@ -8,7 +8,7 @@ use crate::runs::{Limits, RunId, Runs};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use store::{History, Options};
 use tokio::sync::Semaphore;
@@ -25,6 +25,7 @@ type Outcome<T> = Result<T, Error>;
 pub(super) struct Fake {
     machines: Mutex<BTreeMap<MachineName, Option<(MachineName, SnapshotName)>>>,
     damaged: Mutex<BTreeSet<MachineName>>,
+    logs: Mutex<BTreeMap<MachineName, PathBuf>>,
     /// What a clone waits for once it is there.
     pub(super) clones: Semaphore,
 }
@@ -75,12 +76,17 @@ impl Fake {
         Arc::new(Self {
             machines: Mutex::default(),
             damaged: Mutex::default(),
+            logs: Mutex::default(),
             clones: Semaphore::new(0),
         })
     }
 
     pub(super) fn damage(&self, name: &MachineName) {
         self.damaged.lock().unwrap().insert(name.clone());
+    }
+
+    pub(super) fn write_console_to(&self, name: &MachineName, log: &Path) {
+        self.logs.lock().unwrap().insert(name.clone(), log.to_owned());
     }
 
     pub(super) fn has(&self, name: &MachineName) -> bool {
@@ -211,6 +217,10 @@ impl Hypervisor for Fake {
 
     async fn lead_ssh(&self, name: &MachineName, _to: &[Ipv4Addr]) -> Outcome<()> {
         nothing(name, "lead SSH to it")
+    }
+
+    fn console_log(&self, name: &MachineName) -> PathBuf {
+        self.logs.lock().unwrap().get(name).cloned().unwrap_or_default()
     }
 
     async fn connect(&self, name: &MachineName, _to: Line) -> Outcome<Box<dyn Stream>> {

@@ -20,6 +20,7 @@ mod access;
 mod base;
 mod channel;
 mod clones;
+pub(crate) mod consoles;
 mod create;
 mod error;
 mod extras;
@@ -110,6 +111,13 @@ pub(crate) struct Console {
 pub(crate) struct ConsoleTurn {
     name: MachineName,
     taken: Arc<Mutex<BTreeSet<MachineName>>>,
+}
+
+#[cfg(test)]
+impl ConsoleTurn {
+    pub(crate) fn of_nobody(name: MachineName) -> Self {
+        Self { name, taken: Arc::default() }
+    }
 }
 
 impl Drop for ConsoleTurn {

@@ -592,6 +592,10 @@ impl Hypervisor for Libvirt {
         Ok(())
     }
 
+    fn console_log(&self, name: &MachineName) -> PathBuf {
+        self.home(name).console_log()
+    }
+
     async fn connect(&self, name: &MachineName, to: Line) -> Outcome<Box<dyn Stream>> {
         let home = self.home(name);
         home.load()?;

@@ -375,6 +375,10 @@ impl Hypervisor for Qemu {
         self.move_way_in(&self.home(name), to).await
     }
 
+    fn console_log(&self, name: &MachineName) -> PathBuf {
+        self.home(name).console_log()
+    }
+
     async fn connect(&self, name: &MachineName, to: Line) -> Result<Box<dyn Stream>, Error> {
         let home = self.home(name);
         let run = home.load()?.run.ok_or_else(|| gone(&home))?;

@@ -9,6 +9,7 @@ use super::home::{Definition, Home, entries, remove};
 use super::process::{self, Process};
 use super::qmp::{self, Qmp};
 use super::{Qemu, network};
+use crate::console;
 use crate::content;
 use crate::guest_agent::last_of;
 use crate::image::Image;
@@ -16,7 +17,6 @@ use crate::job::Job;
 use crate::machine::{Acceleration, Error, Network, Seen, State};
 use serde::Deserialize;
 use serde_json::json;
-use std::fs;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -24,8 +24,6 @@ use std::time::Duration;
 const GREETING: Duration = Duration::from_secs(5);
 /// How long a guest may take to power off.
 const SHUTDOWN: Duration = Duration::from_secs(180);
-/// The console's log is begun anew beyond it, at the next start.
-const CONSOLE_BYTES: u64 = 16 << 20;
 
 /// What a QEMU is started as.
 pub(super) struct Start<'a> {
@@ -98,9 +96,7 @@ impl Qemu {
         let run = home.run(start.run);
         process::make(&run)?;
         let log = home.console_log();
-        if fs::metadata(&log).is_ok_and(|found| found.len() > CONSOLE_BYTES) {
-            remove(&log)?;
-        }
+        console::bound(&log).map_err(Error::file("cut", &log))?;
         let command = Command {
             hardware: &start.definition.hardware,
             image: start.image,
