@@ -159,6 +159,15 @@ pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// Gives a directory that is done its name, which is free. A link may lie there.
+pub(crate) fn name_directory(done: &Path, name: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(name).is_ok_and(|found| found.is_symlink()) {
+        fs::remove_file(name)?;
+    }
+    fs::rename(done, name)?;
+    name.parent().map_or(Ok(()), sync_directory)
+}
+
 /// Locks a directory for this process; `None` when another has it or it is gone.
 pub(crate) fn hold(path: &Path) -> io::Result<Option<File>> {
     let directory = match File::open(path) {

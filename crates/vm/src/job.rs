@@ -3,7 +3,11 @@
 //! # Invariants
 //! - A program runs in a process group of its own, and its group ends with the job: at cancel,
 //!   at the deadline, and when the job's future is dropped.
+//! - It also ends with this process, when that is killed: the program does, and what namespaces
+//!   of its own it has.
 //! - Arguments go to programs as they are; no shell sees them.
+
+mod children;
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -154,7 +158,7 @@ impl Job {
         self.check()?;
         let Tool { program, package, mut command } = tool;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let child = command.spawn().map_err(|source| match source.kind() {
+        let child = children::spawn(command).await.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => Error::Missing { program: program.clone(), package },
             _ => Error::Start { program: program.clone(), source },
         })?;

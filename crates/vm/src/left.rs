@@ -2,7 +2,7 @@
 
 use crate::image::{ImageId, MachineName};
 use crate::machine::Error;
-use crate::qemu::home::{LAYERS, entries};
+use crate::qemu::home::{DEFINITION, LAYERS, entries};
 use crate::qemu::layer::image_below;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,7 +21,7 @@ pub fn left_in(root: &Path) -> Result<BTreeMap<MachineName, BTreeSet<ImageId>>, 
     for name in entries(root)? {
         let dir = root.join(&name);
         if let Ok(name) = name.parse::<MachineName>()
-            && is_directory(&dir)
+            && is_machine(&dir)
         {
             let disks = [dir.clone(), dir.join(LAYERS)].into_iter().flat_map(|dir| {
                 let names = entries(&dir).unwrap_or_default().into_iter();
@@ -33,9 +33,10 @@ pub fn left_in(root: &Path) -> Result<BTreeMap<MachineName, BTreeSet<ImageId>>, 
     Ok(found)
 }
 
-/// A link is none.
-pub(crate) fn is_directory(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
+/// Whether there is a machine, be it one that can't be read. Somebody may have put it elsewhere,
+/// and a link here.
+pub(crate) fn is_machine(dir: &Path) -> bool {
+    dir.join(DEFINITION).is_file() || fs::symlink_metadata(dir).is_ok_and(|found| found.is_dir())
 }
 
 #[cfg(test)]

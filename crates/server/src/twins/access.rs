@@ -22,6 +22,8 @@ use vm::image::{MachineName, PublicKey};
 const LOGIN: &str = "login";
 const PUBLIC: &str = "pub";
 const KNOWN_HOSTS: &str = "known_hosts";
+/// What files and directories begin with that are being made.
+const HALF: &str = ".partial-";
 
 #[derive(Debug, Clone)]
 pub(super) struct Access {
@@ -81,6 +83,28 @@ impl Access {
         }
     }
 
+    /// Removes keys that a killed server was about to make. Nobody may make one meanwhile. Blocks.
+    pub(super) fn sweep(&self) -> Result<(), Error> {
+        let failed = || Error::file("look for half-made keys in", &self.directory);
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed()(error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed())?;
+            if !entry.file_name().to_string_lossy().starts_with(HALF) {
+                continue;
+            }
+            let is_directory = entry.file_type().map_err(failed())?.is_dir();
+            let path = entry.path();
+            let removed =
+                if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(Error::file("remove", path))?;
+        }
+        Ok(())
+    }
+
     fn prepare(&self) -> Result<(), Error> {
         let innermost = self.directory.join(KNOWN_HOSTS);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&innermost);
@@ -90,6 +114,7 @@ impl Access {
     fn make(&self, comment: &str) -> Result<HostKey, Error> {
         self.prepare()?;
         let place = tempfile::Builder::new()
+            .prefix(HALF)
             .permissions(Permissions::from_mode(0o700))
             .tempdir_in(&self.directory)
             .map_err(Error::file("make a directory in", &self.directory))?;
@@ -115,6 +140,7 @@ impl Access {
     /// Replaces a file whole.
     fn write(&self, path: &Path, text: &str) -> Result<(), Error> {
         let half = tempfile::Builder::new()
+            .prefix(HALF)
             .make_in(&self.directory, |path| {
                 OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
             })
@@ -156,6 +182,11 @@ mod tests {
         assert!(known.starts_with(&format!("web01 {}\nweb01 ssh-ed25519 ", key.public)), "{known}");
         let left: Vec<_> = fs::read_dir(dir.path().join("access")).unwrap().collect();
         assert_eq!(left.len(), 3, "{left:?}");
+        fs::create_dir(dir.path().join("access/.partial-a")).unwrap();
+        fs::write(dir.path().join("access/.partial-a/key"), "").unwrap();
+        fs::write(dir.path().join("access/.partial-b"), "").unwrap();
+        access.sweep().unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("access")).unwrap().count(), 3);
         access.unpin(&name).unwrap();
         access.unpin(&name).unwrap();
         assert!(!access.known_hosts_file(&name).exists());

@@ -198,6 +198,10 @@ impl Twins {
                 Arc::new(vm::libvirt::Libvirt::open(directory, images, uri.clone()).await?)
             }
         };
+        if let Err(error) = self.off_thread(|this| this.inner.access.sweep()).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "half-made keys stay for now");
+        }
         clones::sweep(self, hypervisor.as_ref()).await;
         Ok(hypervisor)
     }

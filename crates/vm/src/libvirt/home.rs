@@ -1,6 +1,7 @@
 //! A machine's directory: what libvirt does not keep of it.
 //!
 //! ```text
+//! .partial-NAME/       one that is being made
 //! NAME/
 //!   machine.json       what it is
 //!   disk.qcow2         its disk over the image's, snapshots within it
@@ -13,8 +14,10 @@
 
 use crate::content;
 use crate::image::{ImageId, MacAddress, MachineName, SnapshotName};
+use crate::left::is_machine;
 use crate::machine::{Error, Kind, Network, Snapshot};
-pub(super) use crate::qemu::home::{entries, remove};
+use crate::qemu::home::{DEFINITION, PARTIAL};
+pub(super) use crate::qemu::home::{entries, remove, sweep_partial};
 use model::Time;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -25,7 +28,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const DEFINITION: &str = "machine.json";
 /// A socket's path may have so many bytes.
 const SOCKET_BYTES: usize = 107;
 
@@ -79,13 +81,26 @@ impl Home {
         Self { name: name.clone(), dir: root.join(name.as_str()) }
     }
 
+    /// Where a new machine is made before it has its name.
+    pub(super) fn in_the_making(&self) -> Self {
+        let name = format!("{PARTIAL}{}", self.name);
+        Self { name: self.name.clone(), dir: self.dir.with_file_name(name) }
+    }
+
+    /// Gives a machine that was made its name: from now on it is there.
+    pub(super) fn name_as(&self, home: &Self) -> Result<(), Error> {
+        content::name_directory(&self.dir, &home.dir).map_err(Error::file("name", &home.dir))
+    }
+
     pub(super) fn exists(&self) -> bool {
-        self.dir.join(DEFINITION).exists()
+        is_machine(&self.dir)
     }
 
     /// Makes the directory of a new machine.
     pub(super) fn make(&self) -> Result<(), Error> {
-        if self.console().as_os_str().len() > SOCKET_BYTES {
+        let dir = self.dir.with_file_name(self.name.as_str());
+        let named = Self { dir, ..self.clone() };
+        if named.console().as_os_str().len() > SOCKET_BYTES {
             let error = io::Error::other("the path is too long for a socket; use a shorter one");
             return Err(Error::file("put sockets into", &self.dir)(error));
         }
@@ -107,7 +122,13 @@ impl Home {
             }
             read => read?,
         };
-        definition.ok_or_else(|| Error::Unknown { name: self.name.clone() })
+        definition.ok_or_else(|| match self.exists() {
+            true => {
+                let what = format!("its {DEFINITION} is gone");
+                Error::Definition { name: self.name.clone(), what }
+            }
+            false => Error::Unknown { name: self.name.clone() },
+        })
     }
 
     pub(super) fn store(&self, definition: &Definition) -> Result<(), Error> {

@@ -97,6 +97,7 @@ impl Libvirt {
             _lock: Arc::new(lock),
         };
         libvirt.domains.version().await?;
+        home::sweep_partial(&libvirt.root)?;
         for name in libvirt.names()? {
             if let Err(error) = libvirt.recover(&libvirt.home(&name)).await {
                 tracing::warn!(machine = %name, error = &error as &dyn std::error::Error, "a machine could not be put in order");
@@ -193,26 +194,30 @@ impl Libvirt {
         failure.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// Makes a machine's directory and its disk with `disk`; nothing is left when that fails.
+    /// Makes a machine's directory, with its disk at a path by `disk`. It is there as a whole or
+    /// not at all.
     async fn make(
         &self,
         home: &Home,
         definition: &Definition,
         seed: &[u8],
-        disk: impl Future<Output = Outcome<()>>,
+        disk: impl AsyncFnOnce(PathBuf) -> Outcome<()>,
     ) -> Outcome<()> {
         if home.exists() {
             return Err(machine::Error::Exists { name: home.name.clone() });
         }
-        home.make()?;
+        let partial = home.in_the_making();
         let made = async {
-            fs::write(home.seed(), seed).map_err(machine::Error::file("write", home.seed()))?;
-            disk.await?;
-            home.store(definition)
+            partial.make()?;
+            let at = partial.seed();
+            fs::write(&at, seed).map_err(machine::Error::file("write", &at))?;
+            disk(partial.disk()).await?;
+            partial.store(definition)?;
+            partial.name_as(home)
         };
         let made = made.await;
         if made.is_err() {
-            home::remove(&home.dir)?;
+            home::remove(&partial.dir)?;
         }
         made
     }
@@ -317,10 +322,11 @@ impl Hypervisor for Libvirt {
         };
         let create = Tool::new("qemu-img", "qemu-utils")
             .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
-            .arg(&image.disk)
-            .arg(home.disk())
-            .arg(size.to_string());
-        let disk = async { job.run(create).await.map_err(machine::Error::from) };
+            .arg(&image.disk);
+        let disk = async |path: PathBuf| {
+            let create = create.arg(path).arg(size.to_string());
+            job.run(create).await.map_err(machine::Error::from)
+        };
         self.make(&home, &definition, &machine.seed, disk).await?;
         let described = self.describe(&home, free_port()?, job).await;
         if described.is_err() {
@@ -559,9 +565,9 @@ impl Hypervisor for Libvirt {
             .args(["convert", "-q", "-U", "-f", "qcow2", "-O", "qcow2", "-F", "qcow2", "-B"])
             .arg(&image.disk)
             .args(["-l", &format!("snapshot.name={snapshot}")])
-            .arg(home.disk())
-            .arg(new.disk());
-        let disk = async { job.run(copy).await.map_err(machine::Error::from) };
+            .arg(home.disk());
+        let disk =
+            async |path: PathBuf| job.run(copy.arg(path)).await.map_err(machine::Error::from);
         self.make(&new, &definition, &clone.seed, disk).await?;
         let described = match self.describe(&new, free_port()?, job).await {
             Ok(()) if record.kind == Kind::Live => {

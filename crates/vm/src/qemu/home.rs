@@ -9,15 +9,18 @@
 //!   run/N/           sockets and process id of one QEMU; `frozen` while its guest's file systems
 //!                    may stand still for a snapshot
 //!   console.log      what the guest wrote to its console
+//! twins/.partial-NAME/   the same, of a machine that is being made
 //! ```
 //!
 //! # Invariants
 //! - The definition is replaced whole. What it does not name (layers, runs, half-made
 //!   snapshots) is rubbish, and swept when the machines are opened.
+//! - What has a machine's name was a whole machine once, and only goes when that is removed.
 
 use crate::content::{self, FileRecord};
 use crate::image::{ImageId, MacAddress, MachineName, SnapshotName};
-use crate::machine::{Error, Kind, Network, Snapshot};
+use crate::left::is_machine;
+use crate::machine::{Error, Kind, Machine, Network, Snapshot};
 use model::Time;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -29,11 +32,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const FORMAT: u32 = 1;
-const DEFINITION: &str = "machine.json";
+pub(crate) const DEFINITION: &str = "machine.json";
 const MANIFEST: &str = "manifest.json";
 pub(crate) const LAYERS: &str = "layers";
-/// A snapshot in the making, or on its way out: no name of one begins so.
-const PARTIAL: &str = ".partial-";
+/// A machine or a snapshot in the making, or on its way out: no name of one begins so.
+pub(crate) const PARTIAL: &str = ".partial-";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -141,19 +144,33 @@ impl Home {
         Self { name: name.clone(), dir: root.join(name.as_str()) }
     }
 
+    /// Where a new machine is made before it has its name.
+    pub(super) fn in_the_making(root: &Path, name: &MachineName) -> Self {
+        Self { name: name.clone(), dir: root.join(format!("{PARTIAL}{name}")) }
+    }
+
+    /// Gives a machine that was made its name: from now on it is there.
+    pub(super) fn name_as(&self, home: &Self) -> Result<(), Error> {
+        content::name_directory(&self.dir, &home.dir).map_err(Error::file("name", &home.dir))
+    }
+
+    /// Whether there is such a machine, be it one that can't be read.
     pub(super) fn exists(&self) -> bool {
-        self.dir.join(DEFINITION).exists()
+        is_machine(&self.dir)
     }
 
     pub(super) fn load(&self) -> Result<Definition, Error> {
+        let wrong = |what: String| Error::Definition { name: self.name.clone(), what };
         let text = match fs::read(self.dir.join(DEFINITION)) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::Unknown { name: self.name.clone() });
+                return Err(match self.exists() {
+                    true => wrong(format!("its {DEFINITION} is gone")),
+                    false => Error::Unknown { name: self.name.clone() },
+                });
             }
             Err(error) => return Err(Error::file("read", self.dir.join(DEFINITION))(error)),
         };
-        let wrong = |what: String| Error::Definition { name: self.name.clone(), what };
         let definition: Definition =
             serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
         if definition.format != FORMAT || !definition.layers.contains_key(&definition.active) {
@@ -289,6 +306,17 @@ impl Home {
 }
 
 impl Definition {
+    /// Of a new machine, with one layer.
+    pub(super) fn of(machine: &Machine, below: Below) -> Self {
+        let hardware = Hardware {
+            image: machine.image.clone(),
+            memory_bytes: machine.memory_bytes,
+            processors: machine.processors,
+            mac: machine.mac.clone(),
+        };
+        Self::new(hardware, machine.network, below)
+    }
+
     pub(super) fn new(hardware: Hardware, network: Network, below: Below) -> Self {
         let first = Layer { below, sealed: None, merged: None };
         Self {
@@ -348,6 +376,15 @@ pub(crate) fn entries(dir: &Path) -> Result<Vec<String>, Error> {
     }
     names.sort();
     Ok(names)
+}
+
+/// Removes the machines of a directory that were never finished. Nobody else may work there.
+pub(crate) fn sweep_partial(root: &Path) -> Result<(), Error> {
+    for name in entries(root)?.iter().filter(|name| name.starts_with(PARTIAL)) {
+        tracing::warn!(name, "a machine was never finished, and is removed");
+        remove(&root.join(name))?;
+    }
+    Ok(())
 }
 
 /// Removes a file or a tree; what is gone already is fine.

@@ -41,7 +41,7 @@ use crate::machine::{
 use crate::turn::Turns;
 pub(crate) use acceleration::{Found, Trials};
 use async_trait::async_trait;
-use home::{Below, Definition, Hardware, Home};
+use home::{Below, Definition, Home};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -146,6 +146,7 @@ impl Qemu {
             turns: Turns::default(),
             _lock: Arc::new(lock),
         };
+        home::sweep_partial(&qemu.root)?;
         for name in qemu.names()? {
             let _turn = qemu.turns.take(&name)?;
             if let Err(error) = qemu.recover(&qemu.home(&name)).await {
@@ -179,36 +180,34 @@ impl Qemu {
         find_acceleration(&self.acceleration, &Trials::of(&self.root), image, job).await
     }
 
+    /// Makes a machine. It is there as a whole or not at all.
     async fn begin(
         &self,
         machine: &Machine,
-        below: Below,
+        definition: &Definition,
         over: (PathBuf, Option<u64>),
         job: &Job,
-    ) -> Result<(Home, Definition), Error> {
+    ) -> Result<Home, Error> {
         let home = self.home(&machine.name);
         if home.exists() {
             return Err(Error::Exists { name: machine.name.clone() });
         }
+        let partial = Home::in_the_making(&self.root, &machine.name);
         // What a creation that was cut off has left.
-        home::remove(&home.dir)?;
-        let hardware = Hardware {
-            image: machine.image.clone(),
-            memory_bytes: machine.memory_bytes,
-            processors: machine.processors,
-            mac: machine.mac.clone(),
-        };
-        let definition = Definition::new(hardware, machine.network, below);
+        home::remove(&partial.dir)?;
         let made = async {
-            home.make()?;
-            fs::write(home.seed(), &machine.seed).map_err(Error::file("write", home.seed()))?;
-            disk::create(&home.layer(1), &over.0, over.1, job).await
+            partial.make()?;
+            let seed = partial.seed();
+            fs::write(&seed, &machine.seed).map_err(Error::file("write", &seed))?;
+            disk::create(&partial.layer(1), &over.0, over.1, job).await?;
+            partial.store(definition)?;
+            partial.name_as(&home)
         };
         if let Err(error) = made.await {
-            home::remove(&home.dir)?;
+            home::remove(&partial.dir)?;
             return Err(error);
         }
-        Ok((home, definition))
+        Ok(home)
     }
 }
 
@@ -244,9 +243,8 @@ impl Hypervisor for Qemu {
         let (images, id) = (self.images.clone(), machine.image.clone());
         let image = job.block(move || images.acquire(&id).map_err(Error::from)).await?;
         let size = machine.disk_bytes.max(image.manifest.virtual_size_bytes);
-        let made = self.begin(&machine, Below::Image, (image.disk, Some(size)), job).await?;
-        let (home, definition) = made;
-        home.store(&definition)
+        let definition = Definition::of(&machine, Below::Image);
+        self.begin(&machine, &definition, (image.disk, Some(size)), job).await.map(drop)
     }
 
     async fn list(&self) -> Result<Vec<MachineName>, Error> {
@@ -387,109 +385,4 @@ impl Hypervisor for Qemu {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::image::SnapshotName;
-    use crate::qemu::home::{Layer, Manifest};
-    use std::collections::BTreeSet;
-
-    fn damage(home: &Home) {
-        fs::write(home.dir.join("machine.json"), "{").unwrap();
-    }
-
-    /// A snapshot of the disk, which stands on this layer.
-    fn snapshot(home: &Home, name: &str, layer: u64) -> SnapshotName {
-        let name: SnapshotName = name.parse().unwrap();
-        home::make(&home.partial(&name)).unwrap();
-        let definition = home.load().unwrap();
-        let manifest = Manifest {
-            format: Manifest::FORMAT,
-            name: name.clone(),
-            at: model::Time(1),
-            labels: BTreeMap::new(),
-            pause_us: 0,
-            layer,
-            hardware: definition.hardware,
-            moment: None,
-        };
-        home.seal(&manifest).unwrap();
-        name
-    }
-
-    #[tokio::test]
-    async fn a_machine_that_can_not_be_read_holds_up_no_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let qemu = fake::qemu(dir.path());
-        let one = fake::machine(&qemu, "one", Below::Image);
-        let two = fake::machine(&qemu, "two", Below::Image);
-        damage(&two);
-        let names: Vec<_> = qemu.list().await.unwrap().iter().map(ToString::to_string).collect();
-        assert_eq!(names, ["one", "two"]);
-        let unread = qemu.show(&two.name).await.unwrap_err();
-        assert!(unread.is_damage() && unread.to_string().contains("or delete it"), "{unread}");
-        let used = qemu.images_in_use().await.unwrap();
-        assert_eq!(used[&fake::IMAGE.parse().unwrap()], [one.name.clone(), two.name.clone()]);
-        qemu.collect(&one).unwrap();
-        qemu.power_off(&one.name).await.unwrap();
-        qemu.forget(&one.name).await.unwrap();
-        qemu.forget(&two.name).await.unwrap();
-        assert!(matches!(qemu.forget(&two.name).await, Err(Error::Unknown { .. })));
-    }
-
-    #[tokio::test]
-    async fn a_machine_that_can_not_be_read_is_ended_and_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let qemu = fake::qemu(dir.path());
-        let one = fake::machine(&qemu, "one", Below::Image);
-        let mut process = fake::give_power(&one);
-        damage(&one);
-        assert!(matches!(qemu.forget(&one.name).await, Err(Error::Running { .. })));
-        let (ended, off) = tokio::join!(process.wait(), qemu.power_off(&one.name));
-        assert!(!ended.unwrap().success());
-        off.unwrap();
-        qemu.forget(&one.name).await.unwrap();
-        assert!(!one.dir.exists());
-    }
-
-    #[tokio::test]
-    async fn what_an_unreadable_clone_stands_on_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        let qemu = fake::qemu(dir.path());
-        let one = fake::machine(&qemu, "one", Below::Image);
-        // The machine itself went on from 1 to 2.
-        one.change(|definition| {
-            let layer = Layer { below: Below::Image, sealed: None, merged: None };
-            definition.layers.insert(2, layer);
-            definition.active = 2;
-        })
-        .unwrap();
-        let of = Below::Of { machine: one.name.clone(), layer: 1 };
-        let two = fake::machine(&qemu, "two", of);
-        damage(&two);
-        qemu.collect(&one).unwrap();
-        assert!(one.load().unwrap().layers.contains_key(&1));
-        assert!(matches!(qemu.forget(&one.name).await, Err(Error::Cloned { .. })));
-        qemu.forget(&two.name).await.unwrap();
-        let left: BTreeSet<u64> = one.load().unwrap().layers.into_keys().collect();
-        assert_eq!(left, BTreeSet::from([2]));
-        qemu.forget(&one.name).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_damaged_snapshot_is_listed_and_deleted_and_the_others_too() {
-        let dir = tempfile::tempdir().unwrap();
-        let qemu = fake::qemu(dir.path());
-        let one = fake::machine(&qemu, "one", Below::Image);
-        let names = ["a", "b", "c"].map(|name| snapshot(&one, name, 1));
-        for name in &names[..2] {
-            fs::write(one.snapshot(name).join("manifest.json"), "{").unwrap();
-        }
-        let listed = qemu.snapshots(&one.name).await.unwrap();
-        let sound = listed.iter().filter(|one| one.snapshot.is_ok()).count();
-        assert_eq!((listed.len(), sound), (3, 1));
-        for (name, left) in [(&names[2], 2), (&names[0], 1), (&names[1], 0)] {
-            qemu.delete_snapshot(&one.name, name, &fake::job()).await.unwrap();
-            assert_eq!(qemu.snapshots(&one.name).await.unwrap().len(), left);
-        }
-    }
-}
+mod tests;

@@ -185,20 +185,17 @@ impl Qemu {
         };
         let below = Below::Of { machine: home.name.clone(), layer: manifest.layer };
         let over = (home.layer(manifest.layer), None);
-        let (new, mut made) = self.begin(&machine, below, over, job).await?;
+        let mut made = Definition::of(&machine, below);
         made.origin = Some(Origin { machine: home.name.clone(), snapshot: snapshot.clone() });
-        made.current = None;
+        let new = self.begin(&machine, &made, over, job).await?;
         let resumed = async {
-            new.store(&made)?;
             let from = Saved { home, manifest: &manifest, image: &image };
             self.resume(&new, made.active, from, job).await?;
             new.change(|definition| definition.current = None)?;
             Ok(())
         };
         if let Err(error) = resumed.await {
-            if new.exists() {
-                self.cut_power(&new).await?;
-            }
+            self.cut_power(&new).await?;
             super::home::remove(&new.dir)?;
             return Err(error);
         }
