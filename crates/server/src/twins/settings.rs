@@ -229,6 +229,16 @@ mod tests {
         check(&none, "processors: is between 1 and 255");
     }
 
+    #[cfg(feature = "libvirt")]
+    #[test]
+    fn a_libvirt_elsewhere_is_refused_when_the_configuration_is_read() {
+        let file = TwinsFile { hypervisor: Some(HypervisorName::Libvirt), ..TwinsFile::default() };
+        assert!(file.clone().check(None, None, 10).is_ok());
+        let refused = file.check(None, Some("qemu+ssh://root@host/system"), 10).unwrap_err();
+        assert_eq!(refused.0, "twins");
+        assert!(refused.1.contains("leads to another machine"), "{}", refused.1);
+    }
+
     #[test]
     fn configuration_is_checked() {
         let user = TwinsFile::default().check(Some("../x"), None, 10).unwrap_err();

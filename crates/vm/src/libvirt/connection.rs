@@ -33,38 +33,45 @@ pub enum Error {
     Refused { doing: &'static str, what: String },
 }
 
-/// Where a daemon is, as libvirt writes it. QEMU's alone.
+/// Where a daemon of this machine is, as libvirt writes it. QEMU's alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uri(String);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} is no libvirt URI of QEMU: qemu:///system, qemu:///session or qemu+ssh://HOST/system"
-)]
-pub struct UriError(String);
+pub enum UriError {
+    #[error("{0:?} is no libvirt URI of QEMU on this machine: qemu:///system or qemu:///session")]
+    Form(String),
+    /// Its daemon would be given paths of this machine.
+    #[error(
+        "{0:?} leads to another machine, and the disks of twins are files of this one; run a \
+         server of SafetyTwin on that machine with qemu:///system, and point the agents at it"
+    )]
+    Remote(String),
+}
 
 impl FromStr for Uri {
     type Err = UriError;
 
     fn from_str(text: &str) -> Result<Self, UriError> {
-        let wrong = || UriError(text.chars().take(200).collect());
+        let shown = || text.chars().take(200).collect();
+        let wrong = || UriError::Form(shown());
         let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
-        let known = matches!(scheme, "qemu" | "qemu+unix" | "qemu+ssh" | "qemu+tls");
+        let (driver, transport) = scheme.split_once('+').unwrap_or((scheme, "unix"));
         let (host, path) = rest.split_once('/').ok_or_else(wrong)?;
+        // Also by a name of this machine's own: libvirt would not use its files as they are.
+        let is_remote = !host.is_empty() || matches!(transport, "ssh" | "tls" | "tcp");
+        let is_remote = is_remote || matches!(transport, "libssh" | "libssh2");
+        if driver == "qemu" && is_remote {
+            return Err(UriError::Remote(shown()));
+        }
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         // `command` and `netcat` name programs to run; nobody needs them here.
         let programs = query
             .split('&')
             .any(|part| ["command=", "netcat="].iter().any(|key| part.starts_with(key)));
         let plain = text.chars().all(|c| c.is_ascii_graphic()) && text.len() <= 1000;
-        let local = matches!(scheme, "qemu" | "qemu+unix");
-        if known
-            && plain
-            && !programs
-            && matches!(path, "system" | "session")
-            && (local == host.is_empty())
-            && !host.starts_with('-')
-        {
+        let is_known = driver == "qemu" && transport == "unix";
+        if is_known && plain && !programs && matches!(path, "system" | "session") {
             Ok(Self(text.to_owned()))
         } else {
             Err(wrong())
@@ -188,12 +195,7 @@ mod tests {
 
     #[test]
     fn only_uris_of_qemu_are_taken() {
-        for text in [
-            "qemu:///system",
-            "qemu:///session",
-            "qemu+ssh://root@host/system",
-            "qemu+unix:///system?socket=/run/x",
-        ] {
+        for text in ["qemu:///system", "qemu:///session", "qemu+unix:///system?socket=/run/x"] {
             assert!(text.parse::<Uri>().is_ok(), "{text}");
         }
         for text in [
@@ -202,14 +204,28 @@ mod tests {
             "xen:///",
             "qemu+ext:///system?command=/bin/sh",
             "qemu:///x",
-            "qemu+ssh://host/system?netcat=/bin/sh",
-            "qemu+ssh:///system",
             "qemu:///system ",
+            "qemu+unix:///system?a=b&netcat=x",
+        ] {
+            assert!(matches!(text.parse::<Uri>(), Err(UriError::Form(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_daemon_elsewhere_is_refused_with_the_reason() {
+        for text in [
+            "qemu+ssh://root@host/system",
+            "qemu+ssh:///system",
+            "qemu+ssh://localhost/system",
+            "qemu+tls://host/system",
+            "qemu+tcp://host/system",
+            "qemu+libssh2://host/session",
             "qemu://h/system",
             "qemu+ssh://-oProxyCommand=x/system",
-            "qemu+ssh://host/system?a=b&command=x",
         ] {
-            assert!(text.parse::<Uri>().is_err(), "{text}");
+            let refused = text.parse::<Uri>().unwrap_err();
+            assert!(matches!(refused, UriError::Remote(_)), "{text}");
+            assert!(refused.to_string().contains("run a server of SafetyTwin on that machine"));
         }
     }
 

@@ -17,6 +17,7 @@
 //! - Nothing waits for libvirt longer than its deadline, and no more than eight calls
 //!   can hang at a time.
 //! - A call that was cut off is reported as such, never repeated: it may have taken effect.
+//! - The daemon is one of this machine: all it is given are files here.
 //! - Names are checked, and XML is written by one function that escapes.
 
 mod agent;
