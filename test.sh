@@ -44,7 +44,7 @@ need_root() {
 
 # The programs that steps run. All at once, since another selection has its dependencies built
 # anew with other features.
-programs() { cargo build --locked --quiet --workspace --bins --example plan --example build_image; }
+programs() { cargo build --locked --quiet --workspace --bins --example plan --example build_image --example by_ansible --example relay; }
 
 step_shell() {
     ensure_packages shellcheck
@@ -102,6 +102,8 @@ step_lab() {
     programs
     lab/identity "$binaries"
     lab/apply "$binaries"
+    lab/ansible "$binaries"
+    lab/relay "$binaries"
 }
 
 # The collectors against real systemd, D-Bus and Docker.

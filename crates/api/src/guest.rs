@@ -77,6 +77,10 @@ pub struct Look {
 pub struct Apply {
     pub run: String,
     pub plan: Plan,
+    /// The port of its loopback at which apt is to ask for packages; absent where it reaches
+    /// repositories itself. Whoever asks lends it until the plan is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<u16>,
 }
 
 /// What is wanted of a plan's events: those from this number on.

@@ -60,12 +60,13 @@ pub struct File {
     pub vm_user: Option<String>,
     /// Of the daemon, where `twins.hypervisor` is `libvirt`.
     pub libvirt_uri: Option<String>,
+    /// What Ansible plays, where `twins.apply` is `ansible`, if it is not ours.
+    pub ansible_playbook: Option<PathBuf>,
     // Keys of the bridge's file that speak of its machine: understood, and without effect:
     // twins have keys of their own.
     pub vm_password: Option<String>,
     pub vm_key_path: Option<PathBuf>,
     pub ansible_inventory: Option<PathBuf>,
-    pub ansible_playbook: Option<PathBuf>,
     pub state_dir: Option<PathBuf>,
     pub templates_dir: Option<PathBuf>,
     pub bridge_url: Option<String>,
@@ -207,7 +208,8 @@ impl File {
         }
         let twins =
             self.twins.check(self.vm_user.as_deref(), self.libvirt_uri.as_deref(), max_snapshots);
-        let twins = twins.map_err(|(key, message)| wrong(key, message))?;
+        let mut twins = twins.map_err(|(key, message)| wrong(key, message))?;
+        twins.playbook = self.ansible_playbook;
         let inventory = self.inventory.check().map_err(|message| wrong("inventory", message))?;
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(api::places::data),

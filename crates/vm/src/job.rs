@@ -145,7 +145,10 @@ impl Job {
     }
 
     /// Runs a program to its end and tells its lines.
-    pub(crate) async fn run(&self, tool: Tool) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// When it is not there, fails, or the job must stop before.
+    pub async fn run(&self, tool: Tool) -> Result<(), Error> {
         self.execute(tool, false).await.map(drop)
     }
 
@@ -257,14 +260,15 @@ pub(crate) fn drive(connection: impl Future<Output = ()> + Send + 'static) {
 
 /// A program to run, and the package a person installs to have it.
 #[derive(Debug)]
-pub(crate) struct Tool {
+pub struct Tool {
     program: String,
     package: &'static str,
     command: Command,
 }
 
 impl Tool {
-    pub(crate) fn new(program: &str, package: &'static str) -> Self {
+    #[must_use]
+    pub fn new(program: &str, package: &'static str) -> Self {
         let mut command = Command::new(program);
         // An ordinary user's PATH lacks where mke2fs is.
         let path = std::env::var("PATH").unwrap_or_default();
@@ -281,14 +285,22 @@ impl Tool {
         Self { program: program.to_owned(), ..tool }
     }
 
-    pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.command.arg(arg);
         self
     }
 
     /// Where it runs; a relative path of its arguments begins there.
-    pub(crate) fn within_directory(mut self, directory: &Path) -> Self {
+    #[must_use]
+    pub fn within_directory(mut self, directory: &Path) -> Self {
         self.command.current_dir(directory);
+        self
+    }
+
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
         self
     }
 
@@ -303,7 +315,8 @@ impl Tool {
         })
     }
 
-    pub(crate) fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+    #[must_use]
+    pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
         self.command.args(args);
         self
     }

@@ -45,7 +45,7 @@ struct Run {
 
 impl Applying {
     pub(super) fn new(root: &Path, docker: &Path) -> Self {
-        let machine = Machine { root: root.to_owned(), docker: docker.to_owned() };
+        let machine = Machine { root: root.to_owned(), docker: docker.to_owned(), relay: None };
         let (contents, task) = (HashMap::new(), JoinSet::new());
         Self { machine, contents, bytes: 0, run: None, task }
     }
@@ -65,7 +65,7 @@ impl Applying {
     }
 
     pub(super) fn begin(&mut self, wanted: Apply) -> Answer {
-        let Apply { run, plan } = wanted;
+        let Apply { run, plan, relay } = wanted;
         if let Some(known) = &self.run {
             let is_over = known.happened.borrow().outcomes.is_some();
             if known.name == run {
@@ -82,7 +82,7 @@ impl Applying {
         let kept = std::mem::take(&mut self.contents);
         self.bytes = 0;
         let contents: Contents = Arc::new(move |id| kept.get(id).cloned());
-        let machine = self.machine.clone();
+        let machine = Machine { relay, ..self.machine.clone() };
         tracing::info!(run, steps = plan.steps().len(), "carrying out a plan");
         self.task.spawn(async move {
             let note = |event: Event| {

@@ -4,17 +4,14 @@
 
 use super::Error;
 use model::plan::Action;
-use model::spec::{Container, ContainerName, Image, Mount};
+use model::spec::{Container, ContainerName, Image};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 /// Bytes of an answer.
 const ANSWER_MAX: u64 = 4 << 20;
-/// Networks that every engine has.
-const GIVEN: [&str; 3] = ["bridge", "host", "none"];
 
 pub(super) async fn change(socket: &Path, action: &Action) -> Result<bool, Error> {
     let engine = Engine { socket };
@@ -63,8 +60,7 @@ impl Engine<'_> {
         if self.ask("GET", &path, None).await?.is_success() {
             return Ok(false);
         }
-        let pulled = format!("/images/create?fromImage={}", escaped(image.as_str()));
-        self.ask("POST", &pulled, None).await?.accepted("fetch the image")?;
+        self.ask("POST", &image.path_to_fetch(), None).await?.accepted("fetch the image")?;
         // What fails while it is fetched is told in the answer's body, with status 200.
         if self.ask("GET", &path, None).await?.is_success() {
             return Ok(true);
@@ -81,7 +77,7 @@ impl Engine<'_> {
             self.put_network(network).await?;
         }
         let path = format!("/containers/create?name={name}");
-        let created = self.ask("POST", &path, Some(&form(wanted))).await?;
+        let created = self.ask("POST", &path, Some(&wanted.form())).await?;
         created.accepted(&format!("create {name}"))?;
         for network in wanted.networks.iter().skip(1) {
             let path = format!("/networks/{network}/connect");
@@ -96,7 +92,7 @@ impl Engine<'_> {
     }
 
     async fn put_network(&self, name: &ContainerName) -> Result<(), Error> {
-        if GIVEN.contains(&name.as_str()) {
+        if name.is_given_network() {
             return Ok(());
         }
         if self.ask("GET", &format!("/networks/{name}"), None).await?.is_success() {
@@ -167,78 +163,4 @@ fn read(answer: &[u8]) -> Option<Answer> {
     let status = head.split(' ').nth(1)?.parse().ok()?;
     // Some answers are several objects, and some none; those are looked at by nobody.
     Some(Answer { status, body: serde_json::from_str(body).unwrap_or(Value::Null) })
-}
-
-/// For a value in a query.
-fn escaped(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
-    text.bytes()
-        .map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") })
-        .collect()
-}
-
-/// The container as the engine is told of it.
-fn form(wanted: &Container) -> Value {
-    let texts = |words: &[model::spec::Word]| {
-        words.iter().map(|w| w.as_str().to_owned()).collect::<Vec<_>>()
-    };
-    let inside = |port: &model::spec::Port| {
-        format!("{}/{}", port.inside, if port.udp { "udp" } else { "tcp" })
-    };
-    let mut bindings: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-    for port in &wanted.ports {
-        let binding =
-            json!({"HostIp": port.address.to_string(), "HostPort": port.outside.to_string()});
-        bindings.entry(inside(port)).or_default().push(binding);
-    }
-    let exposed: BTreeMap<String, Value> =
-        bindings.keys().map(|port| (port.clone(), json!({}))).collect();
-    let environment: Vec<String> = wanted
-        .environment
-        .iter()
-        .map(|(name, value)| {
-            format!("{name}={}", value.as_ref().map_or("", |value| value.as_str()))
-        })
-        .collect();
-    let labels: BTreeMap<&str, &str> =
-        wanted.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let policy = wanted.restart_policy.as_ref().map_or("no", |policy| policy.as_str());
-    let (policy, retries) = policy.split_once(':').unwrap_or((policy, "0"));
-    let mut host = json!({
-        "PortBindings": bindings,
-        "Mounts": wanted.mounts.iter().map(mount).collect::<Vec<_>>(),
-        "RestartPolicy": {"Name": policy, "MaximumRetryCount": retries.parse::<u32>().unwrap_or_default()},
-        "Privileged": wanted.privileged,
-        "Memory": wanted.memory_bytes.unwrap_or_default(),
-        "NanoCpus": wanted.cpu_millis.unwrap_or_default().saturating_mul(1_000_000),
-    });
-    if let (Some(host), Some(network)) = (host.as_object_mut(), wanted.networks.first()) {
-        host.insert("NetworkMode".to_owned(), network.as_str().into());
-    }
-    json!({
-        "Image": wanted.image.as_str(),
-        "Entrypoint": texts(&wanted.entrypoint),
-        "Cmd": texts(&wanted.command),
-        "User": wanted.user.as_ref().map_or("", |user| user.as_str()),
-        "WorkingDir": wanted.working_directory.as_ref().map_or("", |place| place.as_str()),
-        "Env": environment,
-        "Labels": labels,
-        "ExposedPorts": exposed,
-        "HostConfig": host,
-    })
-}
-
-fn mount(mount: &Mount) -> Value {
-    match mount {
-        Mount::Bind { source, destination, read_only } => json!({
-            "Type": "bind", "Source": source.as_str(), "Target": destination.as_str(),
-            // What is in it is not followed; without it the container would not start.
-            "ReadOnly": read_only, "BindOptions": {"CreateMountpoint": true},
-        }),
-        Mount::Volume { name, destination, read_only } => json!({
-            "Type": "volume", "Source": name.as_str(), "Target": destination.as_str(),
-            "ReadOnly": read_only,
-        }),
-        Mount::Memory { destination } => json!({"Type": "tmpfs", "Target": destination.as_str()}),
-    }
 }

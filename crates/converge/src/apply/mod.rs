@@ -32,7 +32,6 @@ use model::{ContentId, with_causes};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Steps under way at once.
 const AT_ONCE: usize = 4;
@@ -44,6 +43,9 @@ pub struct Machine {
     pub root: PathBuf,
     /// Where its engine for containers listens.
     pub docker: PathBuf,
+    /// The port of its loopback at which apt is to ask for packages, where it reaches no
+    /// repository itself.
+    pub relay: Option<u16>,
 }
 
 /// Where contents are by their names; `None` for one that is not there.
@@ -184,7 +186,7 @@ impl<'r> Run<'r> {
         self.note(at);
         let Some(step) = self.plan.steps().get(at) else { return };
         let (machine, contents, tell) = (self.machine, self.contents, self.tell);
-        let within = within(&step.action);
+        let within = step.action.within();
         let done = async move {
             let say = |text: &str| tell(Event::Said { step: at, text: text.to_owned() });
             let done = act(machine, &step.action, contents, &say);
@@ -227,18 +229,6 @@ impl<'r> Run<'r> {
         }
         self.outcomes.into_iter().flatten().collect()
     }
-}
-
-/// How long a step may take.
-fn within(action: &Action) -> Duration {
-    Duration::from_secs(match action {
-        Action::PutImage(_) => 900,
-        Action::Start(_) | Action::Stop(_) | Action::Restart(_) | Action::Reload(_) => 120,
-        Action::CreateContainer { .. } | Action::StopContainer(_) | Action::RemoveContainer(_) => {
-            120
-        }
-        _ => 60,
-    })
 }
 
 /// Makes it so; whether something was to do.

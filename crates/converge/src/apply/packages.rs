@@ -6,19 +6,14 @@
 
 use super::{Ended, Error, Machine, Tell};
 use crate::{file, program};
-use model::plan::{Action, Event};
+use model::plan::{Action, Event, apt};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// For one transaction.
-const CHANGE: Duration = Duration::from_secs(1800);
 const ANSWER: Duration = Duration::from_secs(60);
 const UPDATE: Duration = Duration::from_secs(300);
-
-/// Keeps packages from starting what they bring: which units run is decided by the plan.
-const POLICY: &str = "#!/bin/sh\n# Written by SafetyTwin while packages change.\nexit 101\n";
 
 pub(super) fn is_one(action: &Action) -> bool {
     matches!(action, Action::PutPackage { .. } | Action::RemovePackage(_))
@@ -111,9 +106,8 @@ impl Change<'_> {
     async fn together(&self, steps: &[(usize, &Action)]) -> BTreeMap<usize, String> {
         let Err(_first) = self.transaction(steps).await else { return BTreeMap::new() };
         // One that was cut off has left its work half done, and apt refuses to go on.
-        let configure = ["--configure", "-a", "--force-confdef", "--force-confold"];
-        for (program, words) in [("dpkg", &configure[..]), ("apt-get", &["--quiet", "update"])] {
-            if let Err(error) = self.follow(program, words, UPDATE).await {
+        for (program, words) in apt::REPAIR {
+            if let Err(error) = self.follow(program, words.to_vec(), UPDATE).await {
                 self.say(&error.to_string());
             }
         }
@@ -135,37 +129,19 @@ impl Change<'_> {
     }
 
     async fn transaction(&self, steps: &[(usize, &Action)]) -> Result<(), Error> {
-        let words: Vec<String> = steps
-            .iter()
-            .filter_map(|(_, action)| match action {
-                Action::PutPackage { name, version } => Some(format!("{name}={version}")),
-                // apt's own way to remove in a transaction that installs.
-                Action::RemovePackage(name) => Some(format!("{name}-")),
-                _ => None,
-            })
-            .collect();
-        let mut all = vec![
-            "--quiet",
-            "--yes",
-            "--no-install-recommends",
-            "--allow-downgrades",
-            "--allow-change-held-packages",
-            "--option=Dpkg::Options::=--force-confdef",
-            "--option=Dpkg::Options::=--force-confold",
-            "--option=Dpkg::Use-Pty=0",
-            "install",
-            "--",
-        ];
-        all.extend(words.iter().map(String::as_str));
-        self.follow("apt-get", &all, CHANGE).await
+        let words: Vec<String> = steps.iter().filter_map(|(_, action)| apt::word(action)).collect();
+        let all = apt::TRANSACTION.into_iter().chain(words.iter().map(String::as_str));
+        self.follow("apt-get", all.collect(), apt::WITHIN).await
     }
 
     async fn follow(
         &self,
         program: &'static str,
-        words: &[&str],
+        mut words: Vec<&str>,
         within: Duration,
     ) -> Result<(), Error> {
+        let relay = apt::through(program, self.machine.relay);
+        words.splice(0..0, relay.as_deref());
         let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
         Ok(program::follow(program, &words, within, &|text: &str| self.say(text)).await?)
     }
@@ -181,10 +157,10 @@ struct Policy(Option<PathBuf>);
 impl Policy {
     /// One that somebody else has written stays.
     fn put(root: &Path) -> Self {
-        let path = root.join("usr/sbin/policy-rc.d");
+        let path = root.join(apt::POLICY_PATH.trim_start_matches('/'));
         let there = file::read(&path).ok().flatten();
-        let is_free = there.is_none_or(|there| there == POLICY.as_bytes());
-        let written = is_free && file::put(&path, POLICY.as_bytes(), 0o755, None).is_ok();
+        let is_free = there.is_none_or(|there| there == apt::POLICY.as_bytes());
+        let written = is_free && file::put(&path, apt::POLICY.as_bytes(), 0o755, None).is_ok();
         Self(written.then_some(path))
     }
 }

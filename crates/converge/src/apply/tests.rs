@@ -33,7 +33,11 @@ fn machine() -> (tempfile::TempDir, Machine) {
     fs::create_dir(root.path().join("etc")).unwrap();
     fs::write(root.path().join("etc/passwd"), format!("me:x:{}:0::/:\n", here.uid())).unwrap();
     fs::write(root.path().join("etc/group"), format!("us:x:{}:\n", here.gid())).unwrap();
-    let machine = Machine { root: root.path().to_owned(), docker: root.path().join("none.sock") };
+    let machine = Machine {
+        root: root.path().to_owned(),
+        docker: root.path().join("none.sock"),
+        relay: None,
+    };
     (root, machine)
 }
 

@@ -47,7 +47,7 @@ impl Draft<'_> {
         images: &mut BTreeMap<Image, usize>,
     ) {
         let subject = crate::Subject::escaped(Kind::CONTAINER, name.as_str());
-        if self.own.is_cut_off() && !self.has_image(&wanted.image) {
+        if self.own.lacks_images() && !self.has_image(&wanted.image) {
             let what = "its image can't come to the twin, which reaches nothing";
             let remedy = "load the image in the twin: docker save and docker load, with twin ssh";
             self.gap(&subject, Cause::Isolated, what, remedy);

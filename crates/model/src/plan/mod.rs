@@ -16,6 +16,7 @@
 //! - What the twin needs for itself, and what could not be looked at, is not touched.
 
 mod accounts;
+pub mod apt;
 mod containers;
 mod draft;
 mod event;

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 pub struct Own {
     /// What its base image brought.
     base: BTreeSet<Subject>,
-    /// Neither packages nor images come to it.
-    is_cut_off: bool,
+    lacks_packages: bool,
+    lacks_images: bool,
 }
 
 /// Packages without which it does not boot, or is not reached. The first words of their names.
@@ -88,11 +88,23 @@ impl Own {
     /// The same of a twin that reaches nothing to have packages and images from.
     #[must_use]
     pub fn cut_off(self) -> Self {
-        Self { is_cut_off: true, ..self }
+        Self { lacks_packages: true, lacks_images: true, ..self }
     }
 
-    pub(crate) fn is_cut_off(&self) -> bool {
-        self.is_cut_off
+    /// The same of a twin that reaches nothing, and is brought packages all the same.
+    #[must_use]
+    pub fn cut_off_but_for_packages(self) -> Self {
+        Self { lacks_images: true, ..self }
+    }
+
+    /// Whether packages can't come to it.
+    pub(crate) fn lacks_packages(&self) -> bool {
+        self.lacks_packages
+    }
+
+    /// Whether images of containers can't come to it.
+    pub(crate) fn lacks_images(&self) -> bool {
+        self.lacks_images
     }
 
     /// Whether it was there from the beginning: the host does not have it, and that is no reason
@@ -124,6 +136,6 @@ impl Own {
 
 impl FromIterator<Subject> for Own {
     fn from_iter<T: IntoIterator<Item = Subject>>(base: T) -> Self {
-        Self { base: base.into_iter().collect(), is_cut_off: false }
+        Self { base: base.into_iter().collect(), ..Self::default() }
     }
 }

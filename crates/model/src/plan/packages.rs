@@ -40,7 +40,7 @@ impl Draft<'_> {
                 self.gap(&subject, Cause::System, what, remedy);
                 continue;
             }
-            if self.own.is_cut_off() {
+            if self.own.lacks_packages() {
                 let what = "the twin reaches nothing to have it from";
                 let remedy = "give the twin an image with it: twin image build, --package";
                 self.gap(&subject, Cause::Isolated, what, remedy);

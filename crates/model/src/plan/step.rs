@@ -7,6 +7,7 @@ use crate::spec::{
 use crate::{HostName, Subject};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::time::Duration;
 
 /// A change, and what has to come before it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +88,25 @@ pub struct PutFile {
     pub mode: Mode,
     pub owner: AccountName,
     pub group: AccountName,
+}
+
+impl Action {
+    /// How long it may take.
+    #[must_use]
+    pub fn within(&self) -> Duration {
+        match self {
+            Self::PutPackage { .. } | Self::RemovePackage(_) => super::apt::WITHIN,
+            Self::PutImage(_) => Duration::from_secs(900),
+            Self::Start(_)
+            | Self::Stop(_)
+            | Self::Restart(_)
+            | Self::Reload(_)
+            | Self::CreateContainer { .. }
+            | Self::StopContainer(_)
+            | Self::RemoveContainer(_) => Duration::from_secs(120),
+            _ => Duration::from_secs(60),
+        }
+    }
 }
 
 impl fmt::Display for Action {

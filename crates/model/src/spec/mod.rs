@@ -10,6 +10,7 @@
 
 mod accounts;
 mod containers;
+mod engine;
 mod extras;
 mod files;
 mod gap;

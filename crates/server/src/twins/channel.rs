@@ -7,9 +7,9 @@
 //!
 //! A plan goes on in the guest when its server went away; [`Twins::finish`] waits for such a one.
 
-use super::Twins;
 use super::error::Error;
 use super::guest::{PAUSE, fresh_id, talk};
+use super::{Twins, Way};
 use crate::runs::{self, Failure, Handle, Stream as Says};
 use api::guest::{self, Answer, Apply, Ask, Happened, Look, Since, ask};
 use model::plan::{Event, Outcome, Plan};
@@ -87,13 +87,19 @@ impl Twins {
         handle: &Handle,
     ) -> Result<CarriedOut, Failure> {
         let _turn = runs::aside(self.inner.turns.take(name)).await;
+        // Packages come by this way until the plan is over.
+        let lent = self.lend_packages(name, plan, handle).await?;
+        let relay = lent.as_ref().map(|lent| lent.port);
+        if self.inner.settings.way == Way::Ansible {
+            return self.carry_out_by_ansible(name, (plan, relay), handle).await;
+        }
         let mut channel = self.reach(name).await?;
         let wanted: Vec<ContentId> = plan.contents().into_iter().collect();
         let texts = self.off_thread(move |this| this.texts(&wanted)).await?;
         for some in batches(texts) {
             ask(&mut channel, fresh_id(), Ask::Contents(some), MESSAGE).await?;
         }
-        let apply = Apply { run: run.to_owned(), plan: plan.clone() };
+        let apply = Apply { run: run.to_owned(), plan: plan.clone(), relay };
         ask(&mut channel, fresh_id(), Ask::Apply(apply), MESSAGE).await?;
         let told = |event: &Event| tell(plan, event, handle);
         runs::aside(self.until_over(name, channel, run, (&told, handle))).await
@@ -190,7 +196,7 @@ impl Twins {
     }
 
     /// Those that the history has; the steps that need the others will say so. Blocks.
-    fn texts(&self, wanted: &[ContentId]) -> Result<Vec<String>, Error> {
+    pub(super) fn texts(&self, wanted: &[ContentId]) -> Result<Vec<String>, Error> {
         let mut texts = Vec::new();
         for id in wanted {
             let content = self.inner.history.content(id)?;
@@ -219,7 +225,7 @@ fn batches(texts: Vec<String>) -> Vec<Vec<String>> {
     batches
 }
 
-fn keep(said: &mut BTreeMap<usize, Vec<String>>, event: &Event) {
+pub(super) fn keep(said: &mut BTreeMap<usize, Vec<String>>, event: &Event) {
     if let Event::Said { step, text } = event {
         let lines = said.entry(*step).or_default();
         if lines.len() >= SAID_MAX {
@@ -229,7 +235,7 @@ fn keep(said: &mut BTreeMap<usize, Vec<String>>, event: &Event) {
     }
 }
 
-fn tell(plan: &Plan, event: &Event, handle: &Handle) {
+pub(super) fn tell(plan: &Plan, event: &Event, handle: &Handle) {
     match event {
         Event::Began { step } => handle.step(&action_of(plan, *step)),
         Event::Said { text, .. } => handle.line(Says::Stdout, text),

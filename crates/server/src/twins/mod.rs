@@ -6,6 +6,8 @@
 //!      └────────┴── snapshots ─► retention          clones          view: as outsiders see it
 //!   record: who gets in, by which keys known     access: the keys themselves
 //!   follow: brings what changes on the host      channel: what the guest's agent is asked for it
+//!   ansible: plans by Ansible, where that is to carry them out
+//!   reach: how SSH gets in     relay: packages for those that reach nothing
 //! ```
 //!
 //! The hypervisor knows which machines there are and how they are; machines outlive the server,
@@ -17,6 +19,7 @@
 //! - A clone that did not become itself is removed, at the latest at the next start.
 
 mod access;
+pub mod ansible;
 mod base;
 mod channel;
 mod clones;
@@ -32,7 +35,9 @@ mod names;
 mod nearest;
 mod places;
 mod power;
+mod reach;
 mod record;
+pub mod relay;
 mod retention;
 mod settings;
 mod snapshots;
@@ -40,7 +45,7 @@ mod view;
 
 pub use error::Error;
 pub(crate) use places::settle;
-pub use settings::{By, Keep, MadeOf, Saving, Settings, TwinsFile};
+pub use settings::{By, Keep, MadeOf, Saving, Settings, TwinsFile, Way};
 
 use crate::runs::{Cause, Failure, Handle, Kind, New, RunId, Runs, Subject};
 use access::Access;
@@ -76,6 +81,11 @@ struct Inner {
     /// Of machines that are being made.
     names: Names,
     settings: Settings,
+    /// Where what Ansible reads is put.
+    ansible: PathBuf,
+    /// Where files of repositories are kept.
+    repositories: PathBuf,
+    relay: OnceCell<relay::Relay>,
     access: Access,
     book: Book,
     images: Store,
@@ -135,6 +145,9 @@ impl Twins {
             places: Places::new(data_dir, &settings.by),
             names: Names::default(),
             settings,
+            ansible: data_dir.join("ansible"),
+            repositories: data_dir.join("repositories"),
+            relay: OnceCell::new(),
             access: Access::new(data_dir.join("access")),
             standings: Standings::new(book.clone()),
             book,

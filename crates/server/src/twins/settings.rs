@@ -3,6 +3,7 @@
 use super::error::Error;
 use api::twin::{NewTwin, TwinNetwork};
 use serde::Deserialize;
+use std::path::PathBuf;
 use std::time::Duration;
 use vm::image::UserName;
 use vm::machine::Network;
@@ -26,6 +27,19 @@ pub struct TwinsFile {
     pub snapshot_days: Option<u32>,
     pub follow: Option<bool>,
     pub snapshot_before: Option<Saving>,
+    pub apply: Option<Way>,
+    pub relay_packages: Option<bool>,
+}
+
+/// What carries out plans in twins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// The agent in the guest.
+    #[default]
+    Native,
+    /// Ansible, over SSH.
+    Ansible,
 }
 
 /// What is saved of a twin before a change of its host is brought to it.
@@ -95,6 +109,11 @@ pub struct Settings {
     /// Whether twins follow their hosts, where nobody decided about one.
     pub follows: bool,
     pub saving: Saving,
+    pub way: Way,
+    /// Whether packages come through this server to twins that reach nothing.
+    pub relays: bool,
+    /// What Ansible plays, if it is not ours.
+    pub playbook: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +177,9 @@ impl TwinsFile {
             keep: Keep { most: max_snapshots, age },
             follows: self.follow.unwrap_or(true),
             saving: self.snapshot_before.unwrap_or_default(),
+            way: self.apply.unwrap_or_default(),
+            relays: self.relay_packages.unwrap_or(false),
+            playbook: None,
         })
     }
 }

@@ -122,7 +122,11 @@ impl Twins {
         let is_isolated = self.known(name).await?.network == Network::Isolated;
         self.off_thread(move |this| {
             let own = this.own(&goal.twin, &goal.spec, &facts)?;
-            let own = if is_isolated { own.cut_off() } else { own };
+            let own = match (is_isolated, this.inner.settings.relays) {
+                (true, true) => own.cut_off_but_for_packages(),
+                (true, false) => own.cut_off(),
+                (false, _) => own,
+            };
             let plan = plan(&goal.spec, &facts, &own);
             Ok(Comparison { goal, plan, facts, looked_at })
         })
