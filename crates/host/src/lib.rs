@@ -30,7 +30,9 @@ mod root;
 pub mod sockets;
 pub mod systemd;
 mod text;
+mod unix_http;
 pub mod users;
+pub mod vmm;
 pub mod watch;
 pub mod workload;
 

@@ -54,6 +54,64 @@ pub fn read(root: &Root) -> Result<Network, Error> {
     Ok(network)
 }
 
+/// How this machine reaches an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// The kernel's number of the interface.
+    pub interface: u32,
+    /// Its hardware address; absent where it is of another kind than Ethernet.
+    pub hardware: Option<[u8; 6]>,
+    /// What the machine calls itself on the way.
+    pub source: Ipv4Addr,
+    /// Behind a router.
+    pub is_far: bool,
+}
+
+/// How this machine reaches an address. Blocks.
+///
+/// # Errors
+/// When there is no way, or the kernel does not answer.
+pub fn way_to(root: &Root, address: Ipv4Addr) -> Result<Way, Error> {
+    let failed = |source| Error::Dump { what: "the way to an address", source };
+    let answer = netlink::route(address).map_err(failed)?;
+    let mut way = parse_way(&answer).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+    way.hardware = names(root).find_map(|name| {
+        let directory = root.sys("class/net").join(name);
+        let index = bounded::number(&directory.join("ifindex"))?;
+        let is_ethernet = bounded::number(&directory.join("type")) == Some(1);
+        (index == i64::from(way.interface) && is_ethernet)
+            .then(|| hardware(&bounded::line(&directory.join("address"))?))?
+    });
+    Ok(way)
+}
+
+fn names(root: &Root) -> impl Iterator<Item = std::ffi::OsString> {
+    let entries = std::fs::read_dir(root.sys("class/net")).into_iter().flatten();
+    entries.filter_map(|entry| Some(entry.ok()?.file_name()))
+}
+
+/// `02:00:00:00:00:01`.
+fn hardware(text: &str) -> Option<[u8; 6]> {
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes?.try_into().ok()
+}
+
+fn parse_way(answer: &[u8]) -> Option<Way> {
+    const INTERFACE: u16 = 4;
+    const GATEWAY: u16 = 5;
+    const SOURCE: u16 = 7;
+    let (_, body) = netlink::messages(answer).find(|(kind, _)| *kind == netlink::NEW_ROUTE)?;
+    let attributes = Attributes::after(body, 12);
+    let source: [u8; 4] = attributes.get(SOURCE)?.try_into().ok()?;
+    Some(Way {
+        interface: netlink::u32_at(attributes.get(INTERFACE)?, 0)?,
+        hardware: None,
+        source: source.into(),
+        is_far: attributes.get(GATEWAY).is_some(),
+    })
+}
+
 fn add_hardware(root: &Root, interface: &mut Interface) {
     // The kernel forbids slashes in names, and what it calls printable is one word.
     if interface.name.contains(['/', '\\']) || interface.name.starts_with('.') {

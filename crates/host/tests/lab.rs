@@ -1,5 +1,5 @@
 //! The parts of this crate that talk to others, against real ones: a systemd and a Docker
-//! engine of the lab. Compiled with the feature `lab` only.
+//! engine of the lab, and a QEMU. Compiled with the feature `lab` only.
 //!
 //! `SAFETYTWIN_LAB_BUS` is the D-Bus address of a lab host's system bus, and
 //! `SAFETYTWIN_LAB_DOCKER` the path of a lab engine's socket.
@@ -7,8 +7,10 @@
 use host::Root;
 use host::docker::{ContainerEvent, Docker};
 use host::systemd::{Bus, Systemd, UnitEvent};
+use host::vmm::{self, Monitor};
 use model::entity::Unit;
 use model::redact::Redactor;
+use rustix::process::{Pid, Signal};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -252,4 +254,95 @@ async fn the_life_of_a_container() {
         async { while watch.next().await.unwrap() != ContainerEvent::Removed(id.clone()) {} };
     tokio::time::timeout(PATIENCE, removed).await.expect("the removal is noticed");
     assert_eq!(docker.container(&id).await.unwrap(), None);
+}
+
+/// A real QEMU, with a balloon and a channel to a guest agent, whose guest is nothing but its
+/// firmware.
+struct Qemu {
+    child: std::process::Child,
+    directory: tempfile::TempDir,
+}
+
+impl Qemu {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let child = Command::new("qemu-system-x86_64")
+            .current_dir(directory.path())
+            .args([
+                "-M",
+                "q35,accel=tcg",
+                "-m",
+                "64",
+                "-smp",
+                "2",
+                "-display",
+                "none",
+                "-nodefaults",
+            ])
+            .args(["-device", "virtio-balloon", "-device", "virtio-serial"])
+            .args(["-chardev", "socket,path=agent,server=on,wait=off,id=a"])
+            .args(["-device", "virtserialport,chardev=a,name=org.qemu.guest_agent.0"])
+            .args(["-qmp", "unix:qmp,server=on,wait=off"])
+            .spawn()
+            .expect("qemu-system-x86 is installed");
+        let group = directory.path().join("sys/fs/cgroup/vm.service");
+        fs::create_dir_all(&group).unwrap();
+        fs::write(group.join("cgroup.procs"), child.id().to_string()).unwrap();
+        symlink("/proc", directory.path().join("proc")).unwrap();
+        Self { child, directory }
+    }
+
+    fn root(&self) -> Root {
+        Root::at(self.directory.path())
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_real_qemu_is_asked() {
+    const LIMIT: Duration = Duration::from_secs(2);
+    let qemu = Qemu::start();
+    let begin = tokio::time::Instant::now();
+    let (monitor, said) = loop {
+        let found = Monitor::find(&qemu.root(), "/vm.service");
+        if let Some(monitor) = found
+            && let Ok(said) = monitor.ask(&qemu.root(), LIMIT).await
+            && said.runs == Some(true)
+        {
+            break (monitor, said);
+        }
+        assert!(begin.elapsed() < PATIENCE, "QEMU does not answer");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(said.status.as_deref(), Some("running"));
+    assert_eq!((said.vcpus, said.memory_bytes), (Some(2), Some(64 << 20)));
+    assert_eq!((said.balloon_memory_bytes, said.guest_agent), (Some(64 << 20), Some(false)));
+    let guest = monitor.guest(&qemu.root(), None, 1, LIMIT).await;
+    assert!(matches!(guest, Err(vmm::Error::NoAgent)), "{guest:?}");
+    // Another has its socket: that is no fault of the VM.
+    let path = qemu.directory.path().join("qmp");
+    let mut other = tokio::net::UnixStream::connect(&path).await.unwrap();
+    let mut greeting = [0];
+    tokio::io::AsyncReadExt::read_exact(&mut other, &mut greeting).await.unwrap();
+    let taken = monitor.ask(&qemu.root(), LIMIT).await;
+    assert!(matches!(taken, Err(vmm::Error::Taken { .. })), "{taken:?}");
+    drop(other);
+    monitor.ask(&qemu.root(), PATIENCE).await.expect("it is free again");
+    // It hangs: what it does not say is told in time.
+    qemu.signal(Signal::STOP);
+    let silent = monitor.guest(&qemu.root(), None, 1, LIMIT).await;
+    assert!(matches!(silent, Err(vmm::Error::Silent { .. })), "{silent:?}");
+    qemu.signal(Signal::CONT);
+    monitor.ask(&qemu.root(), PATIENCE).await.expect("it goes on");
 }

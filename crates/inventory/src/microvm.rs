@@ -15,7 +15,7 @@
 
 use crate::record::{Completeness, Condition, Limits, Listing, Loop, Refused, Seen};
 use model::entity::{Collector, Entity, Process, Unit};
-use model::vm::{Layer, VmId, VmName, VmSource, VmState, may_be_microvm};
+use model::vm::{Layer, VmId, VmName, VmSource, VmState, Vmm, may_be_microvm};
 use model::{Facts, HostId, Kind, Time, Value};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,17 +28,6 @@ const MAX_VMS: usize = 10_000;
 /// Units that are templates of microvm.nix and not VMs, as their names begin in a user's manager.
 const HELPERS: [&str; 5] =
     ["tap-interfaces", "macvtap-interfaces", "pci-devices", "virtiofsd", "set-booted"];
-
-/// Programs that run VMs, by how their names begin.
-const MONITORS: [(&str, &str); 7] = [
-    ("qemu-system-", "qemu"),
-    ("cloud-hypervisor", "cloud-hypervisor"),
-    ("firecracker", "firecracker"),
-    ("crosvm", "crosvm"),
-    ("lkvm", "kvmtool"),
-    ("kvmtool", "kvmtool"),
-    ("stratovirt", "stratovirt"),
-];
 
 /// The VMs of a node. `before` is what is known of one already.
 #[must_use]
@@ -58,37 +47,55 @@ pub fn listing<'v>(
     let monitors = monitors(facts);
     let mut completeness = completeness(facts);
     for (subject, item) in facts.of_kind(Kind::UNIT) {
-        let (owner, name) = match named(subject.id()) {
-            Ok(None) => continue,
-            Ok(Some(named)) => named,
-            Err(reason) => {
-                listing.refused.push(Refused { reference: subject.id().to_owned(), reason });
-                continue;
-            }
-        };
-        let Some(unit) = Unit::from_fields(subject.id(), item.fields()) else { continue };
-        let Some(id) = id(owner, &name, node) else { continue };
-        if listing.seen.len() >= MAX_VMS {
-            completeness = Completeness::Incomplete(format!("there are more than {MAX_VMS} VMs"));
-            break;
+        if !may_be_microvm(subject.id()) {
+            continue;
         }
-        let condition = condition(&unit, before(&id), now);
-        let mut labels = BTreeMap::new();
-        labels.extend(owner.map(|owner| ("owner".to_owned(), owner.to_owned())));
-        let monitor = started_by(&unit).or_else(|| monitors.get(&unit.id).copied());
-        labels.extend(monitor.map(|monitor| ("vmm".to_owned(), monitor.to_owned())));
-        listing.seen.push(Seen {
-            id,
-            node: node.clone(),
-            name,
-            reference: unit.id.clone(),
-            labels,
-            limits: limits(&unit),
-            condition,
-        });
+        let Some(unit) = Unit::from_fields(subject.id(), item.fields()) else { continue };
+        let monitor = monitors.get(&unit.id).copied();
+        match seen(node, &unit, monitor, &before, now) {
+            Ok(None) => {}
+            Ok(Some(_)) if listing.seen.len() >= MAX_VMS => {
+                completeness =
+                    Completeness::Incomplete(format!("there are more than {MAX_VMS} VMs"));
+                break;
+            }
+            Ok(Some(seen)) => listing.seen.push(seen),
+            Err(refused) => listing.refused.push(refused),
+        }
     }
     listing.nodes.insert(node.clone(), completeness);
     listing
+}
+
+/// The VM that a unit of a node runs; nothing for what is no VM's. `monitor` is the VMM that runs
+/// there, where the unit does not say so itself.
+///
+/// # Errors
+/// When its name is none that can be kept.
+pub fn seen<'v>(
+    node: &HostId,
+    unit: &Unit,
+    monitor: Option<Vmm>,
+    before: impl Fn(&VmId) -> Option<&'v Condition>,
+    now: Time,
+) -> Result<Option<Seen>, Refused> {
+    let refused = |reason| Refused { reference: unit.id.clone(), reason };
+    let Some((owner, name)) = named(&unit.id).map_err(refused)? else { return Ok(None) };
+    let Some(id) = id(owner, &name, node) else { return Ok(None) };
+    let condition = condition(unit, before(&id), now);
+    let mut labels = BTreeMap::new();
+    labels.extend(owner.map(|owner| ("owner".to_owned(), owner.to_owned())));
+    let monitor = started_by(unit).or(monitor);
+    labels.extend(monitor.map(|monitor| ("vmm".to_owned(), monitor.to_string())));
+    Ok(Some(Seen {
+        id,
+        node: node.clone(),
+        name,
+        reference: unit.id.clone(),
+        labels,
+        limits: limits(unit),
+        condition,
+    }))
 }
 
 /// The listing of a node of which nothing is heard.
@@ -264,12 +271,12 @@ fn limits(unit: &Unit) -> Limits {
 }
 
 /// What the unit's own command says of its VMM.
-fn started_by(unit: &Unit) -> Option<&'static str> {
-    unit.exec_start.iter().flatten().find_map(|word| monitor(word))
+fn started_by(unit: &Unit) -> Option<Vmm> {
+    unit.exec_start.iter().flatten().find_map(|word| Vmm::of_program(word))
 }
 
 /// The VMMs that run, by the unit that they run in.
-fn monitors(facts: &Facts) -> BTreeMap<String, &'static str> {
+fn monitors(facts: &Facts) -> BTreeMap<String, Vmm> {
     let mut monitors = BTreeMap::new();
     for (subject, item) in facts.of_kind(Kind::PROCESS) {
         let fields = item.fields();
@@ -277,14 +284,9 @@ fn monitors(facts: &Facts) -> BTreeMap<String, &'static str> {
         let Some(unit) = unit.map(str::to_owned) else { continue };
         let Some(process) = Process::from_fields(subject.id(), fields) else { continue };
         let program = process.executable.as_deref().unwrap_or(&process.name);
-        monitors.extend(monitor(program).map(|monitor| (unit, monitor)));
+        monitors.extend(Vmm::of_program(program).map(|monitor| (unit, monitor)));
     }
     monitors
-}
-
-fn monitor(program: &str) -> Option<&'static str> {
-    let name = program.rsplit('/').next().unwrap_or(program);
-    MONITORS.iter().find_map(|(begin, monitor)| name.starts_with(begin).then_some(*monitor))
 }
 
 #[cfg(test)]

@@ -92,6 +92,39 @@ pub struct VmLoad {
     /// Absent while its journal is not followed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalErrors>,
+    /// Absent where its VMM has no socket that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vmm: Option<VmmLoad>,
+}
+
+/// What a VMM says of its VM at its API socket.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VmmLoad {
+    /// When it answered last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<Time>,
+    /// Why it does not answer now. The rest is what it said when it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// Whether the guest's processors run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runs: Option<bool>,
+    /// In the VMM's own word: `running`, `paused`, `io-error`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u64>,
+    /// That the guest was started with, or got later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// The same, less what its balloon took back. Absent where it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balloon_memory_bytes: Option<u64>,
+    /// Whether the guest's agent holds its channel open. Absent where there is none, or where
+    /// the VMM does not know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest_agent: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]

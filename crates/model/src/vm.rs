@@ -89,6 +89,38 @@ words!(
     Hold = "hold",
 );
 
+words!(
+    /// A program that runs VMs.
+    Vmm, "a VMM":
+    Qemu = "qemu",
+    CloudHypervisor = "cloud-hypervisor",
+    Firecracker = "firecracker",
+    Crosvm = "crosvm",
+    Kvmtool = "kvmtool",
+    Stratovirt = "stratovirt",
+);
+
+/// How the names of their programs begin.
+const PROGRAMS: [(&str, Vmm); 7] = [
+    ("qemu-system-", Vmm::Qemu),
+    ("cloud-hypervisor", Vmm::CloudHypervisor),
+    ("firecracker", Vmm::Firecracker),
+    ("crosvm", Vmm::Crosvm),
+    ("lkvm", Vmm::Kvmtool),
+    ("kvmtool", Vmm::Kvmtool),
+    ("stratovirt", Vmm::Stratovirt),
+];
+
+impl Vmm {
+    /// By the name of a program, or the path to it. One that is wrapped has a dot before it.
+    #[must_use]
+    pub fn of_program(program: &str) -> Option<Self> {
+        let name = program.rsplit('/').next().unwrap_or(program);
+        let name = name.strip_prefix('.').unwrap_or(name);
+        PROGRAMS.iter().find_map(|(begin, vmm)| name.starts_with(begin).then_some(*vmm))
+    }
+}
+
 impl VmState {
     /// As the older monitor numbers them.
     #[must_use]
@@ -159,6 +191,19 @@ mod tests {
             &["", "a/b", "@web", "-x", "a b", "a\0"],
         );
         check::<CheckName>(&["http", "port-22", "a_1"], &["", "Http", "1a", "-a", "a b"]);
+    }
+
+    #[test]
+    fn programs_that_run_vms() {
+        for (program, vmm) in [
+            ("/usr/bin/qemu-system-x86_64", Some(Vmm::Qemu)),
+            ("/nix/store/x/bin/.qemu-system-x86_64-wrapped", Some(Vmm::Qemu)),
+            ("cloud-hypervisor", Some(Vmm::CloudHypervisor)),
+            ("/usr/bin/qemu-img", None),
+            ("", None),
+        ] {
+            assert_eq!(Vmm::of_program(program), vmm, "{program}");
+        }
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! - An event that can't be read means that anything may have changed.
 //! - What is not yet taken is kept once per container.
 
-use super::http::{self, Driver};
-use super::{DEADLINE, Error};
+use super::{DEADLINE, Error, http};
+use crate::unix_http::{Driver, drive};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde::Deserialize;
@@ -64,7 +64,7 @@ impl Watch {
             if let Some(event) = self.pending.pop_first() {
                 return Ok(event);
             }
-            let frame = http::drive(&mut self.driver, pin!(self.body.frame())).await;
+            let frame = drive(&mut self.driver, pin!(self.body.frame())).await;
             let frame = frame.ok_or(Error::Closed)?.map_err(|source| {
                 if source.is_incomplete_message() || source.is_closed() {
                     Error::Closed

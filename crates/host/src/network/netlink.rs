@@ -4,11 +4,13 @@
 //! - No slice of an answer is taken on trust: lengths that don't fit end the iteration.
 //! - An answer has at most [`ANSWER_MAX`] bytes and comes within [`DEADLINE`].
 
+use rustix::fd::OwnedFd;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
     sockopt::{Timeout, set_socket_timeout},
 };
 use std::io;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 pub(super) const NEW_LINK: u16 = 16;
@@ -42,10 +44,37 @@ pub(super) fn dump(what: Dump) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-fn dump_once(what: Dump) -> io::Result<(Vec<u8>, bool)> {
+/// The message that says how the kernel would reach an address.
+pub(super) fn route(address: Ipv4Addr) -> io::Result<Vec<u8>> {
+    let socket = open()?;
+    send(&socket, &route_request(address), SendFlags::empty())?;
+    let mut answer = vec![0; 8192];
+    let (count, _) = recv(&socket, answer.as_mut_slice(), RecvFlags::empty())?;
+    answer.truncate(count);
+    scan(&answer)?;
+    Ok(answer)
+}
+
+fn route_request(address: Ipv4Addr) -> Vec<u8> {
+    const DESTINATION: u16 = 1;
+    // A struct of 12 bytes: the family, the bits of the address that count, and nothing else.
+    let mut body = vec![2, 32];
+    body.resize(12, 0);
+    body.extend_from_slice(&8_u16.to_ne_bytes());
+    body.extend_from_slice(&DESTINATION.to_ne_bytes());
+    body.extend_from_slice(&address.octets());
+    message(26, 1, &body)
+}
+
+fn open() -> io::Result<OwnedFd> {
     // Protocol 0 is NETLINK_ROUTE.
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Recv, Some(DEADLINE))?;
+    Ok(socket)
+}
+
+fn dump_once(what: Dump) -> io::Result<(Vec<u8>, bool)> {
+    let socket = open()?;
     send(&socket, &request(what), SendFlags::empty())?;
     let mut answer = Vec::new();
     let mut interrupted = false;
@@ -98,13 +127,17 @@ fn request(what: Dump) -> Vec<u8> {
         Dump::Addresses => (22, 8),
         Dump::Routes => (26, 12),
     };
-    let mut message = Vec::with_capacity(HEADER + size);
-    let length = u32::try_from(HEADER + size).unwrap_or(0);
+    message(kind, REQUEST_DUMP, &vec![0; size])
+}
+
+fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(HEADER + body.len());
+    let length = u32::try_from(HEADER + body.len()).unwrap_or(0);
     message.extend_from_slice(&length.to_ne_bytes());
     message.extend_from_slice(&kind.to_ne_bytes());
-    message.extend_from_slice(&REQUEST_DUMP.to_ne_bytes());
+    message.extend_from_slice(&flags.to_ne_bytes());
     message.extend_from_slice(&[0; 8]);
-    message.resize(HEADER + size, 0);
+    message.extend_from_slice(body);
     message
 }
 

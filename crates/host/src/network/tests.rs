@@ -124,10 +124,24 @@ fn this_machine() {
     assert!(network.interfaces.is_sorted_by_key(|interface| &interface.name));
 }
 
+#[test]
+fn the_way_to_this_machine() {
+    let way = way_to(&Root::live(), Ipv4Addr::LOCALHOST).unwrap();
+    assert_eq!(
+        way,
+        Way { interface: 1, hardware: None, source: Ipv4Addr::LOCALHOST, is_far: false }
+    );
+    assert_eq!(hardware("02:00:00:00:00:1f"), Some([2, 0, 0, 0, 0, 0x1f]));
+    for bad in ["", "02:00", "02:00:00:00:00:00:00", "x2:00:00:00:00:00"] {
+        assert_eq!(hardware(bad), None, "{bad}");
+    }
+}
+
 proptest! {
     #[test]
     fn anything_goes_in(bytes: Vec<u8>, flip in 0_usize..600, to: u8) {
         parse(&bytes, &bytes, &bytes);
+        parse_way(&bytes);
         let [mut links, mut addresses, mut routes] = machine();
         for answer in [&mut links, &mut addresses, &mut routes] {
             if let Some(byte) = answer.get_mut(flip) {
