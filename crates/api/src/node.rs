@@ -2,8 +2,9 @@
 //! came of it. The server never reaches a node by itself.
 
 use model::Time;
-use model::vm::{CheckName, VmName};
+use model::vm::{CheckName, Layer, VmName};
 use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, Ipv4Addr};
 
 /// Tasks whose outcome one request tells.
 pub const MAX_DONE: usize = 1000;
@@ -33,6 +34,11 @@ pub struct Done {
     /// Why it did not pass, or could not be done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub said: Option<String>,
+    /// What of the VM is in the way, where a check that did not pass found that out: `vmm`,
+    /// `guest`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub layer: Option<Layer>,
 }
 
 words!(
@@ -84,6 +90,22 @@ pub enum Work {
         #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
         since: Option<Time>,
     },
+    /// Ask the guest's agent to say something again, and the VMM before it.
+    Guest {
+        /// Where it listens, if that is a port of the guest's vsock device.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u32>,
+    },
+    /// Send echo requests, until one is answered.
+    Icmp {
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        address: IpAddr,
+    },
+    /// Ask for who has an address on the network that leads there, until somebody says so.
+    Arp {
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        address: Ipv4Addr,
+    },
     /// Start the unit anew.
     Restart,
 }
@@ -110,6 +132,10 @@ mod tests {
             format!(r#"{begin}{{"script":{{"name":"disk"}}}}}}"#)
         );
         assert_eq!(text(Work::Restart), format!(r#"{begin}"restart"}}"#));
+        assert_eq!(text(Work::Guest { port: None }), format!(r#"{begin}{{"guest":{{}}}}}}"#));
+        let address = "10.0.0.5".parse().unwrap();
+        let asked = format!(r#"{begin}{{"icmp":{{"address":"10.0.0.5"}}}}}}"#);
+        assert_eq!(text(Work::Icmp { address }), asked);
         let asks: NodeAsks = serde_json::from_str(
             r#"{"wait":true,"done":[{"id":7,"outcome":"unable","said":"x"}]}"#,
         )

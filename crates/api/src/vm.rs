@@ -132,6 +132,40 @@ pub struct VmUsage {
     /// What it said in the node's journal within the last hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<VmJournal>,
+    /// What its VMM said at its API socket. Absent where it has none that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vmm: Option<VmMonitor>,
+}
+
+/// What a VMM says of its VM.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VmMonitor {
+    /// When it answered last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub at: Option<Time>,
+    /// Why it does not answer now. The rest is what it said when it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// Whether the guest's processors run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs: Option<bool>,
+    /// In the VMM's own word: `running`, `paused`, `io-error`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u64>,
+    /// That the guest was started with, or got later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// The same, less what its balloon took back. Absent where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon_memory_bytes: Option<u64>,
+    /// Whether the guest's agent has its channel open. Absent where there is none, or the VMM
+    /// does not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_agent: Option<bool>,
 }
 
 /// Into the VM, and out of it.
@@ -319,7 +353,8 @@ pub struct VmChecks {
     pub checks: BTreeMap<CheckName, VmCheckSpec>,
 }
 
-/// A check. It has one of `address`, `process`, `script` and `console`.
+/// A check. It has one of `address`, `process`, `script`, `console`, `guest_agent`, `icmp` and
+/// `arp`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
@@ -346,6 +381,19 @@ pub struct VmCheckSpec {
     /// With `console`: it must not have written the text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub absent: Option<bool>,
+    /// The guest's agent (QEMU's) says again what `twin-node` of the node tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_agent: Option<bool>,
+    /// With `guest_agent`: it listens at this port of the guest's vsock device. Without, it is at
+    /// QEMU's virtserialport `org.qemu.guest_agent.0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_port: Option<u32>,
+    /// `IP`, as the VM's node reaches it: it answers echo requests of `twin-node`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<String>,
+    /// `IP`, of version 4, on a network of the VM's node: somebody has it there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arp: Option<String>,
     /// 1 to 3600; 30 unless told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval_seconds: Option<u32>,

@@ -13,12 +13,12 @@
 
 use crate::record::{Condition, Limits, Presence, Usage};
 use model::Time;
-use model::load::JournalErrors;
+use model::load::{JournalErrors, VmmLoad};
 use model::vm::{CheckName, Layer, VmHealth, VmState};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 const HEALTHY: f64 = 0.9;
@@ -70,6 +70,12 @@ pub enum Probe {
     Script { name: CheckName },
     /// The VM's console had a text since it was started, or must not have had it.
     Console { text: String, absent: bool },
+    /// The guest's agent answers, by QEMU's channel or a port of the guest's vsock device.
+    Guest { port: Option<u32> },
+    /// The VM answers echo requests of its node.
+    Icmp { address: IpAddr },
+    /// The VM has the address on its node's network.
+    Arp { address: Ipv4Addr },
 }
 
 /// What one look found.
@@ -324,6 +330,11 @@ pub fn usage_verdicts(
         let verdict = within("processor time", used, limit, |percent| format!("{percent} %"));
         verdicts.push((named("cpu"), rule, verdict));
     }
+    if let Some(vmm) = &usage.vmm {
+        // It is asked less often than it is told of.
+        let rule = Rule { failure_threshold: 6, ..Rule::default() };
+        verdicts.push((named("vmm-socket"), rule, vmm_verdict(vmm)));
+    }
     // These are about a time, and need no second look.
     let rule = Rule { failure_threshold: 1, success_threshold: 1, ..Rule::default() };
     if let Some(kills) = usage.oom_kills {
@@ -335,6 +346,18 @@ pub fn usage_verdicts(
         verdicts.push((named("journal"), rule, journal_verdict(journal, since)));
     }
     verdicts
+}
+
+/// Whether the VMM answers, and lets the guest run.
+fn vmm_verdict(vmm: &VmmLoad) -> Verdict {
+    match (&vmm.fault, vmm.runs) {
+        (Some(fault), _) => Verdict::Fail(fault.clone()),
+        (None, Some(false)) => {
+            let status = vmm.status.as_deref().unwrap_or("it does not say why");
+            Verdict::Fail(format!("its VMM has the guest stopped: {status}"))
+        }
+        (None, _) => Verdict::Pass,
+    }
 }
 
 /// What was said before the VM was started is of another run.
@@ -353,7 +376,7 @@ fn journal_verdict(journal: &JournalErrors, since: Option<Time>) -> Verdict {
 }
 
 /// The checks that are made without being asked, by their names.
-pub const OWN_CHECKS: [&str; 5] = ["state", "memory", "cpu", "oom", "journal"];
+pub const OWN_CHECKS: [&str; 6] = ["state", "memory", "cpu", "vmm-socket", "oom", "journal"];
 
 fn within(what: &str, used: u64, limit: u64, shown: impl Fn(u64) -> String) -> Verdict {
     if u128::from(used) * 100 < u128::from(limit) * u128::from(NEAR_LIMIT_PERCENT) {

@@ -2,7 +2,7 @@
 
 use crate::health::{Check, Health};
 use crate::recovery::{Policy, Tried};
-use model::load::JournalErrors;
+use model::load::{JournalErrors, VmmLoad};
 use model::vm::{CheckName, DecisionKind, Layer, VmId, VmName, VmSource, VmState};
 use model::{HostId, Time};
 use serde::{Deserialize, Serialize};
@@ -117,6 +117,8 @@ pub struct Usage {
     pub oom_kills: Option<u64>,
     /// What it said in the node's journal within the last hour.
     pub journal: Option<JournalErrors>,
+    /// What its VMM said; absent where that has no socket that is known.
+    pub vmm: Option<VmmLoad>,
 }
 
 /// Bytes per second into the VM, and out of it.

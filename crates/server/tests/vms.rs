@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{Method, StatusCode};
 use model::entity::{Collector, Process, Unit};
-use model::load::{InterfaceLoad, JournalErrors, Load, UnitLoad, VmDiskLoad, VmLoad};
+use model::load::{InterfaceLoad, JournalErrors, Load, UnitLoad, VmDiskLoad, VmLoad, VmmLoad};
 use model::{Facts, Time};
 use serde_json::{Value as Json, json};
 use server::Server;
@@ -365,6 +365,52 @@ async fn errors_in_the_journal_and_kills_are_told() {
 }
 
 #[tokio::test]
+async fn what_vmms_say_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::start(dir.path()).await;
+    let one = facts(&[("web", RUNNING)], None);
+    bench.tell("n1", &one, vec![]).await;
+    bench.until_listed(&["web@n1 running present healthy"]).await;
+    let begin = Time::from_seconds(2_000_000_000);
+    let load = |seconds: u64, vmm: &VmmLoad| {
+        let vm = VmLoad { vmm: Some(vmm.clone()), ..VmLoad::default() };
+        let used = UnitLoad { vm: Some(Box::new(vm)), ..UnitLoad::default() };
+        let units = [("microvm@web.service".to_owned(), used)].into();
+        vec![Load { at: begin.plus(Duration::from_secs(seconds)), units, ..Load::default() }]
+    };
+    let said = VmmLoad {
+        at: Some(begin),
+        runs: Some(true),
+        status: Some("running".into()),
+        vcpus: Some(2),
+        memory_bytes: Some(1024),
+        balloon_memory_bytes: Some(512),
+        guest_agent: Some(true),
+        fault: None,
+    };
+    bench.tell("n1", &one, load(0, &said)).await;
+    let web = bench.until("/api/v1/vms/web", |vm| vm["usage"]["vmm"]["vcpus"] == 2).await;
+    assert_eq!(web["usage"]["vmm"]["guest_agent"], true, "{web}");
+    let response = bench.client.open(Method::GET, "/metrics", "", Bytes::new()).await.unwrap();
+    let text = response.into_body().collect().await.unwrap().to_bytes();
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    for figure in ["vm_vmm_answers", "vm_guest_agent"] {
+        let line = format!("safetytwin_{figure}{{vm=\"web@n1\",node=\"n1\"}} 1");
+        assert!(text.lines().any(|one| one == line), "{line} in {text}");
+    }
+    // It takes a while to count, and what was said before stays.
+    let silent = VmmLoad { fault: Some("its VMM does not answer".into()), ..said };
+    for second in 1..=6 {
+        bench.tell("n1", &one, load(second, &silent)).await;
+    }
+    let web = bench.until("/api/v1/vms/web", |vm| vm["health"] == "degraded").await;
+    let message = "its VMM does not answer";
+    assert_eq!(web["cause"], json!({"layer": "vmm", "check": "vmm-socket", "message": message}));
+    assert_eq!(web["usage"]["vmm"]["vcpus"], 2, "{web}");
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn declared_checks_are_made() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let dir = tempfile::tempdir().unwrap();
@@ -503,6 +549,44 @@ async fn nodes_make_checks_that_only_they_can() {
 }
 
 #[tokio::test]
+async fn a_node_says_what_is_in_the_way_of_a_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::start(dir.path()).await;
+    bench.tell("n1", &facts(&[("web", RUNNING)], None), vec![]).await;
+    bench.until_listed(&["web@n1 running present healthy"]).await;
+    let path = "/api/v1/hosts/n1/vm-work";
+    let failed = |task: &Json, layer: Option<&str>| {
+        let mut done = json!({"id": task["id"], "outcome": "failed", "said": "no answer"});
+        if let Some(layer) = layer {
+            done["layer"] = json!(layer);
+        }
+        json!({ "done": [done] }).to_string()
+    };
+    let guest = often(&json!({"guest_agent": true, "vsock_port": 9001}));
+    assert_eq!(bench.ask(Method::PUT, CHECKS, &guest).await.0, 200);
+    let declared = bench.get(CHECKS).await;
+    assert_eq!(declared["checks"]["own"]["vsock_port"], 9001, "{declared}");
+    for (layer, health) in [("guest", "unresponsive"), ("vmm", "degraded")] {
+        let task = bench.work("n1").await;
+        assert_eq!(task["work"], json!({"guest": {"port": 9001}}), "{task}");
+        assert_eq!(bench.ask(Method::POST, path, &failed(&task, Some(layer))).await.0, 200);
+        let web = bench.until("/api/v1/vms/web", |vm| vm["cause"]["layer"] == layer).await;
+        assert_eq!(web["health"], health, "{web}");
+    }
+    for (check, work) in [
+        (json!({"icmp": "10.0.0.5"}), json!({"icmp": {"address": "10.0.0.5"}})),
+        (json!({"arp": "10.0.0.5"}), json!({"arp": {"address": "10.0.0.5"}})),
+    ] {
+        assert_eq!(bench.ask(Method::PUT, CHECKS, &often(&check)).await.0, 200);
+        let task = bench.work("n1").await;
+        assert_eq!(task["work"], work, "{task}");
+        assert_eq!(bench.ask(Method::POST, path, &failed(&task, None)).await.0, 200);
+        bench.until("/api/v1/vms/web", |vm| vm["health"] == "unresponsive").await;
+    }
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn processes_are_looked_for_in_the_facts() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = Bench::start(dir.path()).await;
@@ -635,6 +719,14 @@ async fn checks_and_recoveries_that_are_none_are_refused() {
         ("PUT", CHECKS, check(json!({"console": "a\nb"})), 400, "bad_check"),
         ("PUT", CHECKS, check(json!({"script": "x", "absent": true})), 400, "bad_check"),
         ("PUT", CHECKS, check(json!({"script": "x", "process": "y"})), 400, "bad_check"),
+        ("PUT", CHECKS, check(json!({"guest_agent": false})), 400, "bad_check"),
+        ("PUT", CHECKS, check(json!({"icmp": "10.0.0.5", "vsock_port": 1})), 400, "bad_check"),
+        ("PUT", CHECKS, check(json!({"guest_agent": true, "arp": "10.0.0.5"})), 400, "bad_check"),
+        ("PUT", CHECKS, check(json!({"icmp": "web"})), 400, "bad_check"),
+        ("PUT", CHECKS, check(json!({"icmp": "224.0.0.1"})), 400, "bad_check"),
+        ("PUT", CHECKS, check(json!({"icmp": "fe80::1"})), 400, "bad_check"),
+        ("PUT", CHECKS, check(json!({"arp": "fd00::5"})), 400, "bad_check"),
+        ("PUT", CHECKS, check(json!({"arp": "0.0.0.0"})), 400, "bad_check"),
         ("PUT", RECOVERY, json!({"restart": true, "restarts": 0}).to_string(), 400, "bad_recovery"),
         (
             "PUT",

@@ -13,6 +13,7 @@ mod packages;
 mod processes;
 mod transient;
 mod units;
+mod vmms;
 
 use crate::config::Config;
 use crate::engine::{Report, Scope, Seen};
@@ -22,7 +23,7 @@ use host::files::Role;
 use host::journal::Errors;
 use host::packages::Packages;
 use model::entity::{Entity, Platform, Unit};
-use model::load::GpuLoad;
+use model::load::{GpuLoad, VmmLoad};
 use model::redact::Redactor;
 use model::{ContentId, Item, Kind, Subject};
 use std::collections::BTreeMap;
@@ -51,6 +52,8 @@ pub(crate) const FIRST: [&str; 11] = [
 /// Those it does not wait for.
 pub(crate) const SEEN_LATER: [&str; 3] = ["gpus", "user-units", "workloads"];
 
+pub(crate) type UserVms = BTreeMap<String, Vec<Unit>>;
+
 /// What every collector works with.
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
@@ -68,6 +71,8 @@ pub(crate) struct Context {
     pub(crate) shutdown: CancellationToken,
     /// The units last seen, for those who follow them; nothing before the first look.
     pub(crate) units: watch::Sender<Option<Arc<Vec<Unit>>>>,
+    /// Units of users' managers that run microVMs, by user.
+    pub(crate) user_vms: watch::Sender<UserVms>,
     /// Names of containers by id.
     pub(crate) containers: watch::Sender<BTreeMap<String, String>>,
     pub(crate) packages: Arc<Mutex<Packages>>,
@@ -76,6 +81,8 @@ pub(crate) struct Context {
     pub(crate) gpus: watch::Sender<Gpus>,
     /// What units said in the journal lately; absent while nobody follows it.
     pub(crate) journal: Arc<Mutex<Option<Errors>>>,
+    /// What VMMs said last, by the unit that they run in.
+    pub(crate) vmms: Arc<Mutex<BTreeMap<String, VmmLoad>>>,
     /// The platform in the facts that the agent begins with.
     pub(crate) known_platform: Option<Arc<Platform>>,
     /// Files in the facts that the agent begins with, and why they were tracked.
@@ -122,10 +129,12 @@ impl Context {
             asked_last: Asked::default(),
             shutdown: CancellationToken::new(),
             units: watch::Sender::default(),
+            user_vms: watch::Sender::default(),
             containers: watch::Sender::default(),
             packages_changed: watch::Sender::default(),
             gpus: watch::Sender::default(),
             journal: Arc::default(),
+            vmms: Arc::default(),
             known_platform: None,
             known_files: Arc::default(),
             had_containers: false,
@@ -240,9 +249,10 @@ pub(crate) fn start(context: &Context) -> JoinSet<()> {
     tasks.spawn(containers::run(context.clone()));
     tasks.spawn(packages::run(context.clone()));
     tasks.spawn(files::run(context.clone()));
-    // Where looks are asked for there are no VMs whose journal anybody follows.
+    // Where looks are asked for there are no VMs that anybody follows.
     if !context.asked.is_used() {
         tasks.spawn(journal::run(context.clone()));
+        tasks.spawn(vmms::run(context.clone()));
     }
     tasks.spawn(processes::run(context.clone()));
     tasks

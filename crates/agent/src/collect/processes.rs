@@ -7,7 +7,7 @@
 
 use super::apart::{self, Apart};
 use super::transient::Transients;
-use super::{Context, Gpus, Sink, item, items, until};
+use super::{Context, Gpus, Sink, UserVms, item, items, until};
 use crate::clock;
 use crate::engine::{Scope, Seen};
 use host::Now;
@@ -19,7 +19,7 @@ use host::process::{CENSUS_EVERY, Census, Group, Scan, Scanner};
 use host::sockets::{Connection, Depth, Sockets};
 use host::workload::Detector;
 use model::entity::Unit;
-use model::load::Load;
+use model::load::{Load, VmmLoad};
 use model::redact::Redactor;
 use model::{Item, Kind, Subject};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -55,6 +55,7 @@ struct Sight {
     workloads: Detector,
     redactor: Redactor,
     journal: Arc<Mutex<Option<Errors>>>,
+    vmms: Arc<Mutex<BTreeMap<String, VmmLoad>>>,
     origin: std::time::Instant,
 }
 
@@ -73,7 +74,13 @@ impl Sight {
     }
 
     /// Looks at everything.
-    fn picture(&mut self, units: &[Unit], names: BTreeMap<String, String>, gpus: &Gpus) -> Picture {
+    fn picture(
+        &mut self,
+        units: &[Unit],
+        user_vms: &UserVms,
+        names: BTreeMap<String, String>,
+        gpus: &Gpus,
+    ) -> Picture {
         let now = self.now();
         self.scanner.name_containers(names);
         let scan = self.scanner.scan(now, &self.redactor);
@@ -81,18 +88,24 @@ impl Sight {
         let sockets = self.sockets.observe(&self.scanner, Depth::Connections);
         let listening = sockets.as_ref().map_or(&[][..], |seen| &seen.sockets);
         let workloads = items(&self.workloads.observe(&self.scanner, listening, &gpus.processes));
-        let cgroups =
-            units.iter().filter_map(|unit| Some((unit.id.as_str(), unit.cgroup.as_deref()?)));
+        let all = units.iter().chain(user_vms.values().flatten());
+        let cgroups = all.filter_map(|unit| Some((unit.id.as_str(), unit.cgroup.as_deref()?)));
         let mut load = Box::new(self.sampler.sample(now, &self.scanner, cgroups));
         load.gpus.clone_from(&gpus.load);
-        if let Some(errors) = &*self.journal.lock().unwrap_or_else(PoisonError::into_inner) {
-            for (unit, used) in &mut load.units {
-                if let Some(vm) = &mut used.vm {
-                    vm.journal = Some(errors.of(unit, now.at));
-                }
+        self.add_what_is_known_of_vms(&mut load, now);
+        Picture { scan, groups: self.by_id(changed), sockets, workloads, load }
+    }
+
+    /// What others found out about VMs.
+    fn add_what_is_known_of_vms(&self, load: &mut Load, now: Now) {
+        let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let vmms = self.vmms.lock().unwrap_or_else(PoisonError::into_inner);
+        for (unit, used) in &mut load.units {
+            if let Some(vm) = &mut used.vm {
+                vm.journal = journal.as_ref().map(|errors| errors.of(unit, now.at));
+                vm.vmm = vmms.get(unit).cloned();
             }
         }
-        Picture { scan, groups: self.by_id(changed), sockets, workloads, load }
     }
 
     /// Looks at some processes.
@@ -138,6 +151,7 @@ pub(crate) async fn run(context: Context) {
                 workloads: Detector::new(&root),
                 redactor: context.redactor.clone(),
                 journal: Arc::clone(&context.journal),
+                vmms: Arc::clone(&context.vmms),
                 origin: std::time::Instant::now(),
             })
         });
@@ -272,11 +286,14 @@ impl Watcher {
     /// A full look.
     async fn look(&mut self) {
         let units = self.units.borrow().clone().unwrap_or_default();
+        let user_vms = self.context.user_vms.borrow().clone();
         let names = self.context.containers.borrow().clone();
         let gpus = self.context.gpus.borrow().clone();
         match self
             .sight
-            .look(self.context.deadline(), move |sight| sight.picture(&units, names, &gpus))
+            .look(self.context.deadline(), move |sight| {
+                sight.picture(&units, &user_vms, names, &gpus)
+            })
             .await
         {
             Ok(picture) => self.tell(picture).await,

@@ -8,6 +8,7 @@ use super::{Context, Sink, item, items};
 use crate::engine::{Scope, Seen};
 use host::systemd::{Bus, Catalog, Error, Systemd, UnitEvent, Watch, user_managers};
 use model::entity::Unit;
+use model::vm::may_be_microvm;
 use model::{Kind, Subject};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -102,6 +103,7 @@ pub(crate) async fn users(mut context: Context) {
             if let Some(follower) = running.remove(&name) {
                 follower.task.abort();
             }
+            context.user_vms.send_modify(|vms| drop(vms.remove(&name)));
         }
         // Again and again: what a server remembers may come in between.
         let others = vec![Scope::UnitsBut(present.iter().cloned().collect())];
@@ -338,11 +340,26 @@ impl Follower {
         }
     }
 
-    /// Tells those who follow units: of the system's manager alone, whose files are tracked.
+    /// Tells those who follow units: all of the system's manager, whose files are tracked, and
+    /// those of users' that run microVMs.
     fn publish(&self) {
-        if self.scope == Scope::SystemUnits {
-            let units = Arc::new(self.known.values().cloned().collect());
-            self.context.units.send_replace(Some(units));
+        match &self.scope {
+            Scope::SystemUnits => {
+                let units = Arc::new(self.known.values().cloned().collect());
+                self.context.units.send_replace(Some(units));
+            }
+            Scope::UnitsOf(user) => {
+                let runs_vm = |unit: &&Unit| may_be_microvm(&unit.id);
+                let vms: Vec<Unit> = self.known.values().filter(runs_vm).cloned().collect();
+                self.context.user_vms.send_if_modified(|known| {
+                    let before = match vms.is_empty() {
+                        true => known.remove(user),
+                        false => known.insert(user.clone(), vms.clone()),
+                    };
+                    before.unwrap_or_default() != vms
+                });
+            }
+            Scope::Kind(_) | Scope::UnitsBut(_) => {}
         }
     }
 }

@@ -2,7 +2,6 @@
 //! writes it to its output.
 
 use super::{Answer, unable};
-use api::node::Outcome;
 use model::Time;
 use std::process::Stdio;
 use std::time::Duration;
@@ -25,10 +24,10 @@ pub(super) async fn look(
     match found {
         Err(_) => unable(format!("the journal was not read within {} s", limit.as_secs())),
         Ok(Err(why)) => unable(why),
-        Ok(Ok(found)) if found != absent => Answer { outcome: Outcome::Passed, said: None },
+        Ok(Ok(found)) if found != absent => Answer::passed(),
         Ok(Ok(found)) => {
             let said = if found { "is on the console" } else { "is not on the console" };
-            Answer { outcome: Outcome::Failed, said: Some(format!("{text:?} {said}")) }
+            Answer::failed(format!("{text:?} {said}"))
         }
     }
 }

@@ -2,9 +2,11 @@
 //! configuration allows it: the program `twin-node`.
 //!
 //! ```text
-//!   ask ──tasks──► each on its own ──► outcomes ──► tell
-//!    ▲               script: sandbox      │
-//!    └─ waits there  console: journal     └─ at once, beside the asking
+//!   ask ──tasks──► each on its own ───► outcomes ──► tell
+//!    ▲               script: sandbox       │
+//!    └─ waits there  console: journal      └─ at once, beside the asking
+//!                    guest: VMM's sockets
+//!                    icmp, arp: network
 //!                    restart: systemctl
 //! ```
 //!
@@ -12,7 +14,10 @@
 //! - Nothing listens. Nothing is started anew that the configuration does not name.
 //! - At most [`AT_ONCE`] tasks are under way; others wait for their turn.
 
+mod arp;
 mod console;
+mod guest;
+mod icmp;
 mod options;
 mod script;
 
@@ -25,7 +30,7 @@ use bytes::Bytes;
 use host::Root;
 use host::users::Accounts;
 use hyper::Method;
-use model::vm::may_be_microvm;
+use model::vm::{Layer, may_be_microvm};
 use model::with_causes;
 use script::Account;
 use std::process::Stdio;
@@ -51,10 +56,22 @@ const OUTCOMES: usize = 256;
 struct Answer {
     outcome: Outcome,
     said: Option<String>,
+    /// What of the VM is in the way, where that was found out.
+    layer: Option<Layer>,
+}
+
+impl Answer {
+    fn passed() -> Self {
+        Self { outcome: Outcome::Passed, said: None, layer: None }
+    }
+
+    fn failed(said: String) -> Self {
+        Self { outcome: Outcome::Failed, said: Some(said), layer: None }
+    }
 }
 
 fn unable(why: String) -> Answer {
-    Answer { outcome: Outcome::Unable, said: Some(why) }
+    Answer { outcome: Outcome::Unable, said: Some(why), layer: None }
 }
 
 /// Works until told to stop.
@@ -101,10 +118,10 @@ async fn ask(mut client: Client, path: String, config: Arc<Config>, outcomes: mp
                     let turns = Arc::clone(&turns);
                     tasks.spawn(async move {
                         let Ok(_turn) = turns.acquire().await else { return };
-                        let Answer { outcome, said } = carry_out(&task, &config).await;
+                        let Answer { outcome, said, layer } = carry_out(&task, &config).await;
                         tracing::debug!(?task, ?outcome, said, "done");
                         // Nobody to tell: the program ends.
-                        drop(outcomes.send(Done { id: task.id, outcome, said }).await);
+                        drop(outcomes.send(Done { id: task.id, outcome, said, layer }).await);
                     });
                 }
                 if is_idle && begin.elapsed() < SOON {
@@ -145,11 +162,14 @@ async fn send(client: &mut Client, path: &str, asks: &NodeAsks) -> Result<NodeWo
 
 /// Does one task, if it may be done.
 async fn carry_out(task: &Task, config: &Config) -> Answer {
-    if !is_unit(&task.unit) {
-        return unable("the server names a unit that is no microVM's of this node".to_owned());
-    }
     let limit = Duration::from_secs(task.timeout_seconds.clamp(1, 60).into());
     match &task.work {
+        Work::Icmp { address } => icmp::look(*address, task.id, limit).await,
+        Work::Arp { address } => arp::look(*address, limit).await,
+        _ if !is_unit(&task.unit) => {
+            unable("the server names a unit that is no microVM's of this node".to_owned())
+        }
+        Work::Guest { port } => guest::look(&task.unit, *port, task.id, limit).await,
         Work::Script { name } => {
             let arguments = [task.name.as_str(), task.unit.as_str()];
             match account(&config.run_as) {
@@ -200,7 +220,7 @@ async fn restart(unit: &str, limit: Duration) -> Answer {
         .kill_on_drop(true)
         .status();
     match tokio::time::timeout(limit, child).await {
-        Ok(Ok(status)) if status.success() => Answer { outcome: Outcome::Passed, said: None },
+        Ok(Ok(status)) if status.success() => Answer::passed(),
         Ok(Ok(status)) => unable(format!("systemctl restart ended with {status}")),
         Ok(Err(error)) => unable(format!("systemctl could not be started: {error}")),
         Err(_) => unable(format!("systemctl did not answer within {} s", limit.as_secs())),

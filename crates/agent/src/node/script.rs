@@ -7,7 +7,7 @@
 //! - When the time is over, or this program ends, so does everything that the script started.
 
 use super::{Answer, unable};
-use api::node::{MAX_SAID, Outcome};
+use api::node::MAX_SAID;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -59,18 +59,15 @@ pub(super) async fn run(
     };
     // Dropping the child ends it, and its namespaces with it.
     let Ok(ended) = tokio::time::timeout(limit, work).await else {
-        return Answer {
-            outcome: Outcome::Failed,
-            said: Some(format!("it did not end within {} s", limit.as_secs())),
-        };
+        return Answer::failed(format!("it did not end within {} s", limit.as_secs()));
     };
     match ended {
-        Ok(status) if status.success() => Answer { outcome: Outcome::Passed, said: None },
+        Ok(status) if status.success() => Answer::passed(),
         Ok(status) => {
             let first = said.split(|&b| b == b'\n').find(|line| !line.trim_ascii().is_empty());
             let said = first.map(plain);
             let said = said.unwrap_or_else(|| format!("it ended with {status}"));
-            Answer { outcome: Outcome::Failed, said: Some(said) }
+            Answer::failed(said)
         }
         Err(error) => unable(format!("it could not be read: {error}")),
     }

@@ -49,6 +49,13 @@ checks:
   panic:
     console: Kernel panic
     absent: true              # or must not have
+  guest:
+    guest_agent: true         # QEMU's guest agent answers
+    vsock_port: 9001          # at this port of the guest's vsock device; else at QEMU's channel
+  ping:
+    icmp: 10.0.0.5            # answers echo requests, as the node reaches it
+  link:
+    arp: 10.0.0.5             # somebody has the address on the node's network
 
 The server makes those with an address or a process. twin-node on the VM's node makes the others.")]
     Checks {

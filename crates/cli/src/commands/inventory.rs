@@ -10,7 +10,7 @@ use crate::view::{Paint, View, bytes, clock, duration};
 use crate::vm_events::VmEvents;
 use api::vm::{
     ConfirmOrphans, ConfirmedOrphans, Presence, Vm, VmCause, VmCheckSpec, VmChecks, VmEvent,
-    VmHealthReport, VmJournal, VmRecovery, VmTraffic, VmUsage, Vms,
+    VmHealthReport, VmJournal, VmMonitor, VmRecovery, VmTraffic, VmUsage, Vms,
 };
 use model::vm::{VmHealth, VmState};
 use std::collections::BTreeMap;
@@ -269,6 +269,26 @@ fn journal(said: VmJournal, view: &View) -> Option<String> {
     })
 }
 
+/// `running, 2 processors, 512.0 MiB of 1.0 GiB, the guest's agent is there, asked 3 s ago`.
+fn monitor(said: &VmMonitor, view: &View) -> String {
+    let memory = said.memory_bytes.map(|all| match said.balloon_memory_bytes {
+        Some(left) if left != all => format!("{} of {}", bytes(left), bytes(all)),
+        _ => bytes(all),
+    });
+    let agent = said.guest_agent.map(|is_there| {
+        if is_there { "the guest's agent is there" } else { "no agent in the guest" }.to_owned()
+    });
+    let parts = [
+        said.fault.clone(),
+        said.status.clone(),
+        said.vcpus.map(|count| format!("{count} processors")),
+        memory,
+        agent,
+        said.at.map(|at| format!("said {}", view.age(at.min(view.now)))),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
 fn glance(vm: &Vm, view: &View) -> String {
     let mut table = Table::new(view, &[]);
     let usage = vm.usage.as_ref();
@@ -296,6 +316,7 @@ fn glance(vm: &Vm, view: &View) -> String {
         ("score", vm.score.map(|score| format!("{score:.2}"))),
         ("cause", vm.cause.as_ref().map(said)),
         ("vmm", vm.labels.get("vmm").cloned()),
+        ("vmm says", usage.and_then(|u| u.vmm.as_ref()).map(|said| monitor(said, view))),
         ("owner", vm.labels.get("owner").cloned()),
         ("cpu", usage.and_then(|u| u.cpu_percent).map(|cpu| format!("{cpu:.1} %"))),
         ("memory", usage.and_then(memory)),
@@ -394,6 +415,7 @@ fn checks(answer: &VmChecks, view: &View) -> String {
 /// What a check looks at, in words.
 fn asks(check: &VmCheckSpec) -> String {
     let VmCheckSpec { address, path, status, process, script, console, absent, .. } = check;
+    let VmCheckSpec { guest_agent, vsock_port, icmp, arp, .. } = check;
     if let Some(address) = address {
         let status = status.map_or_else(String::new, |status| format!(" ({status})"));
         return match path {
@@ -402,10 +424,16 @@ fn asks(check: &VmCheckSpec) -> String {
         };
     }
     let absent = if absent.unwrap_or(false) { " not" } else { "" };
-    let said = process.as_ref().map(|name| format!("process {name}"));
-    let said = said.or_else(|| script.as_ref().map(|name| format!("script {name}")));
-    let console = || console.as_ref().map(|text| format!("console{absent} {text:?}"));
-    said.or_else(console).unwrap_or_else(|| "-".to_owned())
+    let port = vsock_port.map_or_else(String::new, |port| format!(" at vsock port {port}"));
+    let asked = [
+        process.as_ref().map(|name| format!("process {name}")),
+        script.as_ref().map(|name| format!("script {name}")),
+        console.as_ref().map(|text| format!("console{absent} {text:?}")),
+        guest_agent.filter(|&asked| asked).map(|_| format!("guest agent{port}")),
+        icmp.as_ref().map(|address| format!("icmp {address}")),
+        arp.as_ref().map(|address| format!("arp {address}")),
+    ];
+    asked.into_iter().flatten().next().unwrap_or_else(|| "-".to_owned())
 }
 
 fn recovery(answer: &VmRecovery, view: &View) -> String {

@@ -164,6 +164,22 @@ fn limits() {
 }
 
 #[test]
+fn what_the_vmm_says() {
+    let told = |vmm: VmmLoad| -> Vec<String> {
+        let usage = Usage { vmm: Some(vmm), ..Usage::default() };
+        let verdicts = usage_verdicts(&usage, Limits::default(), None).into_iter();
+        verdicts.map(|(name, _, verdict)| format!("{name} {verdict:?}")).collect()
+    };
+    let runs = VmmLoad { runs: Some(true), ..VmmLoad::default() };
+    assert_eq!(told(runs.clone()), ["vmm-socket Pass"]);
+    assert_eq!(told(VmmLoad::default()), ["vmm-socket Pass"], "one that does not say");
+    let hangs = VmmLoad { fault: Some("no answer".into()), ..runs.clone() };
+    assert_eq!(told(hangs), ["vmm-socket Fail(\"no answer\")"]);
+    let stopped = VmmLoad { runs: Some(false), status: Some("io-error".into()), ..runs };
+    assert_eq!(told(stopped), ["vmm-socket Fail(\"its VMM has the guest stopped: io-error\")"]);
+}
+
+#[test]
 fn what_the_kernel_and_the_journal_say() {
     let at = Time::from_seconds;
     let told = |usage: &Usage, since: Option<Time>| -> Vec<String> {

@@ -17,6 +17,7 @@ mod twin_extras;
 mod twin_following;
 mod twin_snapshots;
 mod twins;
+mod vm_checks;
 mod vms;
 
 use crate::app::App;

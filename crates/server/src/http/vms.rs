@@ -5,13 +5,14 @@ use super::error::ApiError;
 use super::extract::{Asked, Body, Host};
 use super::hosts::page_limit;
 use super::twins::document;
+use super::vm_checks::{checked, declared, number};
 use crate::app::App;
 use crate::metrics::OpenStream;
 use crate::vms::Told;
 use api::node::{MAX_DONE, NodeAsks, NodeWork};
 use api::vm::{
-    self, ConfirmOrphans, ConfirmedOrphans, MAX_CHECKS, VmCheckSpec, VmChecks, VmEvent,
-    VmHealthReport, VmRecovery,
+    self, ConfirmOrphans, ConfirmedOrphans, MAX_CHECKS, VmChecks, VmEvent, VmHealthReport,
+    VmRecovery,
 };
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
@@ -20,10 +21,10 @@ use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures_util::stream;
-use inventory::health::{Cause, Check, OWN_CHECKS, Probe, Rule};
+use inventory::health::{Cause, OWN_CHECKS};
 use inventory::recovery::Policy;
 use inventory::{Limits, Presence, Traffic, Usage, Vm};
-use model::load::JournalErrors;
+use model::load::{JournalErrors, VmmLoad};
 use model::vm::{CheckName, Layer, VmHealth, VmId, VmSource, VmState};
 use model::{HostId, Time};
 use serde::Deserialize;
@@ -34,9 +35,6 @@ use std::time::Duration;
 
 const PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
-const MAX_PATH: usize = 512;
-/// Bytes of the name of a process, and of a text on a console.
-const MAX_TEXT: usize = 200;
 /// How long a node waits for work until it asks again.
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -432,6 +430,22 @@ fn used(usage: &Usage, limits: Limits) -> vm::VmUsage {
         interfaces: usage.interfaces.as_ref().map(|all| all.iter().map(traffic).collect()),
         oom_kills: usage.oom_kills,
         journal: usage.journal.map(journal),
+        vmm: usage.vmm.as_ref().map(monitor),
+    }
+}
+
+fn monitor(vmm: &VmmLoad) -> vm::VmMonitor {
+    let VmmLoad { at, fault, runs, status, vcpus, memory_bytes, balloon_memory_bytes, guest_agent } =
+        vmm.clone();
+    vm::VmMonitor {
+        at,
+        fault,
+        runs,
+        status,
+        vcpus,
+        memory_bytes,
+        balloon_memory_bytes,
+        guest_agent,
     }
 }
 
@@ -510,128 +524,4 @@ fn policy(asked: &VmRecovery) -> Result<Option<Policy>, String> {
         return Err("cap_seconds is at least delay_seconds".to_owned());
     }
     Ok(restart.then_some(policy))
-}
-
-fn declared(one: &Vm) -> VmChecks {
-    let seconds = |time: Duration| Some(u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
-    let spec = |check: &Check| {
-        let probe = match &check.probe {
-            Probe::Tcp { address } => {
-                VmCheckSpec { address: Some(address.to_string()), ..VmCheckSpec::default() }
-            }
-            Probe::Http { address, path, status } => VmCheckSpec {
-                address: Some(address.to_string()),
-                path: Some(path.clone()),
-                status: Some(*status),
-                ..VmCheckSpec::default()
-            },
-            Probe::Process { name } => {
-                VmCheckSpec { process: Some(name.clone()), ..VmCheckSpec::default() }
-            }
-            Probe::Script { name } => {
-                VmCheckSpec { script: Some(name.to_string()), ..VmCheckSpec::default() }
-            }
-            Probe::Console { text, absent } => VmCheckSpec {
-                console: Some(text.clone()),
-                absent: Some(*absent),
-                ..VmCheckSpec::default()
-            },
-        };
-        VmCheckSpec {
-            interval_seconds: seconds(check.interval),
-            timeout_seconds: seconds(check.timeout),
-            initial_delay_seconds: seconds(check.initial_delay),
-            failure_threshold: Some(check.rule.failure_threshold),
-            success_threshold: Some(check.rule.success_threshold),
-            weight: Some(check.rule.weight),
-            critical: check.rule.critical,
-            ..probe
-        }
-    };
-    let checks = one.record.checks.iter().map(|(name, check)| (name.clone(), spec(check)));
-    VmChecks { checks: checks.collect() }
-}
-
-/// A number of a request, or what is usual.
-fn number(what: &str, asked: Option<u32>, usual: u32, range: (u32, u32)) -> Result<u32, String> {
-    let number = asked.unwrap_or(usual);
-    let fits = (range.0..=range.1).contains(&number);
-    fits.then_some(number).ok_or_else(|| format!("{what} is between {} and {}", range.0, range.1))
-}
-
-/// What a check does to find out.
-fn probe(spec: &VmCheckSpec) -> Result<Probe, String> {
-    let VmCheckSpec { address, path, status, process, script, console, absent, .. } = spec;
-    for (what, is_there, of) in [
-        ("path", path.is_some() && address.is_none(), "an address"),
-        ("status", status.is_some() && path.is_none(), "a path"),
-        ("absent", absent.is_some() && console.is_none(), "a console"),
-    ] {
-        if is_there {
-            return Err(format!("{what} needs {of}"));
-        }
-    }
-    let plain = |what: &str, text: &str| {
-        let fits = (1..=MAX_TEXT).contains(&text.len()) && !text.chars().any(char::is_control);
-        fits.then(|| text.to_owned())
-            .ok_or_else(|| format!("{what} has 1 to {MAX_TEXT} bytes, all of them printable"))
-    };
-    match (address, process, script, console) {
-        (Some(address), None, None, None) => address_probe(address, path.as_deref(), *status),
-        (None, Some(name), None, None) if !name.contains('/') => {
-            Ok(Probe::Process { name: plain("process", name)? })
-        }
-        (None, Some(_), None, None) => Err("process is a name, without a path".to_owned()),
-        (None, None, Some(name), None) => {
-            let name: CheckName = name.parse().map_err(|_name| {
-                "script is the name of a file: 1 to 63 of a-z 0-9 _ - , beginning with a letter"
-                    .to_owned()
-            })?;
-            Ok(Probe::Script { name })
-        }
-        (None, None, None, Some(text)) => {
-            Ok(Probe::Console { text: plain("console", text)?, absent: absent.unwrap_or(false) })
-        }
-        _ => Err("a check has one of address, process, script and console".to_owned()),
-    }
-}
-
-fn address_probe(address: &str, path: Option<&str>, status: Option<u16>) -> Result<Probe, String> {
-    let address = address
-        .parse()
-        .map_err(|_address| "address is IP:PORT, as 10.0.0.5:80 or [fd00::5]:80".to_owned())?;
-    let Some(path) = path else { return Ok(Probe::Tcp { address }) };
-    let plain = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic());
-    if !plain || path.contains('#') || path.len() > MAX_PATH {
-        return Err(format!("path begins with /, and has at most {MAX_PATH} of ASCII"));
-    }
-    let status = status.unwrap_or(200);
-    if !(100..=599).contains(&status) {
-        return Err("status is between 100 and 599".to_owned());
-    }
-    Ok(Probe::Http { address, path: path.to_owned(), status })
-}
-
-/// A check that can be made.
-fn checked(spec: &VmCheckSpec) -> Result<Check, String> {
-    let probe = probe(spec)?;
-    let seconds = |number: u32| Duration::from_secs(number.into());
-    let thresholds = (1, 100);
-    Ok(Check {
-        probe,
-        rule: Rule {
-            failure_threshold: number("failure_threshold", spec.failure_threshold, 3, thresholds)?,
-            success_threshold: number("success_threshold", spec.success_threshold, 2, thresholds)?,
-            weight: number("weight", spec.weight, 1, thresholds)?,
-            critical: spec.critical,
-        },
-        interval: seconds(number("interval_seconds", spec.interval_seconds, 30, (1, 3600))?),
-        timeout: seconds(number("timeout_seconds", spec.timeout_seconds, 5, (1, 30))?),
-        initial_delay: seconds(number(
-            "initial_delay_seconds",
-            spec.initial_delay_seconds,
-            60,
-            (0, 3600),
-        )?),
-    })
 }

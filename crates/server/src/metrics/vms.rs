@@ -4,6 +4,8 @@ use super::HostLabel;
 use crate::app::App;
 use crate::clock;
 use inventory::{Presence, Traffic, Usage, Vm};
+use model::Time;
+use model::load::VmmLoad;
 use model::vm::{Layer, VmHealth, VmState};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
@@ -85,6 +87,12 @@ struct Metrics {
     sent: Figures<DeviceLabels>,
     oom_kills: Counts,
     journal: Counts<PriorityLabels>,
+    answers: Counts,
+    answer_age: Figures,
+    vcpus: Counts,
+    guest_memory: Counts,
+    balloon_memory: Counts,
+    guest_agent: Counts,
 }
 
 pub(super) fn register(app: &App, registry: &mut Registry) {
@@ -99,6 +107,9 @@ pub(super) fn register(app: &App, registry: &mut Registry) {
                 let labels = labels(vm);
                 metrics.age.get_or_create(&labels).set(now.since(usage.at).as_secs_f64());
                 metrics.tell_usage(vm, &labels, usage);
+                if let Some(vmm) = &usage.vmm {
+                    metrics.tell_vmm(&labels, vmm, now);
+                }
             }
         }
         for (name, node) in table.nodes.iter().filter(|(_, node)| !node.held.is_empty()) {
@@ -192,6 +203,21 @@ impl Metrics {
         }
     }
 
+    fn tell_vmm(&self, labels: &VmLabels, vmm: &VmmLoad, now: Time) {
+        self.answers.get_or_create(labels).set(vmm.fault.is_none().into());
+        put(&self.answer_age, labels, vmm.at.map(|at| now.since(at).as_secs_f64()));
+        for (family, known) in [
+            (&self.vcpus, vmm.vcpus),
+            (&self.guest_memory, vmm.memory_bytes),
+            (&self.balloon_memory, vmm.balloon_memory_bytes),
+            (&self.guest_agent, vmm.guest_agent.map(u64::from)),
+        ] {
+            if let Some(known) = known {
+                family.get_or_create(labels).set(count(known));
+            }
+        }
+    }
+
     fn register(self, registry: &mut Registry) {
         let states =
             "0 unknown, 1 creating, 2 starting, 3 running, 4 stopping, 5 stopped, 6 failed";
@@ -228,6 +254,15 @@ impl Metrics {
         registry.register("vm_oom_kills", help, self.oom_kills);
         let help = "Errors in the journal of its node within the last hour";
         registry.register("vm_journal_entries", help, self.journal);
+        registry.register("vm_vmm_answers", "1 for a VMM that answers", self.answers);
+        registry.register("vm_vmm_age_seconds", "Since its VMM answered", self.answer_age);
+        registry.register("vm_vcpus", "Processors of the guest", self.vcpus);
+        let help = "Memory that the guest was given";
+        registry.register("vm_guest_memory_bytes", help, self.guest_memory);
+        let help = "The same, less what its balloon took back";
+        registry.register("vm_balloon_memory_bytes", help, self.balloon_memory);
+        let help = "1 where the guest's agent has its channel open";
+        registry.register("vm_guest_agent", help, self.guest_agent);
     }
 }
 

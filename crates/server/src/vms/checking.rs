@@ -3,7 +3,8 @@
 //! ```text
 //!   due ─► tcp, http: the server ──────────────────────► verdict
 //!       ─► process: the facts of the node ─────────────► verdict
-//!       ─► script, console, restart: the node's desk ──► what twin-node tells, or that it is silent
+//!       ─► script, console, guest, icmp, arp, restart:
+//!          the node's desk ───────────────────────────► what twin-node tells, or that it is silent
 //! ```
 
 use super::controller::Controller;
@@ -59,7 +60,12 @@ impl Controller {
                         Probe::Http { address, path, status } => {
                             Some(probe::look(address, Some((&path, status)), limit).await)
                         }
-                        Probe::Script { .. } | Probe::Console { .. } => None,
+                        // These are drafts.
+                        Probe::Script { .. }
+                        | Probe::Console { .. }
+                        | Probe::Guest { .. }
+                        | Probe::Icmp { .. }
+                        | Probe::Arp { .. } => None,
                     };
                     Message::Probed(vm, name, found, clock::now())
                 });
@@ -132,14 +138,14 @@ impl Controller {
         reply: Reply<Vec<Task>>,
         now: Time,
     ) {
-        for Done { id, outcome, said } in asks.done {
+        for Done { id, outcome, said, layer } in asks.done {
             let Some(For { vm, check }) = self.desk.done(node, id) else { continue };
             let said = said.map(|said| plain(&said));
             match check {
                 Some((name, check)) => {
                     self.probing.remove(&(vm.clone(), name.clone()));
                     if self.is_asked_for(&vm, &name, &check) {
-                        let found = judgement(&check, outcome, said);
+                        let found = judgement(&check, outcome, said, layer);
                         self.judge(vm, &name, found, now).await;
                     }
                 }
@@ -214,12 +220,21 @@ impl Controller {
     }
 }
 
-/// What a check comes to that a node made, and where it failed.
-fn judgement(check: &Check, outcome: Outcome, said: Option<String>) -> (Layer, Verdict) {
-    let layer = match check.probe {
-        Probe::Console { .. } => Layer::Guest,
-        _ => Layer::Service,
-    };
+/// What a check comes to that a node made, and where it failed: where the node found that out, it
+/// says so.
+fn judgement(
+    check: &Check,
+    outcome: Outcome,
+    said: Option<String>,
+    found: Option<Layer>,
+) -> (Layer, Verdict) {
+    let layer = found.unwrap_or(match check.probe {
+        Probe::Tcp { .. } | Probe::Http { .. } | Probe::Script { .. } => Layer::Service,
+        Probe::Process { .. } => Layer::Vmm,
+        Probe::Console { .. } | Probe::Guest { .. } | Probe::Icmp { .. } | Probe::Arp { .. } => {
+            Layer::Guest
+        }
+    });
     let said = said.unwrap_or_else(|| "it failed".to_owned());
     match outcome {
         Outcome::Passed => (layer, Verdict::Pass),
@@ -235,6 +250,9 @@ fn work(check: &Check, vm: &Vm) -> Option<Work> {
         Probe::Console { text, absent } => {
             Some(Work::Console { text: text.clone(), absent: *absent, since: vm.condition.since })
         }
+        Probe::Guest { port } => Some(Work::Guest { port: *port }),
+        Probe::Icmp { address } => Some(Work::Icmp { address: *address }),
+        Probe::Arp { address } => Some(Work::Arp { address: *address }),
         Probe::Tcp { .. } | Probe::Http { .. } | Probe::Process { .. } => None,
     }
 }

@@ -31,6 +31,7 @@ pub(super) fn usage(load: &Load, unit: &str) -> Option<Usage> {
         interfaces: vm.and_then(|vm| vm.taps.as_deref()).map(|taps| interfaces(load, taps)),
         oom_kills: vm.and_then(|vm| vm.oom_kills),
         journal: vm.and_then(|vm| vm.journal),
+        vmm: vm.and_then(|vm| vm.vmm.clone()),
     })
 }
 

@@ -39,6 +39,15 @@ fn vm(id: &str) -> Vm {
             interfaces: Some([("vm-web".to_owned(), traffic(Some(100.0), Some(3e6)))].into()),
             oom_kills: Some(0),
             journal: Some(VmJournal { critical: 0, errors: 3, last: Some(at(600)) }),
+            vmm: Some(VmMonitor {
+                at: Some(at(880)),
+                status: Some("running".into()),
+                vcpus: Some(2),
+                memory_bytes: Some(1 << 30),
+                balloon_memory_bytes: Some(768 << 20),
+                guest_agent: Some(true),
+                ..VmMonitor::default()
+            }),
         }),
         labels: [("vmm".to_owned(), "qemu".to_owned())].into(),
         first_seen: at(-86_400),
@@ -109,6 +118,7 @@ fn one_vm() {
         health      healthy
         score       1.00
         vmm         qemu
+        vmm says    running, 2 processors, 768 MiB of 1.0 GiB, the guest's agent is there, said 20 s ago
         cpu         12.4 %
         memory      512 MiB of 1.0 GiB
         read        2.0 KiB/s
@@ -198,18 +208,22 @@ fn how_well_one_does() {
 
 #[test]
 fn checks_of_its_own() {
-    let text = "checks:\n  web: {address: '10.0.0.5:80', path: /health, status: 204, critical: true}\n  ssh: {address: '[fd00::5]:22', interval_seconds: 10, weight: 2}\n  vmm: {process: virtiofsd}\n  disk: {script: disk}\n  boot: {console: 'login:'}\n  panic: {console: \"Kernel panic\", absent: true}\n";
+    let text = "checks:\n  web: {address: '10.0.0.5:80', path: /health, status: 204, critical: true}\n  ssh: {address: '[fd00::5]:22', interval_seconds: 10, weight: 2}\n  vmm: {process: virtiofsd}\n  disk: {script: disk}\n  boot: {console: 'login:'}\n  panic: {console: \"Kernel panic\", absent: true}\n  guest: {guest_agent: true}\n  vsock: {guest_agent: true, vsock_port: 9001}\n  ping: {icmp: 'fd00::5'}\n  link: {arp: 10.0.0.5}\n";
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
     let answer = read(file.path()).unwrap();
     expect![[r#"
-        CHECK  ASKS                           EVERY  FAILS AFTER  WEIGHT
-        boot   console "login:"               - s    - failures   -
-        disk   script disk                    - s    - failures   -
-        panic  console not "Kernel panic"     - s    - failures   -
-        ssh    tcp [fd00::5]:22               10 s   - failures   2
-        vmm    process virtiofsd              - s    - failures   -
-        web    http 10.0.0.5:80/health (204)  - s    - failures   - critical
+        CHECK  ASKS                            EVERY  FAILS AFTER  WEIGHT
+        boot   console "login:"                - s    - failures   -
+        disk   script disk                     - s    - failures   -
+        guest  guest agent                     - s    - failures   -
+        link   arp 10.0.0.5                    - s    - failures   -
+        panic  console not "Kernel panic"      - s    - failures   -
+        ping   icmp fd00::5                    - s    - failures   -
+        ssh    tcp [fd00::5]:22                10 s   - failures   2
+        vmm    process virtiofsd               - s    - failures   -
+        vsock  guest agent at vsock port 9001  - s    - failures   -
+        web    http 10.0.0.5:80/health (204)   - s    - failures   - critical
     "#]]
     .assert_eq(&checks(&answer, &View::of_tests()));
     std::fs::write(file.path(), "checks:\n  web: {adress: x}\n").unwrap();
