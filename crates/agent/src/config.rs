@@ -6,6 +6,7 @@
 
 use serde::Deserialize;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -60,6 +61,10 @@ pub struct File {
     /// The D-Bus address of systemd's bus, where it is not the usual one.
     pub systemd_bus: Option<String>,
     pub spool_limit_mb: Option<u64>,
+    /// `ADDRESS:PORT` at which Prometheus asks for figures; nowhere unless told.
+    pub metrics: Option<String>,
+    /// File with the token that Prometheus has to have, needed beyond loopback.
+    pub metrics_token_file: Option<PathBuf>,
 }
 
 /// Checked, complete.
@@ -81,6 +86,8 @@ pub struct Config {
     pub docker_socket: PathBuf,
     pub systemd_bus: Option<String>,
     pub spool_limit: u64,
+    pub metrics: Option<SocketAddr>,
+    pub metrics_token: Option<String>,
     /// How long one look may take before it counts as hung.
     pub look_deadline: Duration,
 }
@@ -149,6 +156,8 @@ impl File {
             docker_socket: other.docker_socket.or(self.docker_socket),
             systemd_bus: other.systemd_bus.or(self.systemd_bus),
             spool_limit_mb: other.spool_limit_mb.or(self.spool_limit_mb),
+            metrics: other.metrics.or(self.metrics),
+            metrics_token_file: other.metrics_token_file.or(self.metrics_token_file),
         }
     }
 
@@ -183,6 +192,9 @@ impl File {
                 return Err(wrong("track", message));
             }
         }
+        let metrics_token = self.metrics_token_file.as_deref().map(read_token).transpose()?;
+        let metrics = self.metrics.as_deref().map(|text| metrics(text, metrics_token.is_some()));
+        let metrics = metrics.transpose().map_err(|message| wrong("metrics", message))?;
         let token = self.token_file.as_deref().map(read_token).transpose()?;
         let open_token = self.token_file.filter(|path| is_open_to_others(path));
         Ok(Config {
@@ -201,9 +213,22 @@ impl File {
             docker_socket: self.docker_socket.unwrap_or_else(|| "/var/run/docker.sock".into()),
             systemd_bus: self.systemd_bus,
             spool_limit: spool_limit_mb << 20,
+            metrics,
+            metrics_token,
             look_deadline: LOOK_DEADLINE,
         })
     }
+}
+
+/// Where figures are told: to this machine, or to who has the token.
+fn metrics(text: &str, has_token: bool) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_address| format!("{text:?} is not ADDRESS:PORT, as 127.0.0.1:8471"))?;
+    if !address.ip().is_loopback() && !has_token {
+        return Err(format!("{address} is not on loopback, and needs metrics_token_file"));
+    }
+    Ok(address)
 }
 
 /// Whether others may read a file that holds a secret.
@@ -258,6 +283,9 @@ mod tests {
         check("track: [etc/x]", "absolute path");
         check("track: [/etc/../shadow]", "absolute path");
         check("token_file: /nonexistent", "could not read");
+        check("metrics: 8471", "\"8471\" is not ADDRESS:PORT");
+        check("metrics: 0.0.0.0:8471", "is not on loopback, and needs metrics_token_file");
+        check("metrics: '[::1]:8471'", "http://127.0.0.1:8470 true");
         check("interval: [", "agent.yaml:");
     }
 }

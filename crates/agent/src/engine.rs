@@ -15,6 +15,7 @@
 //! - `recorded` is the state at the last delta given to the outbox; the next delta begins there.
 
 use crate::clock;
+use crate::metrics::Sample;
 use crate::outbox::Outgoing;
 use crate::spool::patch_body;
 use api::wire::Body;
@@ -22,6 +23,7 @@ use model::entity::Collector;
 use model::load::Load;
 use model::{Facts, Item, Kind, Patch, Subject, Time};
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -141,6 +143,8 @@ pub(crate) struct Engine {
     last_look: HashMap<&'static str, Instant>,
     pending: Option<Pending>,
     last_flush: Option<Instant>,
+    /// Where the last sample of load is wanted, too.
+    samples: Option<watch::Sender<Option<Arc<Sample>>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -176,7 +180,13 @@ impl Engine {
             last_look: HashMap::new(),
             pending: None,
             last_flush: None,
+            samples: None,
         }
+    }
+
+    /// The last sample of load is told there, too.
+    pub(crate) fn tell_samples(&mut self, samples: watch::Sender<Option<Arc<Sample>>>) {
+        self.samples = Some(samples);
     }
 
     /// Runs until cancelled or all collectors are gone; then passes on what is left.
@@ -282,6 +292,13 @@ impl Engine {
                     .iter()
                     .map(|(name, at)| ((*name).to_owned(), at.elapsed().as_secs_f64()))
                     .collect();
+                if let Some(samples) = &self.samples {
+                    let faulty =
+                        self.facts.entities::<Collector>().filter(|one| one.fault.is_some());
+                    let faults = faulty.map(|one| one.name).collect();
+                    let sample = Sample { at: Instant::now(), load: (*load).clone(), faults };
+                    samples.send_replace(Some(Arc::new(sample)));
+                }
                 if outgoing.try_send(Outgoing::Load(load)).is_err() {
                     tracing::debug!("a load sample found no room");
                 }

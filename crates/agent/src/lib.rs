@@ -18,6 +18,7 @@ pub mod guest;
 mod identity;
 pub mod log;
 pub mod memory;
+mod metrics;
 pub mod node;
 pub mod options;
 mod outbox;
@@ -73,6 +74,14 @@ pub enum Error {
         "this host has no name that can be one: {0}; give it one with `host:` in the configuration"
     )]
     Name(#[from] model::HostIdError),
+    #[error(
+        "could not listen at {address} for metrics; free it, or change `metrics:` in the configuration"
+    )]
+    Listen {
+        address: std::net::SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("watching this machine broke off")]
     Watching,
     #[error(transparent)]
@@ -99,11 +108,16 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         .map_err(|source| Error::Prepare { path: contents_dir, source })?;
     tracing::info!(%host, server = config.server, waiting = spool.len(), oldest = ?spool.oldest(), "watching this host");
 
+    let listener = match config.metrics {
+        Some(address) => Some(metrics::bind(address).await?),
+        None => None,
+    };
     let (outgoing, incoming) = mpsc::channel(QUEUE);
     let (standing, standings) = watch::channel(Standing::default());
     let (missing, wanted) = watch::channel(Vec::new());
     let (looked, has_looked) = watch::channel(Looked::default());
     let (reports, received) = mpsc::channel(QUEUE);
+    let node = host.clone();
     let outbox = Outbox {
         host,
         spool,
@@ -127,13 +141,29 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         .filter_map(|file| Some((file.path, Role::parse(&file.role)?)))
         .collect();
     let unseen = collect::FIRST.into_iter().chain(collect::SEEN_LATER);
-    let engine = Engine::new(facts, collect::FIRST, unseen, looked);
+    let mut engine = Engine::new(facts, collect::FIRST, unseen, looked);
+    let served = listener.map(|listener| {
+        let (sample, samples) = watch::channel(None);
+        engine.tell_samples(sample);
+        let sources = metrics::Sources {
+            node,
+            token: context.config.metrics_token.clone(),
+            sample: samples,
+            standing: standings.clone(),
+            units: context.units.subscribe(),
+            user_vms: context.user_vms.subscribe(),
+        };
+        metrics::serve(listener, sources, stop.clone())
+    });
 
     // The outbox outlives the engine, and the engine the collectors: each is told to stop by
     // the end of what feeds it, so that the last changes still go out.
     let mut parts = tokio::task::JoinSet::new();
     parts.spawn(outbox.run(client, CancellationToken::new()));
     parts.spawn(engine.run(received, outgoing, CancellationToken::new()));
+    if let Some(served) = served {
+        parts.spawn(served);
+    }
     parts.spawn(memory::give_back(stop.clone()));
     parts.spawn(tell(standings, missing, context.reports.clone(), stop.clone()));
     let mut collectors = collect::start(&context);
