@@ -39,7 +39,7 @@ def arguments(description, **more):
     """The command line that every script has, and what this one adds."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a small version of the same, within a minute")
-    parser.add_argument("--binaries", metavar="DIR", help="take twin, twin-agent, twin-guest, and load if it is there, from that directory instead of building them")
+    parser.add_argument("--binaries", metavar="DIR", help="take twin, twin-agent, twin-guest, twin-node, and load if it is there, from that directory instead of building them")
     for name, options in more.items():
         parser.add_argument("--" + name, **options)
     return parser.parse_args()
@@ -231,6 +231,10 @@ def twin(options):
 
 def twin_agent(options):
     return built(options, "twin-agent", "agent", "agent", "--features", "small")
+
+
+def twin_node(options):
+    return built(options, "twin-node", "agent", "agent", "--features", "small")
 
 
 def twin_guest(options):
