@@ -35,12 +35,13 @@ use host::files::Role;
 use identity::Identity;
 pub use identity::host_name;
 use model::entity::{Container, File, Platform};
-use model::{ContentId, Facts};
+use model::{ContentId, Facts, HostId};
 use outbox::{Outbox, Standing};
 use spool::{Opened, Spool};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -108,10 +109,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         .map_err(|source| Error::Prepare { path: contents_dir, source })?;
     tracing::info!(%host, server = config.server, waiting = spool.len(), oldest = ?spool.oldest(), "watching this host");
 
-    let listener = match config.metrics {
-        Some(address) => Some(metrics::bind(address).await?),
-        None => None,
-    };
+    let listener = metrics::bind(config.metrics).await?;
     let (outgoing, incoming) = mpsc::channel(QUEUE);
     let (standing, standings) = watch::channel(Standing::default());
     let (missing, wanted) = watch::channel(Vec::new());
@@ -134,35 +132,18 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     };
     let mut context = Context::new(config, identity.key, reports, wanted);
     context.shutdown = stop.clone();
-    context.known_platform = facts.entity::<Platform>("host").map(Arc::new);
-    context.had_containers = facts.entities::<Container>().next().is_some();
-    context.known_files = facts
-        .entities::<File>()
-        .filter_map(|file| Some((file.path, Role::parse(&file.role)?)))
-        .collect();
+    recall(&mut context, &facts);
     let unseen = collect::FIRST.into_iter().chain(collect::SEEN_LATER);
     let mut engine = Engine::new(facts, collect::FIRST, unseen, looked);
-    let served = listener.map(|listener| {
-        let (sample, samples) = watch::channel(None);
-        engine.tell_samples(sample);
-        let sources = metrics::Sources {
-            node,
-            token: context.config.metrics_token.clone(),
-            sample: samples,
-            standing: standings.clone(),
-            units: context.units.subscribe(),
-            user_vms: context.user_vms.subscribe(),
-        };
-        metrics::serve(listener, sources, stop.clone())
-    });
+    let figures = listener.map(|one| figures(one, node, &context, &mut engine, standings.clone()));
 
     // The outbox outlives the engine, and the engine the collectors: each is told to stop by
     // the end of what feeds it, so that the last changes still go out.
     let mut parts = tokio::task::JoinSet::new();
     parts.spawn(outbox.run(client, CancellationToken::new()));
     parts.spawn(engine.run(received, outgoing, CancellationToken::new()));
-    if let Some(served) = served {
-        parts.spawn(served);
+    if let Some(figures) = figures {
+        parts.spawn(figures);
     }
     parts.spawn(memory::give_back(stop.clone()));
     parts.spawn(tell(standings, missing, context.reports.clone(), stop.clone()));
@@ -181,6 +162,37 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         tracing::warn!("could not deliver everything in time; it is in the spool");
     }
     Ok(())
+}
+
+/// What collectors have to know of the facts that the agent begins with.
+fn recall(context: &mut Context, facts: &Facts) {
+    context.known_platform = facts.entity::<Platform>("host").map(Arc::new);
+    context.had_containers = facts.entities::<Container>().next().is_some();
+    context.known_files = facts
+        .entities::<File>()
+        .filter_map(|file| Some((file.path, Role::parse(&file.role)?)))
+        .collect();
+}
+
+/// Tells figures to whoever asks for them there.
+fn figures(
+    listener: TcpListener,
+    node: HostId,
+    context: &Context,
+    engine: &mut Engine,
+    standing: watch::Receiver<Standing>,
+) -> impl Future<Output = ()> + Send + use<> {
+    let (samples, sample) = watch::channel(None);
+    engine.tell_samples(samples);
+    let sources = metrics::Sources {
+        node,
+        token: context.config.metrics_token.clone(),
+        sample,
+        standing,
+        units: context.units.subscribe(),
+        user_vms: context.user_vms.subscribe(),
+    };
+    metrics::serve(listener, sources, context.shutdown.clone())
 }
 
 /// The facts of this machine, looked at once.

@@ -54,9 +54,11 @@ pub(crate) struct Sources {
     pub(crate) user_vms: watch::Receiver<UserVms>,
 }
 
-/// Takes the address.
-pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })
+/// Takes the address, if there is one.
+pub(crate) async fn bind(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Error> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address).await;
+    listener.map(Some).map_err(|source| Error::Listen { address, source })
 }
 
 /// Answers until told to stop.

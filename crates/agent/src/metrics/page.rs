@@ -22,7 +22,7 @@ pub(super) struct Gauge {
 
 /// A figure as it is written: numbers as they are, truth as 1 and 0.
 pub(super) trait Figure {
-    fn write(&self, out: &mut String);
+    fn write(self, out: &mut String);
 }
 
 impl Page {
@@ -93,38 +93,38 @@ fn display(out: &mut String, figure: impl Display) {
 }
 
 impl Figure for f64 {
-    fn write(&self, out: &mut String) {
+    fn write(self, out: &mut String) {
         display(out, self);
     }
 }
 
 impl Figure for u64 {
-    fn write(&self, out: &mut String) {
+    fn write(self, out: &mut String) {
         display(out, self);
     }
 }
 
 impl Figure for i64 {
-    fn write(&self, out: &mut String) {
+    fn write(self, out: &mut String) {
         display(out, self);
     }
 }
 
 impl Figure for i32 {
-    fn write(&self, out: &mut String) {
+    fn write(self, out: &mut String) {
         display(out, self);
     }
 }
 
 impl Figure for usize {
-    fn write(&self, out: &mut String) {
+    fn write(self, out: &mut String) {
         display(out, self);
     }
 }
 
 impl Figure for bool {
-    fn write(&self, out: &mut String) {
-        out.push(if *self { '1' } else { '0' });
+    fn write(self, out: &mut String) {
+        out.push(if self { '1' } else { '0' });
     }
 }
 

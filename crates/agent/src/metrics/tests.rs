@@ -35,7 +35,8 @@ impl Bench {
             units: all_units,
             user_vms: all_user_vms,
         };
-        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = Some("127.0.0.1:0".parse().unwrap());
+        let listener = bind(address).await.unwrap().unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         #[expect(clippy::disallowed_methods, reason = "ended by the token")]
