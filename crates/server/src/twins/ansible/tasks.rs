@@ -60,9 +60,9 @@ pub(super) fn name(at: usize, action: &Action) -> String {
 
 /// The directory that a file or link is in; nothing for the root, and other steps.
 fn directory(step: &Step) -> Option<&str> {
-    let path = match &step.action {
-        Action::PutFile(PutFile { path, .. }) | Action::PutLink { path, .. } => path,
-        _ => return None,
+    let (Action::PutFile(PutFile { path, .. }) | Action::PutLink { path, .. }) = &step.action
+    else {
+        return None;
     };
     Some(path.directory()).filter(|directory| !directory.is_empty())
 }
@@ -339,6 +339,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "what is expected is long")]
     fn packages_change_together_and_then_alone() {
         let put = Action::PutPackage {
             name: "nginx".parse().unwrap(),
