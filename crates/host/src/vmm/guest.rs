@@ -2,6 +2,7 @@
 //! to say again what it is told.
 
 use super::lines::Lines;
+use super::socket::Turn;
 use super::{Error, Monitor, broken, rest, socket};
 use crate::Root;
 use serde_json::{Value, json};
@@ -21,13 +22,16 @@ pub(super) async fn at_channel(
         let stream = socket::connect(root, monitor, &channel.path).await?;
         sync(Lines::new(stream), token).await.map_err(Error::BrokenAgent)
     };
-    match tokio::time::timeout(limit, work).await {
-        Ok(done) => done,
-        Err(_) if socket::is_taken(root, &channel.path).await => {
-            Err(Error::Taken { path: channel.path.clone() })
-        }
-        Err(_) => Err(Error::SilentAgent { limit }),
+    if let Ok(done) = tokio::time::timeout(limit, work).await {
+        return done;
     }
+    let path = channel.path.clone();
+    Err(match socket::turn(root, &path).await {
+        Turn::Behind => Error::Taken { path },
+        // It is QEMU that lets nobody in.
+        Turn::Ignored => Error::Silent { path, limit },
+        Turn::Served => Error::SilentAgent { limit },
+    })
 }
 
 /// By a port of the vsock device, as cloud-hypervisor and firecracker lead there.

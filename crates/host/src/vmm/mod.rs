@@ -26,6 +26,7 @@ use crate::text::{decimal, lines, printable};
 use arguments::Sockets;
 use model::load::VmmLoad;
 use model::vm::{Layer, Vmm};
+use socket::Turn;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -168,7 +169,7 @@ impl Monitor {
         };
         match tokio::time::timeout(limit, asked).await {
             Ok(asked) => asked,
-            Err(_) if self.vmm == Vmm::Qemu && socket::is_taken(root, path).await => {
+            Err(_) if self.vmm == Vmm::Qemu && socket::turn(root, path).await == Turn::Behind => {
                 Err(Error::Taken { path: path.to_owned() })
             }
             Err(_) => Err(Error::Silent { path: path.to_owned(), limit }),

@@ -48,17 +48,27 @@ fn open(process: &Path, path: &Path) -> rustix::io::Result<OwnedFd> {
     openat(base, path.strip_prefix("/").unwrap_or(path), flags, Mode::empty())
 }
 
-/// Whether a socket that takes one connection at a time has one, and we wait behind it.
-pub(super) async fn is_taken(root: &Root, path: &Path) -> bool {
+/// How a connection of ours fares at a socket that takes one at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It was let in, or gave up waiting.
+    Served,
+    /// It waits behind another.
+    Behind,
+    /// It waits, and nobody is let in.
+    Ignored,
+}
+
+pub(super) async fn turn(root: &Root, path: &Path) -> Turn {
     let table = root.proc("self/net/unix");
     let path = path.as_os_str().as_encoded_bytes().to_vec();
-    let look = move || bounded::read(&table, TABLE_MAX).is_ok_and(|table| is_busy(&table, &path));
-    tokio::task::spawn_blocking(look).await.unwrap_or(false)
+    let look = move || turn_in(&bounded::read(&table, TABLE_MAX).unwrap_or_default(), &path);
+    tokio::task::spawn_blocking(look).await.unwrap_or(Turn::Served)
 }
 
 /// `Num RefCount Protocol Flags Type St Inode Path`: of connections to a path, those that were
 /// taken are in state 3, those that wait in state 2.
-fn is_busy(table: &[u8], path: &[u8]) -> bool {
+fn turn_in(table: &[u8], path: &[u8]) -> Turn {
     let (mut taken, mut waiting) = (false, false);
     for line in lines(table) {
         let mut fields = words(line);
@@ -68,7 +78,11 @@ fn is_busy(table: &[u8], path: &[u8]) -> bool {
             waiting |= state == Some(b"02");
         }
     }
-    taken && waiting
+    match (taken, waiting) {
+        (_, false) => Turn::Served,
+        (true, true) => Turn::Behind,
+        (false, true) => Turn::Ignored,
+    }
 }
 
 #[cfg(test)]
@@ -82,23 +96,23 @@ mod tests {
                 |state: &&str| format!("0: 00000002 00000000 00000000 0001 {state} 7 /run/q\n");
             states.iter().map(row).collect::<String>()
         };
-        for (states, busy) in [
-            (&["01"][..], false),
-            (&["01", "02"], false),
-            (&["01", "03"], false),
-            (&["01", "03", "02"], true),
+        for (states, turn) in [
+            (&["01"][..], Turn::Served),
+            (&["01", "02"], Turn::Ignored),
+            (&["01", "03"], Turn::Served),
+            (&["01", "03", "02"], Turn::Behind),
         ] {
-            assert_eq!(is_busy(table(states).as_bytes(), b"/run/q"), busy, "{states:?}");
-            assert!(!is_busy(table(states).as_bytes(), b"/run"));
+            assert_eq!(turn_in(table(states).as_bytes(), b"/run/q"), turn, "{states:?}");
+            assert_eq!(turn_in(table(states).as_bytes(), b"/run"), Turn::Served);
         }
-        assert!(!is_busy(b"x\n\n0: 1 2 3 4", b""));
+        assert_eq!(turn_in(b"x\n\n0: 1 2 3 4", b""), Turn::Served);
     }
 
     proptest::proptest! {
         #[test]
         fn anything_goes_in(table: Vec<u8>, text in "(0: |[0-9]{1,8} |/run/q|\n){0,40}") {
-            is_busy(&table, b"/run/q");
-            is_busy(text.as_bytes(), b"/run/q");
+            turn_in(&table, b"/run/q");
+            turn_in(text.as_bytes(), b"/run/q");
         }
     }
 }

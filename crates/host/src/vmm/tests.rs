@@ -175,7 +175,7 @@ async fn a_socket_that_serves_another_is_no_fault() {
     let path = place.directory.path().join("qmp");
     let other = UnixStream::connect(&path).await.unwrap();
     // It is served, or this test would wait for nothing.
-    while !socket::is_taken(&place.root(), &path).await {
+    while socket::turn(&place.root(), &path).await != Turn::Behind {
         let waits = UnixStream::connect(&path).await.unwrap();
         tokio::task::yield_now().await;
         drop(waits);
