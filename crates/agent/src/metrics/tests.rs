@@ -6,16 +6,18 @@ use tokio::net::TcpStream;
 
 const UNIT: &str = "microvm@web.service";
 
+struct Told {
+    _sample: watch::Sender<Option<Arc<Sample>>>,
+    _standing: watch::Sender<Standing>,
+    _units: watch::Sender<Option<Arc<Vec<Unit>>>>,
+    _user_vms: watch::Sender<UserVms>,
+}
+
 struct Bench {
     address: SocketAddr,
     stop: CancellationToken,
     /// What the figures are made of; they live as long as it does.
-    _sources: (
-        watch::Sender<Option<Arc<Sample>>>,
-        watch::Sender<Standing>,
-        watch::Sender<Option<Arc<Vec<Unit>>>>,
-        watch::Sender<UserVms>,
-    ),
+    _sources: Told,
 }
 
 impl Bench {
@@ -41,7 +43,9 @@ impl Bench {
         let stop = CancellationToken::new();
         #[expect(clippy::disallowed_methods, reason = "ended by the token")]
         tokio::spawn(serve(listener, sources, stop.clone()));
-        Self { address, stop, _sources: (sample, standing, units, user_vms) }
+        let told =
+            Told { _sample: sample, _standing: standing, _units: units, _user_vms: user_vms };
+        Self { address, stop, _sources: told }
     }
 
     async fn ask(&self, head: &str) -> String {
