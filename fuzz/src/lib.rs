@@ -15,6 +15,7 @@ pub mod made;
 pub mod model;
 pub mod server;
 pub mod store;
+pub mod vsphere;
 
 /// Of the host crate, for its files that are taken in by their path.
 #[allow(dead_code, reason = "each file uses a part of it")]

@@ -17,6 +17,7 @@ mod json;
 pub mod node;
 pub mod places;
 pub mod run;
+pub mod sync;
 pub mod twin;
 pub mod vm;
 pub mod wire;

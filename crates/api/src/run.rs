@@ -81,6 +81,7 @@ words!(
     SnapshotDelete = "snapshot_delete",
     Clone = "clone",
     Apply = "apply",
+    Sync = "sync",
 );
 
 words!(

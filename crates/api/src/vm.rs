@@ -1,6 +1,6 @@
 //! The VM inventory: VMs of all nodes, how they are, and what becomes of them as it happens.
 
-use model::vm::{CheckName, DecisionKind, Layer, VmHealth, VmId, VmName, VmSource, VmState};
+use model::vm::{CheckName, DecisionKind, Layer, VmHealth, VmId, VmSource, VmState, VmTitle};
 use model::{HostId, Time};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -39,22 +39,22 @@ words!(
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Vm {
-    /// `NAME@NODE`; of a user's manager `USER:NAME@NODE`.
+    /// `NAME@NODE`; of a user's manager `USER:NAME@NODE`; of a vSphere its UUID.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub id: VmId,
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
-    pub name: VmName,
-    /// `microvm`.
+    pub name: VmTitle,
+    /// `microvm` or `vsphere`.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub source: VmSource,
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub node: HostId,
-    /// What its source calls it: the unit.
+    /// What its source calls it: the unit, or the object.
     pub reference: String,
     /// `unknown`, `creating`, `starting`, `running`, `stopping`, `stopped` or `failed`.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub state: VmState,
-    /// The state as systemd has it: `active/running`.
+    /// The state as its source has it: `active/running`, `poweredOn`.
     pub detail: String,
     /// It fails, is started anew, and fails: so often so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]

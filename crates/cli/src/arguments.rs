@@ -1,9 +1,11 @@
 //! The command line.
 
 mod inventory;
+mod sync;
 mod twin;
 
 pub(crate) use inventory::{InventoryCommand, ListVmsArguments, WatchVmsArguments};
+pub(crate) use sync::{OutboxCommand, ServeArguments, SyncCommand};
 pub(crate) use twin::{
     CloneArguments, ConsoleArguments, DeleteArguments, ExtrasCommand, FidelityArguments,
     FollowArguments, RevertArguments, SnapshotCommand, SshArguments, StartArguments, StopArguments,
@@ -129,6 +131,9 @@ pub(crate) enum Command {
     /// See the VMs of all nodes: their state, their use, how well they do.
     #[command(subcommand)]
     Inventory(InventoryCommand),
+    /// Keep VMs in step with ESXi hosts and vCenters, and see how it stands.
+    #[command(subcommand)]
+    Sync(SyncCommand),
     /// Create, list and revoke tokens of the server on this machine.
     #[command(subcommand)]
     Token(TokenCommand),

@@ -18,6 +18,7 @@ pub(crate) mod show;
 pub(crate) mod snapshot;
 pub(crate) mod ssh;
 pub(crate) mod state;
+pub(crate) mod sync;
 pub(crate) mod token;
 pub(crate) mod twin;
 pub(crate) mod watch;

@@ -28,7 +28,7 @@ mod vm_events;
 #[cfg(test)]
 mod fake_server;
 
-use arguments::{Arguments, Command, Global};
+use arguments::{Arguments, Command, Global, SyncCommand};
 use clap::Parser;
 use failure::Failure;
 use remote::Remote;
@@ -65,6 +65,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Up(arguments) => commands::daemon::up(&arguments),
         Command::Server(arguments) => commands::daemon::server(&arguments),
         Command::Agent(options) => commands::daemon::agent(&options),
+        Command::Sync(SyncCommand::Serve(arguments)) => commands::daemon::sync(&arguments),
         Command::Openapi => session::write(&server::openapi()),
         Command::Completions { shell } => commands::manual::completions(shell),
         Command::Man { dir } => commands::manual::pages(dir.as_deref()),
@@ -112,6 +113,7 @@ async fn ask(command: Command, global: &Global) -> Result<(), Failure> {
         Command::Run(command) => commands::run::run(&command, &mut session).await,
         Command::Image(command) => commands::image::run(&command, &mut session).await,
         Command::Inventory(command) => commands::inventory::run(&command, &mut session).await,
+        Command::Sync(command) => commands::sync::run(&command, &mut session).await,
         Command::Doctor(data) => commands::doctor::run(data, &mut session).await,
         Command::Up(_)
         | Command::Server(_)

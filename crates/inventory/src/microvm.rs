@@ -40,6 +40,7 @@ pub fn listing<'v>(
     let mut listing = Listing {
         source: VmSource::Microvm,
         nodes: BTreeMap::new(),
+        elsewhere: BTreeMap::new(),
         seen: Vec::new(),
         refused: Vec::new(),
         gone: VmState::Stopped,
@@ -90,7 +91,7 @@ pub fn seen<'v>(
     Ok(Some(Seen {
         id,
         node: node.clone(),
-        name,
+        name: name.into(),
         reference: unit.id.clone(),
         labels,
         limits: limits(unit),
@@ -104,6 +105,7 @@ pub fn silence(node: &HostId, reason: String) -> Listing {
     Listing {
         source: VmSource::Microvm,
         nodes: [(node.clone(), Completeness::Incomplete(reason))].into(),
+        elsewhere: BTreeMap::new(),
         seen: Vec::new(),
         refused: Vec::new(),
         gone: VmState::Stopped,

@@ -5,6 +5,7 @@
 //!   none      register                        -
 //!   present   (refresh, rename, move)         complete: orphan, or held by the breaker
 //!                                             incomplete: stale
+//!                                             partial: -
 //!   stale     reactivate (…)                  the same
 //!   orphan    reactivate (…)                  -
 //! ```
@@ -20,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Breaker {
-    /// Of those on the listed nodes, in percent.
+    /// Of those on the nodes that were listed completely, in percent.
     pub share: usize,
     pub count: usize,
 }
@@ -34,6 +35,15 @@ pub struct Outcome {
     pub listed: Vec<VmId>,
     /// The breaker tripped.
     pub held: Option<Held>,
+}
+
+impl Outcome {
+    /// What became an orphan.
+    #[must_use]
+    pub fn orphans(&self) -> Vec<VmId> {
+        let all = self.decisions.iter().filter(|one| matches!(one.act, Act::Orphan(_)));
+        all.filter_map(|one| one.id.clone()).collect()
+    }
 }
 
 /// VMs that would be orphans, if somebody said that it is so.
@@ -150,11 +160,10 @@ fn decide_seen(known: Option<&Vm>, seen: &Seen, source: VmSource) -> Vec<Decisio
     .filter_map(|(what, differs)| differs.then_some(what))
     .collect();
     if !differs.is_empty() {
-        let reason = match differs.as_slice() {
-            ["state"] if condition.detail != seen.condition.detail => {
-                format!("it was {} and is {}", condition.detail, seen.condition.detail)
-            }
-            differs => format!("differs in {}", differs.join(", ")),
+        let reason = if condition.detail == seen.condition.detail {
+            format!("differs in {}", differs.join(", "))
+        } else {
+            format!("it was {} and is {}", condition.detail, seen.condition.detail)
         };
         decisions.push(decision(Act::Refresh(Box::new(seen.clone())), reason));
     }
@@ -169,9 +178,12 @@ fn decide_unseen(
     chosen: &Chosen<'_>,
     outcome: &mut Outcome,
 ) {
+    let speaks_for = |node: &HostId| {
+        listing.nodes.get(node).is_some_and(|completeness| *completeness != Completeness::Partial)
+    };
     let is_ours = |record: &Record| {
         record.source == listing.source
-            && listing.nodes.contains_key(&record.node)
+            && speaks_for(&record.node)
             && !matches!(record.presence, Presence::Orphan { .. })
     };
     let ours: Vec<&Record> =
@@ -185,10 +197,12 @@ fn decide_unseen(
             None => missing.push(*record),
         }
     }
-    // With those that were listed just now: so it is the same once they are records.
-    let is_new = |id: &VmId| !records.get(id).is_some_and(|vm| is_ours(&vm.record));
-    let new = chosen.keys().filter(|id| is_new(id)).count();
-    let of = ours.len() + new;
+    // With those that were listed just now, where they are now: so it is the same once they are
+    // records.
+    let is_complete = |node: &HostId| listing.nodes.get(node) == Some(&Completeness::Complete);
+    let unlisted = ours.iter().filter(|record| !chosen.contains_key(&record.id));
+    let of = chosen.values().filter(|seen| is_complete(&seen.node)).count()
+        + unlisted.filter(|record| is_complete(&record.node)).count();
     let trips = breaker.is_some_and(|breaker| {
         missing.len() >= breaker.count.max(1) && missing.len() * 100 >= breaker.share * of
     });
@@ -217,9 +231,13 @@ fn doubt(listing: &Listing, node: &HostId) -> Option<String> {
     }
     let elsewhere = listing.nodes.iter().find_map(|(node, completeness)| match completeness {
         Completeness::Incomplete(_) => Some(node),
-        Completeness::Complete => None,
+        Completeness::Complete | Completeness::Partial => None,
     });
-    elsewhere.map(|node| format!("it may have moved to {node}, which could not be listed"))
+    if let Some(node) = elsewhere {
+        return Some(format!("it may have moved to {node}, which could not be listed"));
+    }
+    let unseen = listing.elsewhere.iter().next();
+    unseen.map(|(node, why)| format!("it may have moved to {node}: {why}"))
 }
 
 /// Nothing where that is known already.

@@ -3,7 +3,7 @@
 use crate::health::{Check, Health};
 use crate::recovery::{Policy, Tried};
 use model::load::{JournalErrors, VmmLoad};
-use model::vm::{CheckName, DecisionKind, Layer, VmId, VmName, VmSource, VmState};
+use model::vm::{CheckName, DecisionKind, Layer, VmId, VmSource, VmState, VmTitle};
 use model::{HostId, Time};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -30,9 +30,9 @@ pub struct Vm {
 pub struct Record {
     pub id: VmId,
     pub source: VmSource,
-    /// The machine that runs it.
+    /// The machine that runs it, or the vSphere that it was found through.
     pub node: HostId,
-    pub name: VmName,
+    pub name: VmTitle,
     /// What its source calls it: a unit, or an object.
     pub reference: String,
     #[serde(default)]
@@ -149,6 +149,8 @@ pub struct Listing {
     pub source: VmSource,
     /// The nodes it speaks for.
     pub nodes: BTreeMap<HostId, Completeness>,
+    /// Nodes it does not speak for and a VM may be on unseen, and why nobody sees it there.
+    pub elsewhere: BTreeMap<HostId, String>,
     pub seen: Vec<Seen>,
     /// What looked like a VM and is none that can be kept.
     pub refused: Vec<Refused>,
@@ -159,6 +161,8 @@ pub struct Listing {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Completeness {
     Complete,
+    /// It speaks of what it lists alone.
+    Partial,
     /// Why there may be more than was seen.
     Incomplete(String),
 }
@@ -169,7 +173,7 @@ pub struct Seen {
     /// Stays the same while it is the same VM, also under another name or on another node.
     pub id: VmId,
     pub node: HostId,
-    pub name: VmName,
+    pub name: VmTitle,
     pub reference: String,
     pub labels: BTreeMap<String, String>,
     pub limits: Limits,
@@ -195,7 +199,7 @@ pub struct Decision {
 pub enum Act {
     Register(VmSource, Box<Seen>),
     Refresh(Box<Seen>),
-    Rename(VmName),
+    Rename(VmTitle),
     /// To another node, where it has another reference.
     Move(HostId, String),
     Stale,

@@ -5,16 +5,23 @@ use crate::{checked, words};
 
 checked!(
     /// What one record of the inventory is called, for as long as there is one: a microVM
-    /// `NAME@NODE`, that of a user's manager `USER:NAME@NODE`.
+    /// `NAME@NODE`, that of a user's manager `USER:NAME@NODE`, one of a vSphere its `config.uuid`.
     VmId,
     "the id of a VM: 1 to 400 of A-Z a-z 0-9 . _ : @ - , beginning with a letter, a digit or _",
     is_id
 );
 checked!(
-    /// What a VM is called by those who run it. Safe in a path, a key and as an argument.
+    /// What a microVM is called on its node. Safe in a path, a key and as an argument.
     VmName,
     "the name of a VM: 1 to 128 of A-Z a-z 0-9 . _ - , beginning with a letter or digit, without '..'",
     is_name
+);
+checked!(
+    /// What a VM is called by its source, as people write it there. For people and other programs
+    /// to read; never part of a path or an argument.
+    VmTitle,
+    "the name of a VM: 1 to 255 bytes without control characters, and no space at either end",
+    is_title
 );
 checked!(
     /// What a check of a VM's health is called.
@@ -28,6 +35,8 @@ words!(
     VmSource, "a source":
     /// A node's units that run microVMs.
     Microvm = "microvm",
+    /// An ESXi host or a vCenter.
+    Vsphere = "vsphere",
 );
 
 words!(
@@ -88,6 +97,12 @@ words!(
     /// Too many at once would be orphans: somebody has to say that it is so.
     Hold = "hold",
 );
+
+impl From<VmName> for VmTitle {
+    fn from(name: VmName) -> Self {
+        Self(name.0)
+    }
+}
 
 words!(
     /// A program that runs VMs.
@@ -159,6 +174,10 @@ fn is_name(text: &str) -> bool {
         && !text.contains("..")
 }
 
+fn is_title(text: &str) -> bool {
+    (1..=255).contains(&text.len()) && text.trim() == text && !text.chars().any(char::is_control)
+}
+
 fn is_check(text: &str) -> bool {
     let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
     (1..=63).contains(&text.len())
@@ -185,6 +204,10 @@ mod tests {
         check::<VmName>(
             &["web", "Web-01.a_b", "0"],
             &["", ".", "..", "a..b", "../x", "a/b", "-a", "a b", "ü", "a\n", "a@b", "a:b", &long],
+        );
+        check::<VmTitle>(
+            &["web", "Büro (alt) 50%2f2", "../x"],
+            &["", " ", " a", "a ", "a\nb", "a\u{1b}[31m", &"ü".repeat(128)],
         );
         check::<VmId>(
             &["web@node1", "alice:web@node1", "_apt:web@node1.example"],

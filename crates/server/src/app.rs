@@ -5,6 +5,7 @@ use crate::rendered::Rendered;
 use crate::replays::Replays;
 use crate::runs::Runs;
 use crate::snapshots::Snapshots;
+use crate::sync::Sync;
 use crate::tokens::Tokens;
 use crate::twins::Twins;
 use crate::vms::Vms;
@@ -57,6 +58,8 @@ pub(crate) struct App {
     pub(crate) images: vm::image::Store,
     pub(crate) twins: Twins,
     pub(crate) vms: Vms,
+    /// Where vSpheres are followed.
+    pub(crate) sync: Option<Sync>,
     /// For clients that do not redact themselves.
     pub(crate) redactor: Redactor,
     pub(crate) metrics: Metrics,

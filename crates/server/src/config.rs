@@ -4,6 +4,7 @@
 //! only when `listen` says so, and then wants tokens.
 
 use crate::runs::Limits;
+use crate::sync;
 use crate::twins::{Settings, TwinsFile};
 use crate::vms::{self, InventoryFile};
 use serde::Deserialize;
@@ -51,6 +52,8 @@ pub struct File {
     pub runs: RunsFile,
     pub twins: TwinsFile,
     pub inventory: InventoryFile,
+    /// `sync.yaml`: which vSpheres are followed, and who is told.
+    pub sync: Option<PathBuf>,
     pub log_level: Option<String>,
     pub log_file: Option<PathBuf>,
     pub max_snapshots: Option<usize>,
@@ -128,6 +131,7 @@ pub struct Config {
     pub max_snapshots: usize,
     pub twins: Settings,
     pub inventory: vms::Settings,
+    pub sync: Option<sync::Settings>,
     pub vm_name: String,
 }
 
@@ -211,6 +215,7 @@ impl File {
         let mut twins = twins.map_err(|(key, message)| wrong(key, message))?;
         twins.playbook = self.ansible_playbook;
         let inventory = self.inventory.check().map_err(|message| wrong("inventory", message))?;
+        let sync = self.sync.as_deref().map(sync::Settings::read).transpose()?;
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(api::places::data),
             listen,
@@ -221,6 +226,7 @@ impl File {
             max_snapshots,
             twins,
             inventory,
+            sync,
             vm_name: self.vm_name.unwrap_or_else(|| "digital-twin".to_owned()),
         })
     }

@@ -11,7 +11,8 @@
 //!
 //! # Invariants
 //! - A version is acknowledged only after it is durable.
-//! - Beyond loopback nobody comes in without a token.
+//! - Beyond loopback nobody comes in without a token, but to the three routes of the older sync
+//!   service, where its configuration says so.
 //! - No reader, however slow, holds up the writer: streams have a limit and catch up from the
 //!   history.
 
@@ -28,6 +29,7 @@ mod retention;
 pub mod runs;
 mod serve;
 mod snapshots;
+pub mod sync;
 pub mod tokens;
 pub mod twins;
 pub mod virtualisation;

@@ -1,5 +1,6 @@
 //! What the server counts, and how it is told to Prometheus.
 
+mod sync;
 mod vms;
 
 use crate::app::App;
@@ -87,6 +88,7 @@ pub(crate) fn render(app: &App) -> Result<String, store::Error> {
     hosts(app, &mut registry)?;
     twins(app, &mut registry);
     vms::register(app, &mut registry);
+    sync::register(app, &mut registry);
     let mut text = String::new();
     if let Err(error) = encode(&mut text, &registry) {
         tracing::error!(%error, "metrics could not be encoded");

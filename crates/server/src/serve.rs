@@ -10,6 +10,7 @@ use crate::replays::Replays;
 use crate::retention;
 use crate::runs::{self, Runs};
 use crate::snapshots::Snapshots;
+use crate::sync::{self, Sync};
 use crate::tokens::{self, Tokens};
 use crate::twins::follow::{self, Wakers};
 use crate::twins::{self, Shared, Twins};
@@ -59,6 +60,16 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[error("VMs can't be kept in step with vSpheres")]
+    Sync(#[from] sync::OpenError),
+    #[error(
+        "could not listen on {address}, which api_server says; is the older sync service running?"
+    )]
+    ListenOlder {
+        address: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("the system gives no random bytes")]
     Random(#[source] getrandom::Error),
 }
@@ -72,6 +83,8 @@ pub struct Server {
     router: Router,
     /// What the inventory is told.
     messages: mpsc::Receiver<vms::Message>,
+    /// What keeping VMs in step is told, and where the older service's clients ask.
+    commands: Option<(mpsc::Receiver<sync::Command>, TcpListener)>,
 }
 
 impl Server {
@@ -114,6 +127,17 @@ impl Server {
         let history = opened.unwrap_or(Err(store::Error::Closed))?;
         // After the history, whose lock says that no other server uses the directory.
         let (runs, images) = long_work(&config).await?;
+        let (sync, commands) = match config.sync {
+            Some(settings) => {
+                let (host, port) = settings.address();
+                let listener = TcpListener::bind((host, port)).await.map_err(|source| {
+                    Error::ListenOlder { address: format!("{host}:{port}"), source }
+                })?;
+                let (sync, commands) = Sync::open(settings, history.records(), clock::now())?;
+                (Some(sync), Some((commands, listener)))
+            }
+            None => (None, None),
+        };
         let (vms, messages) = Vms::open(&history, config.inventory, clock::now())?;
         let app = Arc::new(App {
             snapshots: Snapshots::open(&history, config.max_snapshots)?,
@@ -128,6 +152,7 @@ impl Server {
                 },
             ),
             vms,
+            sync,
             runs,
             images,
             history,
@@ -145,13 +170,19 @@ impl Server {
             shutdown: CancellationToken::new(),
         });
         let router = http::router(&app);
-        Ok(Self { app, listeners, addresses, router, messages })
+        Ok(Self { app, listeners, addresses, router, messages, commands })
     }
 
     /// Where it listens, with the ports the system chose.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Where the older sync service's clients ask.
+    #[must_use]
+    pub fn sync_address(&self) -> Option<SocketAddr> {
+        self.commands.as_ref().and_then(|(_, listener)| listener.local_addr().ok())
     }
 
     /// What takes long, to begin and to follow from within.
@@ -168,17 +199,14 @@ impl Server {
 
     /// Serves until told to stop; then ends what is under way, and closes the history.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { app, listeners, router, messages, .. } = self;
+        let Self { app, listeners, router, messages, commands, .. } = self;
         let mut tasks = JoinSet::new();
         for listener in listeners {
-            let (router, stopping) = (router.clone(), app.shutdown.clone());
-            tasks.spawn(async move {
-                let serving = axum::serve(listener, router)
-                    .with_graceful_shutdown(stopping.cancelled_owned());
-                if let Err(error) = serving.await {
-                    tracing::error!(%error, "a listener failed");
-                }
-            });
+            tasks.spawn(listen(listener, router.clone(), app.shutdown.clone()));
+        }
+        if let (Some((commands, listener)), Some(sync)) = (commands, app.sync.clone()) {
+            tasks.spawn(listen(listener, http::older_sync(&app), app.shutdown.clone()));
+            tasks.spawn(sync::run(Arc::clone(&app), sync, commands));
         }
         tasks.spawn(retention::run(Arc::clone(&app)));
         tasks.spawn(watchdog(Arc::clone(&app)));
@@ -212,6 +240,13 @@ impl Server {
         if tokio::task::spawn_blocking(move || drop(app)).await.is_err() {
             tracing::error!("the history could not be closed in order");
         }
+    }
+}
+
+async fn listen(listener: TcpListener, router: Router, stopping: CancellationToken) {
+    let serving = axum::serve(listener, router).with_graceful_shutdown(stopping.cancelled_owned());
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "a listener failed");
     }
 }
 

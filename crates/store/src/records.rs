@@ -25,6 +25,11 @@ pub struct Changes {
 }
 
 impl Changes {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// # Errors
     /// When it is too large.
     pub fn put<T: Serialize>(

@@ -1,7 +1,7 @@
 //! `twin server`, `twin agent`, `twin up`: the daemons, and both of them for this machine.
 
 use super::boot::Boot;
-use crate::arguments::{ServerArguments, UpArguments};
+use crate::arguments::{ServeArguments, ServerArguments, UpArguments};
 use crate::failure::Failure;
 use crate::session::note;
 use crate::terminal::plain;
@@ -28,6 +28,24 @@ pub(crate) fn server(arguments: &ServerArguments) -> Result<(), Failure> {
     if let Some(path) = named {
         tracing::info!(file = %path.display(), "configuration");
     }
+    serve(config)
+}
+
+/// Keeps VMs in step with vSpheres, in place of the older sync service.
+pub(crate) fn sync(arguments: &ServeArguments) -> Result<(), Failure> {
+    let log = ServerArguments { log_level: arguments.log_level.clone(), ..Default::default() };
+    start_log(log.log_level(&File::default(), None)?, arguments.log_file.as_deref())?;
+    let listen = Some(arguments.listen.clone()).filter(|listen| !listen.is_empty());
+    let file = File {
+        data_dir: arguments.data_dir.clone(),
+        listen,
+        sync: Some(arguments.config.clone()),
+        ..File::default()
+    };
+    serve(file.check().map_err(|error| wrong(&error))?)
+}
+
+fn serve(config: Config) -> Result<(), Failure> {
     runtime()?.block_on(async {
         let stop = CancellationToken::new();
         let server = bind(config).await?;
@@ -35,6 +53,9 @@ pub(crate) fn server(arguments: &ServerArguments) -> Result<(), Failure> {
             agent::signals::cancel_on_signal(stop.clone()).map_err(|error| failed(&error))?;
         for address in server.addresses() {
             tracing::info!(%address, "listening");
+        }
+        if let Some(address) = server.sync_address() {
+            tracing::info!(%address, "listening, for the older sync service's clients");
         }
         server.run(stop).await;
         signals.abort();
@@ -262,8 +283,9 @@ impl ServerArguments {
 }
 
 fn start_log(level: &str, file: Option<&Path>) -> Result<(), Failure> {
-    let filter =
-        format!("warn,server={level},store={level},agent={level},host={level},twin={level}");
+    let filter = format!(
+        "warn,server={level},sinks={level},vsphere={level},store={level},agent={level},host={level},twin={level}"
+    );
     agent::log::start(&filter, file).map_err(|source| Failure::Write {
         path: file.map(Path::to_owned).unwrap_or_default(),
         source,

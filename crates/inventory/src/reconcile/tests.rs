@@ -37,15 +37,19 @@ fn seen(text: &str) -> Seen {
     }
 }
 
-/// `NODE` or `NODE: why it is not complete`.
+/// `NODE`, `NODE: why it is not complete`, or `NODE…` of which only a part is told.
 fn listing(nodes: &[&str], entries: &[&str]) -> Listing {
     let node = |text: &&str| match text.split_once(": ") {
         Some((node, reason)) => (host(node), Completeness::Incomplete(reason.to_owned())),
-        None => (host(text), Completeness::Complete),
+        None => match text.strip_suffix('…') {
+            Some(node) => (host(node), Completeness::Partial),
+            None => (host(text), Completeness::Complete),
+        },
     };
     Listing {
         source: VmSource::Microvm,
         nodes: nodes.iter().map(node).collect(),
+        elsewhere: BTreeMap::new(),
         seen: entries.iter().map(|text| seen(text)).collect(),
         refused: Vec::new(),
         gone: VmState::Stopped,
@@ -140,6 +144,45 @@ fn what_is_not_listed() {
 }
 
 #[test]
+fn what_a_part_says_nothing_of() {
+    let known = listing(&["n1", "n2"], &["web on n1", "db on n1", "x on n2"]);
+    check(
+        &[known.clone(), listing(&["n1…"], &["db on n1 is stopped", "new on n1"])],
+        &expect![[r#"
+            refresh db: it was running and is stopped
+            register new: new.service on n1 was not known
+        "#]],
+    );
+    // It may be where nobody looks.
+    let unseen = Listing {
+        elsewhere: [(host("n3"), "it does not answer".to_owned())].into(),
+        ..listing(&["n1"], &["db on n1"])
+    };
+    check(
+        &[known.clone(), unseen],
+        &expect![[r#"
+            stale web: it may have moved to n3: it does not answer
+        "#]],
+    );
+    // Those of a node that can't be listed do not count among which so many are gone.
+    let few = listing(&["n1"], &["a on n1", "b on n1", "c on n1"]);
+    let many = listing(&["n2"], &["d on n2", "e on n2", "f on n2", "g on n2", "h on n2"]);
+    check(
+        &[few, many, listing(&["n1", "n2: no answer"], &[])],
+        &expect![[r#"
+            stale a: it may have moved to n2, which could not be listed
+            stale b: it may have moved to n2, which could not be listed
+            stale c: it may have moved to n2, which could not be listed
+            stale d: no answer
+            stale e: no answer
+            stale f: no answer
+            stale g: no answer
+            stale h: no answer
+        "#]],
+    );
+}
+
+#[test]
 fn what_moves() {
     let known = listing(&["n1", "n2"], &["web on n1", "db on n2"]);
     check(
@@ -227,6 +270,7 @@ fn any_listing() -> impl Strategy<Value = Listing> {
     let completeness = prop_oneof![
         3 => Just(Completeness::Complete),
         1 => "(no answer|no right)".prop_map(Completeness::Incomplete),
+        1 => Just(Completeness::Partial),
     ];
     let nodes =
         prop::collection::btree_map("n[1-3]".prop_map(|name| host(&name)), completeness, 1..4);

@@ -161,7 +161,8 @@ fn need(method: &Method, path: &str) -> Need {
     // Whoever types on it changes the twin.
     let types = path.starts_with("/api/v1/twins/") && path.ends_with("/console");
     match *method {
-        Method::GET if types => Need::Operate,
+        // The older sync service began a sync so.
+        Method::GET if types || path == "/sync/now" => Need::Operate,
         Method::GET | Method::HEAD | Method::OPTIONS => Need::Read,
         Method::POST if feeds => Need::Feed,
         Method::DELETE if path.starts_with("/api/v1/hosts/") => Need::Administer,

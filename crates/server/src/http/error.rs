@@ -1,6 +1,6 @@
 //! The one error body, and what becomes one.
 
-use crate::{runs, tokens, twins, vms};
+use crate::{runs, sync, tokens, twins, vms};
 use api::ErrorBody;
 use axum::Json;
 use axum::http::StatusCode;
@@ -226,8 +226,27 @@ impl From<vms::Error> for ApiError {
             Error::Unknown(_) => Self::new(StatusCode::NOT_FOUND, "unknown_vm", message),
             Error::Ambiguous { .. } => Self::bad("ambiguous", message),
             Error::NotOrphan(_) => Self::new(StatusCode::CONFLICT, "not_orphan", message),
+            Error::NotOurs(_) => Self::new(StatusCode::CONFLICT, "not_ours", message),
             Error::NothingHeld(_) => Self::new(StatusCode::CONFLICT, "nothing_held", message),
+            Error::Outbox(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "outbox", message),
             Error::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<sync::Error> for ApiError {
+    fn from(error: sync::Error) -> Self {
+        use sync::Error;
+        let message = with_causes(&error);
+        match error {
+            Error::Off => Self::new(StatusCode::NOT_FOUND, "no_sync", message),
+            Error::Already => Self::new(StatusCode::CONFLICT, "already_syncing", message),
+            Error::StandsBy(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stands_by", message),
+            Error::NothingHeld(_) => Self::new(StatusCode::CONFLICT, "nothing_held", message),
+            Error::NoEntry(_) => Self::new(StatusCode::NOT_FOUND, "unknown_entry", message),
+            Error::Runs(error) => error.into(),
+            Error::Vms(error) => error.into(),
+            Error::Outbox(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "outbox", message),
         }
     }
 }

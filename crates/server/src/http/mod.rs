@@ -13,6 +13,7 @@ mod images;
 mod ingest;
 mod log;
 mod runs;
+mod sync;
 mod twin_extras;
 mod twin_following;
 mod twin_snapshots;
@@ -39,6 +40,8 @@ use utoipa_swagger_ui::SwaggerUi;
 
 /// How long a request may take that is not a stream.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Bytes of a request to the older sync service.
+const MAX_OLDER_BODY: usize = 1 << 20;
 /// The same of one for which a guest is looked at: that may be an emulated machine.
 const LOOKING: Duration = Duration::from_secs(330);
 
@@ -54,6 +57,7 @@ const LOOKING: Duration = Duration::from_secs(330);
         (name = "images", description = "Base images that machines start from"),
         (name = "twins", description = "The machine that mirrors a host, its saved moments, its clones"),
         (name = "vms", description = "The VMs of all nodes: state, use, health"),
+        (name = "sync", description = "VMs in step with vSpheres"),
         (name = "bridge", description = "The routes of the older bridge"),
         (name = "health", description = "For probes and monitoring"),
     )
@@ -108,6 +112,16 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(vms::checks, vms::declare))
         .routes(routes!(vms::recovery, vms::recover))
         .routes(routes!(vms::work))
+        .routes(routes!(sync::standing))
+        .routes(routes!(sync::now))
+        .routes(routes!(sync::plan))
+        .routes(routes!(sync::outbox))
+        .routes(routes!(sync::retry_dead))
+        .routes(routes!(sync::retry))
+        .routes(routes!(sync::discard))
+        .routes(routes!(sync::older_status))
+        .routes(routes!(sync::older_now))
+        .routes(routes!(sync::older_vms))
         .routes(routes!(bridge::update_state))
         .routes(routes!(bridge::snapshots))
         .routes(routes!(bridge::revert, bridge::delete))
@@ -149,8 +163,31 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .with_state(Arc::clone(app))
 }
 
+/// What is served where the older sync service was.
+pub(crate) fn older_sync(app: &Arc<App>) -> Router {
+    sync::older(app).layer(from_fn_with_state(Arc::clone(app), identify_anybody))
+}
+
 /// Names the request, counts and times it.
 async fn identify(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    counted(&app, request, |request| answer(&app, request, next)).await
+}
+
+/// The same where no token is asked for.
+async fn identify_anybody(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    DefaultBodyLimit::max(MAX_OLDER_BODY).apply(&mut request);
+    counted(&app, request, |request| caught(within(DEADLINE, next.run(request)))).await
+}
+
+async fn counted<A: Future<Output = Response>>(
+    app: &Arc<App>,
+    request: Request,
+    answer: impl FnOnce(Request) -> A,
+) -> Response {
     let id = uuid::Uuid::now_v7().to_string();
     let route =
         request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
@@ -158,7 +195,7 @@ async fn identify(State(app): State<Arc<App>>, request: Request, next: Next) -> 
     // Methods are the sender's to invent; labels are not.
     let method = if method.len() <= 7 { method } else { "OTHER".to_owned() };
     let begin = Instant::now();
-    let mut response = REQUEST_ID.scope(id.clone(), answer(&app, request, next)).await;
+    let mut response = REQUEST_ID.scope(id.clone(), answer(request)).await;
     let labels = RequestLabels { method, route, status: response.status().as_u16() };
     app.metrics.requests.get_or_create(&labels).inc();
     app.metrics.request_seconds.observe(begin.elapsed().as_secs_f64());
@@ -172,7 +209,11 @@ async fn identify(State(app): State<Arc<App>>, request: Request, next: Next) -> 
 
 /// What is answered, also when a handler panics.
 async fn answer(app: &Arc<App>, request: Request, next: Next) -> Response {
-    let answer = AssertUnwindSafe(allowed(app, request, next)).catch_unwind();
+    caught(allowed(app, request, next)).await
+}
+
+async fn caught(answer: impl Future<Output = Response>) -> Response {
+    let answer = AssertUnwindSafe(answer).catch_unwind();
     answer.await.unwrap_or_else(|_panic| {
         tracing::error!("a request handler panicked");
         ApiError::new(
@@ -181,6 +222,13 @@ async fn answer(app: &Arc<App>, request: Request, next: Next) -> Response {
             "the server made a mistake; its log says more",
         )
         .into_response()
+    })
+}
+
+async fn within(deadline: Duration, answer: impl Future<Output = Response>) -> Response {
+    tokio::time::timeout(deadline, answer).await.unwrap_or_else(|_elapsed| {
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the request took too long")
+            .into_response()
     })
 }
 
@@ -197,11 +245,6 @@ async fn allowed(app: &Arc<App>, mut request: Request, next: Next) -> Response {
         Ok(allowed) => allowed,
         Err(refused) => return refused.into_response(),
     };
-    match tokio::time::timeout(deadline(request.uri().path()), next.run(request)).await {
-        Ok(response) => allowed.only_stream(response),
-        Err(_) => {
-            ApiError::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the request took too long")
-                .into_response()
-        }
-    }
+    let deadline = deadline(request.uri().path());
+    allowed.only_stream(within(deadline, next.run(request)).await)
 }

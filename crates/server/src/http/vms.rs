@@ -62,7 +62,7 @@ pub(crate) struct VmsQuery {
     after: Option<String>,
     /// Only those of this node.
     node: Option<String>,
-    /// Only those of this source: `microvm`.
+    /// Only those of this source: `microvm` or `vsphere`.
     source: Option<String>,
     /// Only those in this state.
     state: Option<String>,
@@ -282,7 +282,10 @@ pub(crate) async fn confirm(
 ) -> Result<Json<ConfirmedOrphans>, ApiError> {
     let asked: ConfirmOrphans = serde_json::from_slice(&body)
         .map_err(|error| ApiError::bad("bad_json", error.to_string()))?;
-    let orphans = app.vms.confirm(asked.node.clone()).await?;
+    let orphans = match &app.sync {
+        Some(sync) if sync.speaks_for(&asked.node) => sync.confirm(asked.node.clone()).await?,
+        _ => app.vms.confirm(asked.node.clone()).await?,
+    };
     tracing::info!(node = %asked.node, by = ?caller.cause(), count = orphans.len(), "orphans were confirmed");
     Ok(Json(ConfirmedOrphans { orphans }))
 }

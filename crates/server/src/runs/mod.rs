@@ -148,6 +148,7 @@ pub struct Runs {
     closing: CancellationToken,
     images: Arc<Semaphore>,
     machines: Arc<Semaphore>,
+    syncs: Arc<Semaphore>,
     followers: Arc<AtomicUsize>,
 }
 
@@ -187,6 +188,7 @@ impl Runs {
             closing,
             images: Arc::new(Semaphore::new(limits.at_once)),
             machines: Arc::new(Semaphore::new(limits.at_once)),
+            syncs: Arc::new(Semaphore::new(1)),
             followers: Arc::default(),
             limits: Arc::new(limits),
         })
@@ -226,6 +228,7 @@ impl Runs {
         let handle = Handle::new(Arc::clone(&one), self.wake.clone());
         let slots = match kind {
             Kind::ImageBuild | Kind::ImageImport => Arc::clone(&self.images),
+            Kind::Sync => Arc::clone(&self.syncs),
             _ => Arc::clone(&self.machines),
         };
         let (closing, grace) = (self.closing.clone(), self.limits.grace);

@@ -22,6 +22,12 @@ impl Subject {
         Self(format!("twin:{name}"))
     }
 
+    /// The VMs of all vSpheres.
+    #[must_use]
+    pub fn sync() -> Self {
+        Self("sync:vsphere".to_owned())
+    }
+
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

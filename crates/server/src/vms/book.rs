@@ -53,9 +53,12 @@ impl Book {
         Ok(vms)
     }
 
-    /// Makes durable what VMs are now, and that others are none any more.
-    pub(super) fn write(&self, vms: &BTreeMap<VmId, Option<Vm>>) -> Result<(), store::Error> {
-        let mut changes = Changes::default();
+    /// Makes durable what VMs are now, and that others are none any more, with other changes.
+    pub(super) fn write(
+        &self,
+        vms: &BTreeMap<VmId, Option<Vm>>,
+        mut changes: Changes,
+    ) -> Result<(), store::Error> {
         for (id, vm) in vms {
             let state = format!("{id}{STATE}");
             let Some(vm) = vm else {

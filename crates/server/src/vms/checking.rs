@@ -15,7 +15,7 @@ use api::node::{Done, MAX_SAID, NodeAsks, Outcome, Task, Work};
 use inventory::health::{Check, Probe, Verdict};
 use inventory::recovery::{self, Step};
 use inventory::{Presence, Vm};
-use model::vm::{CheckName, Layer, VmId, VmState};
+use model::vm::{CheckName, Layer, VmId, VmSource, VmState};
 use model::{HostId, Time};
 use std::time::Duration;
 
@@ -92,7 +92,8 @@ impl Controller {
                         name: name.clone(),
                         check: check.clone(),
                         node: vm.record.node.clone(),
-                        draft: work(check, vm).map(|work| draft(vm, Some((name, check)), work)),
+                        draft: work(check, vm)
+                            .and_then(|work| draft(vm, Some((name, check)), work)),
                         unit: vm.record.reference.clone(),
                     });
                 }
@@ -108,9 +109,8 @@ impl Controller {
             let wanted = |vm: &&Vm| vm.record.recovery.is_some() || vm.tried != Default::default();
             let step = |vm: &Vm| {
                 let (step, tried) = recovery::step(vm, now);
-                let draft = draft(vm, None, Work::Restart);
-                (tried != vm.tried)
-                    .then(|| (vm.record.id.clone(), step, tried, vm.record.node.clone(), draft))
+                let draft = draft(vm, None, Work::Restart).filter(|_| tried != vm.tried)?;
+                Some((vm.record.id.clone(), step, tried, vm.record.node.clone(), draft))
             };
             table.vms.values().filter(wanted).filter_map(step).collect()
         };
@@ -207,6 +207,10 @@ impl Controller {
         policy: Option<recovery::Policy>,
         now: Time,
     ) -> Result<(), Error> {
+        let source = self.vms.table().vms.get(&id).map(|vm| vm.record.source);
+        if source == Some(VmSource::Vsphere) {
+            return Err(Error::NotOurs(id));
+        }
         self.change(vec![id.clone()], now, |vm| {
             vm.record.recovery = policy;
             vm.tried = recovery::Tried::default();
@@ -257,17 +261,20 @@ fn work(check: &Check, vm: &Vm) -> Option<Work> {
     }
 }
 
-fn draft(vm: &Vm, check: Option<(&CheckName, &Check)>, work: Work) -> Draft {
-    Draft {
+/// Work for the node of a VM; nothing for one that no node of ours runs.
+fn draft(vm: &Vm, check: Option<(&CheckName, &Check)>, work: Work) -> Option<Draft> {
+    let is_ours = vm.record.source == VmSource::Microvm;
+    let name = vm.record.name.as_str().parse().ok().filter(|_| is_ours)?;
+    Some(Draft {
         timeout: check.map_or(RESTART, |(_, check)| check.timeout),
         what_for: For {
             vm: vm.record.id.clone(),
             check: check.map(|(name, check)| (name.clone(), check.clone())),
         },
-        name: vm.record.name.clone(),
+        name,
         unit: vm.record.reference.clone(),
         work,
-    }
+    })
 }
 
 /// What a node says, within limits.

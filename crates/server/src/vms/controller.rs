@@ -12,15 +12,15 @@
 
 use super::desk::Desk;
 use super::feed::Draft;
-use super::{Error, Message, Vms};
+use super::{Also, Error, Message, Vms};
 use crate::app::{App, Event};
 use crate::clock;
 use api::vm::VmEventKind;
 use inventory::health;
 use inventory::{
-    Act, Completeness, Decision, Listing, Outcome, Presence, Vm, apply, microvm, reconcile,
+    Act, Breaker, Completeness, Decision, Listing, Outcome, Presence, Vm, apply, microvm, reconcile,
 };
-use model::vm::{CheckName, DecisionKind, Layer, VmId, VmState, may_be_microvm};
+use model::vm::{CheckName, DecisionKind, Layer, VmId, VmSource, VmState, may_be_microvm};
 use model::{HostId, Kind, Time, with_causes};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -157,7 +157,15 @@ impl Controller {
             Some(reason) => microvm::silence(&node, reason),
             None => listing,
         };
-        self.reconciled(&node, &listing, with_breaker, now).await
+        let breaker = with_breaker.then_some(self.vms.settings.breaker);
+        match self.reconciled(&listing, breaker, None, now).await {
+            Ok(outcome) => outcome.orphans(),
+            Err(error) => {
+                tracing::warn!(%node, error = with_causes(&error), "its VMs could not be recorded");
+                self.due.insert(node);
+                Vec::new()
+            }
+        }
     }
 
     /// When a node was last heard of; nobody could be heard before the server was there.
@@ -176,15 +184,14 @@ impl Controller {
         node.silent.then(|| node.silence())
     }
 
-    /// Decides about a listing, makes it durable, and shows it. Tells what became an orphan.
+    /// Decides about a listing, makes it durable with what belongs to it, and shows it.
     async fn reconciled(
-        &mut self,
-        node: &HostId,
+        &self,
         listing: &Listing,
-        with_breaker: bool,
+        breaker: Option<Breaker>,
+        also: Option<Also>,
         now: Time,
-    ) -> Vec<VmId> {
-        let breaker = with_breaker.then_some(self.vms.settings.breaker);
+    ) -> Result<Outcome, Error> {
         let (outcome, before) = {
             let table = self.vms.table();
             let outcome = reconcile(&table.vms, listing, breaker);
@@ -218,27 +225,26 @@ impl Controller {
                 tracing::info!(vm = id, decision = %kind, reason = decision.reason, "inventory");
             }
         }
-        if let Err(error) = self.commit(&before, after, &decisions, now).await {
-            tracing::warn!(%node, error = with_causes(&error), "its VMs could not be recorded");
-            self.due.insert(node.clone());
-            return Vec::new();
-        }
-        self.stand(node, listing, &outcome);
-        let orphans = outcome.decisions.into_iter().filter(|one| matches!(one.act, Act::Orphan(_)));
-        orphans.filter_map(|decision| decision.id).collect()
+        let extra = also.map(|also| also(&outcome, &before, now)).transpose()?;
+        self.commit(&before, after, &decisions, (extra.unwrap_or_default(), now)).await?;
+        self.stand(listing, &outcome);
+        Ok(outcome)
     }
 
-    /// Keeps what of the node is in doubt.
-    fn stand(&self, name: &HostId, listing: &Listing, outcome: &Outcome) {
+    /// Keeps what of the nodes is in doubt. What tells a part of one says nothing of that.
+    fn stand(&self, listing: &Listing, outcome: &Outcome) {
         let mut table = self.vms.table_mut();
-        let node = table.nodes.entry(name.clone()).or_default();
-        node.incomplete = match listing.nodes.get(name) {
-            Some(Completeness::Incomplete(reason)) => Some(reason.clone()),
-            _ => None,
-        };
-        node.held = outcome.held.as_ref().map(|held| held.vms.clone()).unwrap_or_default();
-        let ignored = outcome.decisions.iter().filter(|one| one.act == Act::Ignore);
-        node.ignored = ignored.take(IGNORED).map(|one| one.reason.clone()).collect();
+        for (name, completeness) in &listing.nodes {
+            let node = table.nodes.entry(name.clone()).or_default();
+            node.incomplete = match completeness {
+                Completeness::Partial => continue,
+                Completeness::Incomplete(reason) => Some(reason.clone()),
+                Completeness::Complete => None,
+            };
+            node.held = outcome.held.as_ref().map(|held| held.vms.clone()).unwrap_or_default();
+            let ignored = outcome.decisions.iter().filter(|one| one.act == Act::Ignore);
+            node.ignored = ignored.take(IGNORED).map(|one| one.reason.clone()).collect();
+        }
     }
 
     /// Makes what VMs are now durable, and shows it. What moves on by itself is only shown.
@@ -247,7 +253,7 @@ impl Controller {
         before: &BTreeMap<VmId, Vm>,
         mut after: BTreeMap<VmId, Vm>,
         decisions: &[&Decision],
-        now: Time,
+        (extra, now): (store::Changes, Time),
     ) -> Result<(), store::Error> {
         let mut drafts: Vec<Draft> = decisions.iter().filter_map(|one| decided(one)).collect();
         let mut changed = BTreeMap::new();
@@ -265,18 +271,22 @@ impl Controller {
                 }
             }
         }
-        self.write(changed).await?;
+        self.write(changed, extra).await?;
         self.vms.table_mut().vms.extend(after);
         self.vms.feed.tell(drafts, now);
         Ok(())
     }
 
-    async fn write(&self, changed: BTreeMap<VmId, Option<Vm>>) -> Result<(), store::Error> {
-        if changed.is_empty() {
+    async fn write(
+        &self,
+        changed: BTreeMap<VmId, Option<Vm>>,
+        extra: store::Changes,
+    ) -> Result<(), store::Error> {
+        if changed.is_empty() && extra.is_empty() {
             return Ok(());
         }
         let book = self.vms.book.clone();
-        let written = tokio::task::spawn_blocking(move || book.write(&changed));
+        let written = tokio::task::spawn_blocking(move || book.write(&changed, extra));
         written.await.unwrap_or(Err(store::Error::Closed))
     }
 
@@ -293,7 +303,8 @@ impl Controller {
             change(vm);
             vm.health.assess(&vm.record.presence, &vm.condition, now);
         }
-        if let Err(error) = self.commit(&before, after, &[], now).await {
+        let nothing = store::Changes::default();
+        if let Err(error) = self.commit(&before, after, &[], (nothing, now)).await {
             tracing::warn!(
                 error = with_causes(&error),
                 "what was found of VMs could not be recorded"
@@ -306,7 +317,8 @@ impl Controller {
         let now = clock::now();
         let nodes: BTreeSet<HostId> = {
             let table = self.vms.table();
-            table.vms.values().map(|vm| vm.record.node.clone()).collect()
+            let ours = table.vms.values().filter(|vm| vm.record.source == VmSource::Microvm);
+            ours.map(|vm| vm.record.node.clone()).collect()
         };
         for name in nodes {
             let heard = self.heard(&name);
@@ -358,6 +370,11 @@ impl Controller {
             }
             // Who asked and has gone does not need the answer.
             Message::Forget(id, reply) => drop(reply.send(self.forget(id, now).await)),
+            Message::Listed(listed) => {
+                let super::Listed { listing, breaker, also, reply } = *listed;
+                drop(reply.send(self.reconciled(&listing, breaker, also, now).await));
+            }
+            Message::Adopt(adopted, reply) => drop(reply.send(self.adopt(adopted, now).await)),
             Message::ForgetNode(node) => self.forget_node(&node, now).await,
             Message::Confirm(node, reply) => drop(reply.send(self.confirm(node).await)),
             Message::Declare(id, checks, reply) => {
@@ -413,8 +430,8 @@ impl Controller {
     async fn forget_node(&mut self, node: &HostId, now: Time) {
         let ids: Vec<VmId> = {
             let table = self.vms.table();
-            let here = table.vms.values().filter(|vm| vm.record.node == *node);
-            here.map(|vm| vm.record.id.clone()).collect()
+            let ours = |vm: &&Vm| vm.record.node == *node && vm.record.source == VmSource::Microvm;
+            table.vms.values().filter(ours).map(|vm| vm.record.id.clone()).collect()
         };
         if let Err(error) = self.remove(ids, now).await {
             tracing::warn!(%node, error = with_causes(&error), "its VMs could not be forgotten");
@@ -426,7 +443,8 @@ impl Controller {
     }
 
     async fn remove(&self, ids: Vec<VmId>, now: Time) -> Result<(), Error> {
-        self.write(ids.iter().map(|id| (id.clone(), None)).collect()).await?;
+        let gone = ids.iter().map(|id| (id.clone(), None)).collect();
+        self.write(gone, store::Changes::default()).await?;
         let mut table = self.vms.table_mut();
         for id in &ids {
             table.vms.remove(id);
@@ -441,6 +459,30 @@ impl Controller {
             reason: None,
         };
         self.vms.feed.tell(ids.into_iter().map(removed).collect(), now);
+        Ok(())
+    }
+
+    /// Takes VMs as somebody else knew them. Of those that are known their name, node and presence.
+    async fn adopt(&self, adopted: Vec<Vm>, now: Time) -> Result<(), Error> {
+        let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
+        for vm in adopted {
+            let id = vm.record.id.clone();
+            let known = self.vms.table().vms.get(&id).cloned();
+            let Some(known) = known else {
+                after.insert(id, vm);
+                continue;
+            };
+            if known.record.source != vm.record.source {
+                continue;
+            }
+            let mut changed = known.clone();
+            changed.record.name = vm.record.name;
+            changed.record.node = vm.record.node;
+            changed.record.presence = vm.record.presence;
+            before.insert(id.clone(), known);
+            after.insert(id, changed);
+        }
+        self.commit(&before, after, &[], (store::Changes::default(), now)).await?;
         Ok(())
     }
 

@@ -30,7 +30,7 @@ use book::Book;
 use feed::Feed;
 use inventory::health::{Check, Verdict};
 use inventory::recovery::Policy;
-use inventory::{Usage, Vm};
+use inventory::{Breaker, Listing, Outcome, Usage, Vm};
 use model::load::Load;
 use model::vm::{CheckName, Layer, VmId, may_be_microvm};
 use model::{HostId, Time};
@@ -51,10 +51,33 @@ pub(crate) enum Error {
     Ambiguous { name: String, ids: Vec<VmId> },
     #[error("{0} is there; only the record of an orphan is removed")]
     NotOrphan(VmId),
+    #[error("{0} is a VM of a vSphere; only microVMs are started anew from here")]
+    NotOurs(VmId),
     #[error("nothing of {0} is held")]
     NothingHeld(HostId),
     #[error(transparent)]
     Store(#[from] store::Error),
+    #[error(transparent)]
+    Outbox(#[from] sinks::outbox::Error),
+}
+
+/// What is to be made durable with what is decided: of the decisions, and what VMs were before.
+pub(crate) type Also =
+    Box<dyn FnOnce(&Outcome, &BTreeMap<VmId, Vm>, Time) -> Result<store::Changes, Error> + Send>;
+
+/// What another source than a node lists.
+pub(crate) struct Listed {
+    listing: Listing,
+    /// Nothing is held without.
+    breaker: Option<Breaker>,
+    also: Option<Also>,
+    reply: Reply<Outcome>,
+}
+
+impl std::fmt::Debug for Listed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listed").field("nodes", &self.listing.nodes).finish_non_exhaustive()
+    }
 }
 
 /// What the controller is told.
@@ -64,6 +87,9 @@ pub(crate) enum Message {
     Measured(HostId, Vec<(String, Usage)>),
     /// What a probe found, and when; nothing where it could not be known.
     Probed(VmId, CheckName, Option<(Layer, Verdict)>, Time),
+    Listed(Box<Listed>),
+    /// VMs as somebody else knew them.
+    Adopt(Vec<Vm>, Reply<()>),
     /// What a node did, and whether it waits for more.
     Work(HostId, NodeAsks, Reply<Vec<Task>>),
     /// Whether a VM is started anew when it does badly.
@@ -152,6 +178,26 @@ impl Vms {
         {
             tracing::debug!(%node, %error, "a measurement of VMs is dropped");
         }
+    }
+
+    /// Takes what another source than a node lists; answers when what follows is durable.
+    pub(crate) async fn listed(
+        &self,
+        listing: Listing,
+        breaker: Option<Breaker>,
+        also: Option<Also>,
+    ) -> Result<Outcome, Error> {
+        self.ask(|reply| Message::Listed(Box::new(Listed { listing, breaker, also, reply }))).await
+    }
+
+    /// Takes VMs as somebody else knew them.
+    pub(crate) async fn adopt(&self, vms: Vec<Vm>) -> Result<(), Error> {
+        self.ask(|reply| Message::Adopt(vms, reply)).await
+    }
+
+    /// What is said of breakers.
+    pub(crate) fn breaker(&self) -> Breaker {
+        self.settings.breaker
     }
 
     /// Removes the record of an orphan.

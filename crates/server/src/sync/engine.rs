@@ -1,0 +1,625 @@
+//! The one task that knows what all sources see, and has the inventory decide about it.
+//!
+//! ```text
+//!   changes of a source ──► those VMs alone
+//!   a whole listing ──────► all of the source's VMs: what is missing is an orphan; with several
+//!                           sources only after GRACE, in which another may come to list it
+//!   time, commands ───────► full passes, each source asked for a whole listing
+//! ```
+//!
+//! # Invariants
+//! - Only a whole listing makes orphans.
+//! - What is not durable is decided anew.
+
+use super::pass::{self, Pass, Saying, Told, Why};
+use super::sight::{self, Sight};
+use super::source::{Report, Said};
+use super::{Command, Error, Reply, Sync, tell};
+use crate::app::App;
+use crate::clock;
+use crate::runs::{Cause, Kind, New, RunId, Subject};
+use api::sync::{PlannedDecision, SelectedResult, SourceResult, SyncPass, SyncPlan, SyncSource};
+use inventory::{Act, Breaker, Completeness, Outcome, Presence, Vm, reconcile};
+use model::vm::{DecisionKind, VmId, VmSource};
+use model::{HostId, Time, with_causes};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use vsphere::{Change, Thing};
+
+const TICK: Duration = Duration::from_millis(500);
+/// For so long a VM that left one source may come to another.
+const GRACE: Duration = Duration::from_secs(3);
+/// What could not be recorded is tried again after this.
+const AGAIN: Duration = Duration::from_secs(2);
+/// Reports that are taken before what they tell is decided.
+const AT_ONCE: usize = 64;
+/// A source that has not answered within this is left out of a pass.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+pub(super) struct Engine {
+    app: Arc<App>,
+    sync: Sync,
+    sights: BTreeMap<HostId, Sight>,
+    /// To have a source list all it has.
+    asks: BTreeMap<HostId, mpsc::Sender<()>>,
+    pass: Option<Pass>,
+    next_pass: Time,
+    /// When a source's whole listing is decided about, though something is missing in it.
+    later: BTreeMap<HostId, Time>,
+    /// Sources whose VMs are stale already.
+    silent: BTreeSet<HostId>,
+    touched: BTreeMap<HostId, Touched>,
+    decisions: BTreeMap<DecisionKind, u64>,
+    last: Option<SyncPass>,
+}
+
+/// What a source told and was not decided yet.
+#[derive(Debug, Default)]
+struct Touched {
+    ids: BTreeSet<String>,
+    all: bool,
+    whole: bool,
+    left: bool,
+}
+
+impl Engine {
+    pub(super) fn new(app: Arc<App>, sync: Sync, now: Time) -> Self {
+        Self {
+            app,
+            sync,
+            sights: BTreeMap::new(),
+            asks: BTreeMap::new(),
+            pass: None,
+            next_pass: now,
+            later: BTreeMap::new(),
+            silent: BTreeSet::new(),
+            touched: BTreeMap::new(),
+            decisions: BTreeMap::new(),
+            last: None,
+        }
+    }
+
+    pub(super) fn add(&mut self, node: HostId, ask: mpsc::Sender<()>) {
+        self.sights.insert(node.clone(), Sight::default());
+        self.asks.insert(node, ask);
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut reports: mpsc::Receiver<Report>,
+        commands: &mut mpsc::Receiver<Command>,
+        stop: &CancellationToken,
+    ) {
+        // What was not written before the last end is written now.
+        self.sync.mirror.mark(self.ours(|_| true));
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.show();
+            tokio::select! {
+                Some(report) = reports.recv() => {
+                    self.absorb(report);
+                    for _ in 1..AT_ONCE {
+                        let Ok(report) = reports.try_recv() else { break };
+                        self.absorb(report);
+                    }
+                    self.decide_touched().await;
+                }
+                Some(command) = commands.recv() => self.take(command).await,
+                _ = tick.tick() => self.pass_time().await,
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Those of the inventory that come from vSpheres.
+    fn ours(&self, is_wanted: impl Fn(&Vm) -> bool) -> Vec<VmId> {
+        let table = self.app.vms.table();
+        let ours = table.vms.values().filter(|vm| vm.record.source == VmSource::Vsphere);
+        ours.filter(|vm| is_wanted(vm)).map(|vm| vm.record.id.clone()).collect()
+    }
+
+    /// Takes what a source says, without deciding anything yet.
+    fn absorb(&mut self, report: Report) {
+        let now = clock::now();
+        let Report { node, said } = report;
+        let Some(sight) = self.sights.get_mut(&node) else { return };
+        match said {
+            Said::Connected(about) => {
+                tracing::info!(source = %node, about = about.name, "connected");
+                sight.about = Some(about);
+                sight.heard = Some(now);
+            }
+            Said::Alive => sight.heard = Some(now),
+            Said::Whole(objects) => {
+                let is_news = sight.whole_at.is_none() || sight.fault.is_some();
+                sight.objects = objects;
+                sight.whole_at = Some(now);
+                sight.heard = Some(now);
+                sight.fault = None;
+                self.silent.remove(&node);
+                self.touched.entry(node.clone()).or_default().whole = true;
+                if is_news {
+                    self.touch_others(&node);
+                }
+            }
+            Said::Changed(changes) => {
+                sight.heard = Some(now);
+                let touched = self.touched.entry(node.clone()).or_default();
+                let mut left = BTreeSet::new();
+                for change in changes {
+                    left.extend(touch(touched, sight, change));
+                }
+                self.come_elsewhere(&node, &left);
+            }
+            Said::Failed(error) => {
+                let fault = with_causes(&error);
+                let since = match &sight.fault {
+                    Some((since, _)) => *since,
+                    None => {
+                        tracing::warn!(source = %node, fault, "is not in step");
+                        now
+                    }
+                };
+                sight.fault = Some((since, fault.clone()));
+                self.touch_others(&node);
+                self.fail(&node, fault);
+            }
+        }
+    }
+
+    /// Whether a VM moved may be another matter now.
+    fn touch_others(&mut self, node: &HostId) {
+        let whole =
+            self.sights.iter().filter(|(other, sight)| *other != node && sight.doubt().is_none());
+        for (other, _) in whole {
+            self.touched.entry(other.clone()).or_default().all = true;
+        }
+    }
+
+    /// What left one source may be at another already, taken for a copy until now.
+    fn come_elsewhere(&mut self, node: &HostId, left: &BTreeSet<VmId>) {
+        for (other, sight) in self.sights.iter().filter(|(other, _)| *other != node) {
+            for id in left {
+                if let Some(reference) = sight.reference(id) {
+                    let touched = self.touched.entry(other.clone()).or_default();
+                    touched.ids.insert(reference.to_owned());
+                }
+            }
+        }
+    }
+
+    async fn decide_touched(&mut self) {
+        for (node, touched) in std::mem::take(&mut self.touched) {
+            let Some(sight) = self.sights.get(&node) else { continue };
+            if sight.doubt().is_some() {
+                continue;
+            }
+            let read = if touched.whole || touched.all {
+                let ids = sight.objects.machines.keys().map(String::as_str);
+                vsphere::partly(&node, &sight.objects, ids)
+            } else {
+                vsphere::partly(&node, &sight.objects, touched.ids.iter().map(String::as_str))
+            };
+            if touched.whole || touched.left {
+                if !self.waits_for_others(&node) {
+                    self.decide_whole(&node, true).await;
+                    continue;
+                }
+                let until = clock::now().plus(GRACE);
+                self.later.entry(node.clone()).or_insert(until);
+            }
+            if let Err(error) = self.decide(&node, read, true).await {
+                tracing::warn!(source = %node, error = with_causes(&error), "its VMs could not be recorded");
+                self.later.insert(node, clock::now().plus(AGAIN));
+            }
+        }
+    }
+
+    /// Whether something is missing that another source may come to list.
+    fn waits_for_others(&self, node: &HostId) -> bool {
+        let Some(sight) = self.sights.get(node).filter(|_| self.sights.len() > 1) else {
+            return false;
+        };
+        let listed: BTreeSet<String> = sight
+            .objects
+            .machines
+            .values()
+            .filter_map(|machine| machine.uuid.as_ref().map(|uuid| uuid.to_ascii_lowercase()))
+            .collect();
+        let is_missing = |vm: &Vm| {
+            vm.record.node == *node
+                && !matches!(vm.record.presence, Presence::Orphan { .. })
+                && !listed.contains(vm.record.id.as_str())
+        };
+        !self.ours(is_missing).is_empty()
+    }
+
+    /// Decides about all that a source lists, and all that it does not.
+    async fn decide_whole(&mut self, node: &HostId, with_breaker: bool) -> Vec<VmId> {
+        self.later.remove(node);
+        let Some(sight) = self.sights.get(node) else { return Vec::new() };
+        let read = vsphere::listing(node, &sight.objects);
+        match self.decide(node, read, with_breaker).await {
+            Ok((result, orphans)) => {
+                if let Some(pass) = &mut self.pass {
+                    pass.finish(node, result);
+                }
+                self.end_pass();
+                orphans
+            }
+            Err(error) => {
+                let error = with_causes(&error);
+                tracing::warn!(source = %node, error, "its VMs could not be recorded");
+                self.fail(node, error);
+                self.later.insert(node.clone(), clock::now().plus(AGAIN));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Has the inventory decide, with what others are to be told, and counts.
+    async fn decide(
+        &mut self,
+        node: &HostId,
+        read: vsphere::Read,
+        with_breaker: bool,
+    ) -> Result<(SourceResult, Vec<VmId>), Error> {
+        let listing = {
+            let table = self.app.vms.table();
+            sight::listing(node, read, &self.sights, &table.vms)
+        };
+        let completeness = listing.nodes.get(node).cloned();
+        let breaker = with_breaker.then(|| self.breaker());
+        let entries = Arc::new(Mutex::new(Vec::new()));
+        let (sync, slot) = (self.sync.clone(), Arc::clone(&entries));
+        let also = move |outcome: &Outcome, before: &BTreeMap<VmId, Vm>, at: Time| {
+            let mut changes = store::Changes::default();
+            let drafts = tell::drafts(&sync.settings, outcome, before, at);
+            if !drafts.is_empty() {
+                let added = sync.outbox.enqueue(&mut changes, &drafts, at)?;
+                *slot.lock().unwrap_or_else(PoisonError::into_inner) = added;
+            }
+            Ok(changes)
+        };
+        let outcome = self.app.vms.listed(listing, breaker, Some(Box::new(also))).await?;
+        let added = std::mem::take(&mut *entries.lock().unwrap_or_else(PoisonError::into_inner));
+        if !added.is_empty() {
+            self.sync.outbox.added(added);
+        }
+        let result = self.count(node, &outcome, completeness.as_ref());
+        let decided = outcome.decisions.iter().filter(|one| one.act != Act::Ignore);
+        self.sync.mirror.mark(decided.filter_map(|one| one.id.clone()));
+        if completeness == Some(Completeness::Complete) {
+            // With the time at which they were in step last.
+            self.sync.mirror.mark(outcome.listed.iter().cloned());
+        }
+        Ok((result, outcome.orphans()))
+    }
+
+    fn breaker(&self) -> Breaker {
+        self.sync.settings.breaker.unwrap_or_else(|| self.app.vms.breaker())
+    }
+
+    fn count(
+        &mut self,
+        node: &HostId,
+        outcome: &Outcome,
+        completeness: Option<&Completeness>,
+    ) -> SourceResult {
+        let mut result = SourceResult { ok: true, host: self.address(node), ..Default::default() };
+        for decision in &outcome.decisions {
+            let kind = decision.act.kind();
+            *self.decisions.entry(kind).or_default() += 1;
+            match kind {
+                DecisionKind::Register => result.added += 1,
+                DecisionKind::Refresh => result.refreshed += 1,
+                DecisionKind::Rename => result.renamed += 1,
+                DecisionKind::Move => result.moved += 1,
+                DecisionKind::Orphan => result.orphaned += 1,
+                DecisionKind::Reactivate => result.reactivated += 1,
+                DecisionKind::Stale | DecisionKind::Ignore | DecisionKind::Hold => {}
+            }
+            if kind != DecisionKind::Refresh
+                && let Some(pass) = self.pass.as_mut().filter(|pass| pass.waits_for.contains(node))
+            {
+                let id = decision.id.as_ref().map_or("-", VmId::as_str);
+                pass.say(Saying::Line(format!("{kind} {id}: {}", decision.reason)));
+            }
+        }
+        result.updated = outcome.listed.len().saturating_sub(result.added);
+        result.held = outcome.held.as_ref().map_or(0, |held| held.vms.len());
+        if let Some(Completeness::Incomplete(why)) = completeness {
+            result.ok = false;
+            result.message = Some(why.clone());
+        }
+        result
+    }
+
+    fn address(&self, node: &HostId) -> String {
+        let sources = &self.sync.settings.sources;
+        let source = sources.iter().find(|source| source.node == *node);
+        source.map(|source| source.address.clone()).unwrap_or_default()
+    }
+
+    /// A source can't be part of the pass that is on.
+    fn fail(&mut self, node: &HostId, why: String) {
+        let host = self.address(node);
+        if let Some(pass) = &mut self.pass {
+            let result =
+                SourceResult { ok: false, host, message: Some(why), ..SourceResult::default() };
+            pass.finish(node, result);
+        }
+        self.end_pass();
+    }
+
+    async fn pass_time(&mut self) {
+        let now = clock::now();
+        if self.pass.is_none() && now >= self.next_pass {
+            self.begin_pass(Pass::new(Why::Schedule, now, self.nodes()));
+        }
+        let late = self.pass.as_ref().filter(|pass| now.since(pass.begun) > PATIENCE);
+        for node in late.map(|pass| pass.waits_for.clone()).unwrap_or_default() {
+            self.fail(&node, "it did not list its VMs in time".to_owned());
+        }
+        let due = self.later.iter().filter(|(_, at)| now >= **at);
+        for node in due.map(|(node, _)| node.clone()).collect::<Vec<_>>() {
+            if self.sights.get(&node).is_some_and(|sight| sight.doubt().is_none()) {
+                self.decide_whole(&node, true).await;
+            } else {
+                self.later.remove(&node);
+            }
+        }
+        self.tell_silence(now).await;
+    }
+
+    /// Says of the VMs of a source that is away for long that nobody can tell how they are.
+    async fn tell_silence(&mut self, now: Time) {
+        let timeout = self.sync.settings.timeout;
+        let away = self.sights.iter().filter_map(|(node, sight)| {
+            let (since, fault) = sight.fault.as_ref()?;
+            let is_new = !self.silent.contains(node) && now.since(*since) > timeout;
+            is_new.then(|| (node.clone(), fault.clone()))
+        });
+        for (node, fault) in away.collect::<Vec<_>>() {
+            let read = vsphere::Read {
+                seen: Vec::new(),
+                refused: Vec::new(),
+                completeness: Completeness::Incomplete(fault),
+            };
+            match self.decide(&node, read, true).await {
+                Ok(_) => drop(self.silent.insert(node)),
+                Err(error) => {
+                    tracing::warn!(source = %node, error = with_causes(&error), "its VMs could not be recorded");
+                }
+            }
+        }
+    }
+
+    fn nodes(&self) -> BTreeSet<HostId> {
+        self.sights.keys().cloned().collect()
+    }
+
+    fn begin_pass(&mut self, pass: Pass) {
+        self.pass = Some(pass);
+        for node in self.nodes() {
+            let Some(sight) = self.sights.get(&node) else { continue };
+            let fault = sight.fault.clone();
+            // One that connects lists what it has by itself.
+            if (sight.whole_at.is_some() || fault.is_some())
+                && let Some(ask) = self.asks.get(&node)
+            {
+                // One that was asked already lists all the same; one that is away tries again.
+                ask.try_send(()).ok();
+            }
+            if let Some((_, fault)) = fault {
+                self.fail(&node, fault);
+            }
+        }
+    }
+
+    /// Ends the pass, if nobody is waited for any more.
+    fn end_pass(&mut self) {
+        let Some(mut pass) = self.pass.take_if(|pass| pass.waits_for.is_empty()) else { return };
+        let now = clock::now();
+        self.next_pass = now.plus(self.sync.settings.interval);
+        if pass.why == Why::Schedule && pass.is_of_note() && self.is_another(&pass) {
+            match self.begin_run(Cause::Schedule) {
+                Ok(told) => pass.tell(told),
+                Err(error) => tracing::debug!(error = with_causes(&error), "a sync has no run"),
+            }
+        }
+        pass.say(Saying::End(pass.outcome()));
+        let took = now.since(pass.begun).as_millis();
+        self.last = Some(SyncPass {
+            at: now,
+            took_ms: u64::try_from(took).unwrap_or(u64::MAX),
+            run: pass.run(),
+            results: pass.results.into_values().collect(),
+        });
+    }
+
+    /// Whether something came of a pass that did not of the last: what fails again and again in
+    /// the same way is told once.
+    fn is_another(&self, pass: &Pass) -> bool {
+        let faults = |results: &mut dyn Iterator<Item = &SourceResult>| -> Vec<(String, String)> {
+            let bad = results.filter(|result| !result.ok);
+            bad.map(|result| (result.host.clone(), result.message.clone().unwrap_or_default()))
+                .collect()
+        };
+        let changes: usize = pass.results.values().map(SourceResult::changes).sum();
+        let before = self.last.as_ref().map(|last| faults(&mut last.results.iter()));
+        changes > 0 || before != Some(faults(&mut pass.results.values()))
+    }
+
+    fn begin_run(&self, cause: Cause) -> Result<Told, crate::runs::Error> {
+        let (lines, receiver) = pass::lines();
+        let new = New { kind: Kind::Sync, subject: Subject::sync(), cause };
+        let id = self.app.runs.start(new, move |handle| pass::record(handle, receiver))?;
+        Ok(Told { id, lines })
+    }
+
+    async fn take(&mut self, command: Command) {
+        // Who asked and has gone does not need the answer.
+        match command {
+            Command::Now(cause, reply) => self.now(cause, reply),
+            Command::Selected(vms, reply) => drop(reply.send(Ok(self.selected(&vms).await))),
+            Command::Plan(reply) => drop(reply.send(Ok(self.plan()))),
+            Command::Confirm(node, reply) => drop(reply.send(self.confirm(node).await)),
+        }
+    }
+
+    fn now(&mut self, cause: Cause, reply: Reply<RunId>) {
+        if self.pass.is_some() {
+            drop(reply.send(Err(Error::Already)));
+            return;
+        }
+        match self.begin_run(cause) {
+            Err(error) => drop(reply.send(Err(error.into()))),
+            Ok(told) => {
+                drop(reply.send(Ok(told.id)));
+                let mut pass = Pass::new(Why::Asked, clock::now(), self.nodes());
+                pass.tell(told);
+                pass.say(Saying::Step("each source lists its VMs".to_owned()));
+                self.begin_pass(pass);
+            }
+        }
+    }
+
+    async fn selected(&mut self, wanted: &[String]) -> Vec<(HostId, SelectedResult)> {
+        let mut results = Vec::new();
+        for node in self.sights.keys().cloned().collect::<Vec<_>>() {
+            let host = self.address(&node);
+            let mut result = SelectedResult { ok: true, host, ..SelectedResult::default() };
+            let Some(sight) = self.sights.get(&node) else { continue };
+            if let Some(doubt) = sight.doubt() {
+                (result.ok, result.message) = (false, Some(doubt));
+                results.push((node, result));
+                continue;
+            }
+            let read = vsphere::partly(&node, &sight.objects, matching(sight, wanted));
+            result.matched = read.seen.len();
+            let ids: Vec<VmId> = read.seen.iter().map(|seen| seen.id.clone()).collect();
+            match self.decide(&node, read, true).await {
+                Ok((done, _)) => {
+                    result.added = done.added;
+                    result.updated = done.updated;
+                    self.sync.mirror.mark(ids);
+                }
+                Err(error) => {
+                    (result.ok, result.failed) = (false, result.matched);
+                    result.message = Some(with_causes(&error));
+                }
+            }
+            results.push((node, result));
+        }
+        results
+    }
+
+    fn plan(&self) -> SyncPlan {
+        let mut plan = SyncPlan { decisions: Vec::new(), faults: BTreeMap::new() };
+        let table = self.app.vms.table();
+        for (node, sight) in &self.sights {
+            if let Some(doubt) = sight.doubt() {
+                plan.faults.insert(node.clone(), doubt);
+                continue;
+            }
+            let read = vsphere::listing(node, &sight.objects);
+            let listing = sight::listing(node, read, &self.sights, &table.vms);
+            let names: BTreeMap<&VmId, String> =
+                listing.seen.iter().map(|seen| (&seen.id, seen.name.to_string())).collect();
+            let outcome = reconcile(&table.vms, &listing, Some(self.breaker()));
+            plan.decisions.extend(outcome.decisions.into_iter().map(|one| {
+                let known = one.id.as_ref().and_then(|id| table.vms.get(id));
+                let seen = one.id.as_ref().and_then(|id| names.get(id).cloned());
+                PlannedDecision {
+                    node: node.clone(),
+                    name: seen.or_else(|| known.map(|vm| vm.record.name.to_string())),
+                    kind: one.act.kind(),
+                    id: one.id,
+                    reason: one.reason,
+                }
+            }));
+        }
+        plan
+    }
+
+    async fn confirm(&mut self, node: HostId) -> Result<Vec<VmId>, Error> {
+        let held = self.app.vms.table().nodes.get(&node).is_some_and(|node| !node.held.is_empty());
+        let in_step = self.sights.get(&node).is_some_and(|sight| sight.doubt().is_none());
+        if !held || !in_step {
+            return Err(Error::NothingHeld(node));
+        }
+        Ok(self.decide_whole(&node, false).await)
+    }
+
+    /// Shows how it stands.
+    fn show(&self) {
+        let table = self.app.vms.table();
+        let source = |source: &super::file::Source| {
+            let sight = self.sights.get(&source.node)?;
+            let about = sight.about.as_ref().map(|about| about.name.clone());
+            Some(SyncSource {
+                node: source.node.clone(),
+                address: source.address.clone(),
+                about,
+                fault: sight.doubt(),
+                vms: sight.objects.machines.len(),
+                listed_at: sight.whole_at,
+                heard_at: sight.heard,
+                held: table
+                    .nodes
+                    .get(&source.node)
+                    .map(|node| node.held.clone())
+                    .unwrap_or_default(),
+                requests: source.vsphere.requests.count(),
+            })
+        };
+        let sources = self.sync.settings.sources.iter().filter_map(source).collect();
+        drop(table);
+        let mut standing = self.sync.locked();
+        standing.in_process = self.pass.is_some();
+        standing.sources = sources;
+        standing.last.clone_from(&self.last);
+        standing.decisions.clone_from(&self.decisions);
+    }
+}
+
+/// Takes one change into what is seen; the VM that left, if one did.
+fn touch(touched: &mut Touched, sight: &mut Sight, change: Change) -> Option<VmId> {
+    let mut left = None;
+    match (change.thing, change.leaves) {
+        // What a place is called is part of what all VMs there are.
+        (Thing::Place, _) => touched.all = true,
+        (Thing::Machine, true) => {
+            touched.left = true;
+            let machine = sight.objects.machines.get(&change.id);
+            let uuid = machine.and_then(|machine| machine.uuid.as_deref());
+            left = uuid.and_then(|uuid| uuid.to_ascii_lowercase().parse().ok());
+        }
+        (Thing::Machine, false) => drop(touched.ids.insert(change.id.clone())),
+    }
+    sight.objects.apply(change);
+    left
+}
+
+/// The ids of a source's VMs that are meant: by UUID, and what is none by name.
+fn matching<'s>(sight: &'s Sight, wanted: &[String]) -> BTreeSet<&'s str> {
+    let mut found = BTreeSet::new();
+    for text in wanted {
+        let by = |is_it: &dyn Fn(&vsphere::Machine) -> bool| -> Vec<&'s str> {
+            let all = sight.objects.machines.iter();
+            all.filter(|(_, machine)| is_it(machine)).map(|(id, _)| id.as_str()).collect()
+        };
+        let is_uuid = |machine: &vsphere::Machine| {
+            machine.uuid.as_deref().is_some_and(|uuid| uuid.eq_ignore_ascii_case(text))
+        };
+        let by_uuid = by(&is_uuid);
+        found.extend(if by_uuid.is_empty() { by(&|one| one.name == *text) } else { by_uuid });
+    }
+    found
+}

@@ -1,0 +1,300 @@
+//! VMs of ESXi hosts and vCenters in the inventory, and others told of them: MongoDB, the
+//! sessions in Redis, two endpoints.
+//!
+//! ```text
+//!   source ─ reports ─┐                     ┌─► VM records ─┐ one change
+//!   source ─ reports ─┼─► engine ─ decides ─┤               ├─ durable ─┬─► mirror ─► MongoDB
+//!   routes, time ─────┘                     └─► outbox ─────┘           └─► sessions, endpoints
+//! ```
+//!
+//! All of it works only while this instance has the lease, where there is a server that several
+//! instances can share: [`lease`].
+//!
+//! # Invariants
+//! - Nobody is told of what is not durable here.
+//! - Documents follow the records: what could not be written is written later, as it is then.
+//! - Sessions and endpoints are told of each change, in order, through the outbox.
+
+mod engine;
+mod file;
+mod lease;
+mod mirror;
+mod pass;
+mod sight;
+mod source;
+mod tell;
+
+pub use file::Settings;
+
+use crate::app::App;
+use crate::clock;
+use crate::runs::{Cause, RunId};
+use api::sync::{SelectedResult, SyncPlan, SyncStanding};
+use engine::Engine;
+use lease::Lease;
+use mirror::Mirror;
+use model::vm::VmId;
+use model::{HostId, Time};
+use sinks::{Endpoints, MongoSink, Outbox, RedisSink};
+use std::sync::{Arc, Mutex, PoisonError};
+use store::Records;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Commands that may wait.
+const COMMANDS: usize = 64;
+/// Reports of sources that may wait. Each may be a whole listing.
+const REPORTS: usize = 8;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(
+        "no vSphere is followed here; name a file with sync in the configuration, or run: twin sync serve"
+    )]
+    Off,
+    #[error("a sync is on already")]
+    Already,
+    #[error("this instance does not sync: {0}")]
+    StandsBy(String),
+    #[error("nothing of {0} is held")]
+    NothingHeld(HostId),
+    #[error("the outbox has no entry {0:?}; twin sync outbox lists them")]
+    NoEntry(String),
+    #[error(transparent)]
+    Runs(#[from] crate::runs::Error),
+    #[error(transparent)]
+    Vms(#[from] crate::vms::Error),
+    #[error(transparent)]
+    Outbox(#[from] sinks::outbox::Error),
+}
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// What somebody asks for.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Now(Cause, Reply<RunId>),
+    Selected(Vec<String>, Reply<Vec<(HostId, SelectedResult)>>),
+    Plan(Reply<SyncPlan>),
+    Confirm(HostId, Reply<Vec<VmId>>),
+}
+
+impl Command {
+    fn refuse(self, why: &str) {
+        let error = Error::StandsBy(why.to_owned());
+        // Who asked and has gone does not need the answer.
+        match self {
+            Self::Now(_, reply) => drop(reply.send(Err(error))),
+            Self::Selected(_, reply) => drop(reply.send(Err(error))),
+            Self::Plan(reply) => drop(reply.send(Err(error))),
+            Self::Confirm(_, reply) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+/// The handle. Clones are handles to the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Sync {
+    settings: Arc<Settings>,
+    commands: mpsc::Sender<Command>,
+    standing: Arc<Mutex<SyncStanding>>,
+    outbox: Outbox,
+    mirror: Mirror,
+    mongo: Option<MongoSink>,
+    redis: Option<RedisSink>,
+    endpoints: Arc<Endpoints>,
+}
+
+impl Sync {
+    /// The receiver is for [`run`]. Blocks, within a runtime.
+    pub(crate) fn open(
+        settings: Settings,
+        records: Records,
+        now: Time,
+    ) -> Result<(Self, mpsc::Receiver<Command>), OpenError> {
+        settings.warn();
+        let (group, auth) = (settings.group.as_deref(), settings.auth.as_deref());
+        let endpoints = Endpoints::new(group, auth, settings.timeout)?;
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        let standing = SyncStanding {
+            in_process: false,
+            stands_by: None,
+            sources: Vec::new(),
+            last: None,
+            decisions: std::collections::BTreeMap::new(),
+            documents_waiting: 0,
+            documents_fault: None,
+            outbox_waiting: 0,
+            outbox_dead: 0,
+        };
+        let sync = Self {
+            mongo: settings.mongo.clone().map(MongoSink::new).transpose()?,
+            redis: settings.redis.clone().map(RedisSink::new).transpose()?,
+            outbox: Outbox::open(records, now)?,
+            mirror: Mirror::new(settings.mongo.is_some()),
+            endpoints: Arc::new(endpoints),
+            commands,
+            standing: Arc::new(Mutex::new(standing)),
+            settings: Arc::new(settings),
+        };
+        Ok((sync, receiver))
+    }
+
+    pub(crate) fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    pub(crate) fn standing(&self) -> SyncStanding {
+        let mut standing = self.locked().clone();
+        (standing.outbox_waiting, standing.outbox_dead) = self.outbox.depth();
+        (standing.documents_waiting, standing.documents_fault) = self.mirror.standing();
+        standing
+    }
+
+    /// Whether VMs of this node come from here.
+    pub(crate) fn speaks_for(&self, node: &HostId) -> bool {
+        self.settings.sources.iter().any(|source| source.node == *node)
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, SyncStanding> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a full pass.
+    pub(crate) async fn now(&self, cause: Cause) -> Result<RunId, Error> {
+        self.ask(|reply| Command::Now(cause, reply)).await
+    }
+
+    /// Brings some VMs in step: by their UUID, else by name.
+    pub(crate) async fn selected(
+        &self,
+        vms: Vec<String>,
+    ) -> Result<Vec<(HostId, SelectedResult)>, Error> {
+        self.ask(|reply| Command::Selected(vms, reply)).await
+    }
+
+    /// What a full pass would decide.
+    pub(crate) async fn plan(&self) -> Result<SyncPlan, Error> {
+        self.ask(Command::Plan).await
+    }
+
+    /// Says that what is held of a source is gone.
+    pub(crate) async fn confirm(&self, node: HostId) -> Result<Vec<VmId>, Error> {
+        self.ask(|reply| Command::Confirm(node, reply)).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        let closed = || Error::StandsBy("the server is stopping".to_owned());
+        self.commands.send(command(reply)).await.map_err(|_gone| closed())?;
+        answer.await.unwrap_or_else(|_gone| Err(closed()))
+    }
+}
+
+/// Why the server can't keep anything in step.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Sink(#[from] sinks::Error),
+    #[error(transparent)]
+    Outbox(#[from] sinks::outbox::Error),
+}
+
+/// Works until the server stops.
+pub(crate) async fn run(app: Arc<App>, sync: Sync, mut commands: mpsc::Receiver<Command>) {
+    let lease = Lease::new(&sync, &app.history.records()).await;
+    while let Some(taken) = wait(&lease, &sync, &mut commands, &app.shutdown).await {
+        if taken == lease::Taken::Over
+            && let Err(why) = adopt(&app, &sync).await
+        {
+            tracing::warn!(why, "the documents could not be read; it is tried again");
+            sync.locked().stands_by = Some(why);
+            continue;
+        }
+        sync.locked().stands_by = None;
+        tracing::info!(sources = sync.settings.sources.len(), "VMs are kept in step");
+        let stop = app.shutdown.child_token();
+        let mut tasks = JoinSet::new();
+        let (reports, receiver) = mpsc::channel(REPORTS);
+        let mut engine = Engine::new(Arc::clone(&app), sync.clone(), clock::now());
+        for source in &sync.settings.sources {
+            let (ask, asked) = mpsc::channel(1);
+            engine.add(source.node.clone(), ask);
+            tasks.spawn(source::run(source.clone(), reports.clone(), asked, stop.clone()));
+        }
+        drop(reports);
+        if let Some(mongo) = &sync.mongo {
+            tasks.spawn(mirror::run(Arc::clone(&app), sync.clone(), mongo.clone(), stop.clone()));
+        }
+        let deliver = sinks::deliver(
+            sync.outbox.clone(),
+            Endpoints::clone(&sync.endpoints),
+            sync.redis.clone(),
+            clock::now,
+            stop.clone(),
+        );
+        tasks.spawn(deliver);
+        let lost = lease.keep();
+        tokio::select! {
+            () = engine.run(receiver, &mut commands, &stop) => {}
+            why = lost => {
+                tracing::warn!(why, "this instance does not sync any more");
+                sync.locked().stands_by = Some(why);
+            }
+        }
+        stop.cancel();
+        while tasks.join_next().await.is_some() {}
+    }
+    lease.release().await;
+}
+
+/// Waits for the lease; nothing when the server stops.
+async fn wait(
+    lease: &Lease,
+    sync: &Sync,
+    commands: &mut mpsc::Receiver<Command>,
+    shutdown: &CancellationToken,
+) -> Option<lease::Taken> {
+    let mut told = String::new();
+    while !shutdown.is_cancelled() {
+        let why = match lease.take().await {
+            Ok(taken) => return Some(taken),
+            Err(why) => why,
+        };
+        if told != why {
+            tracing::warn!(why, "this instance does not sync");
+            told.clone_from(&why);
+        }
+        sync.locked().stands_by = Some(why.clone());
+        let pause = tokio::time::sleep(lease::PAUSE);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => break,
+                Some(command) = commands.recv() => command.refuse(&why),
+                () = shutdown.cancelled() => return None,
+            }
+        }
+    }
+    None
+}
+
+/// Takes VMs as MongoDB knows them: another instance, or the older service, told others so.
+async fn adopt(app: &Arc<App>, sync: &Sync) -> Result<(), String> {
+    let Some(mongo) = &sync.mongo else { return Ok(()) };
+    let sources = &sync.settings.sources;
+    let addresses: Vec<String> = sources.iter().map(|source| source.address.clone()).collect();
+    let loaded = mongo.load(&addresses).await.map_err(|error| model::with_causes(&error))?;
+    for what in &loaded.unreadable {
+        tracing::warn!(what, "a document is left alone");
+    }
+    let of = |address: &str| sources.iter().find(|source| source.address == address);
+    let known = loaded
+        .documents
+        .iter()
+        .filter_map(|document| tell::adopted(document, &of(&document.esxi_host_addr)?.node));
+    let known: Vec<inventory::Vm> = known.collect();
+    tracing::info!(documents = known.len(), "VMs are known from MongoDB");
+    app.vms.adopt(known).await.map_err(|error| model::with_causes(&error))
+}

@@ -1,0 +1,238 @@
+//! What a decision means for others: documents, sessions, endpoints. Pure.
+
+use super::file::Settings;
+use inventory::{Act, Condition, Limits, Outcome, Presence, Record, Vm};
+use model::vm::{VmId, VmSource, VmState, VmTitle};
+use model::{HostId, Time};
+use sinks::{Draft, SessionChange, Target, VmDocument};
+use std::collections::{BTreeMap, VecDeque};
+
+/// What the outbox is to have after decisions were made.
+pub(super) fn drafts(
+    settings: &Settings,
+    outcome: &Outcome,
+    before: &BTreeMap<VmId, Vm>,
+    at: Time,
+) -> Vec<Draft> {
+    let targets: Vec<Target> = [
+        (Target::Sessions, settings.redis.is_some()),
+        (Target::Group, settings.group.is_some()),
+        (Target::Auth, settings.auth.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(target, is_there)| is_there.then_some(target))
+    .collect();
+    let mut drafts = Vec::new();
+    for decision in &outcome.decisions {
+        let Some(id) = &decision.id else { continue };
+        let Some(known) = before.get(id) else { continue };
+        let Some(change) = change(&decision.act, known, at) else { continue };
+        let is_rename = matches!(change, SessionChange::Rename { .. });
+        let wanted = targets.iter().filter(|target| is_rename || **target == Target::Sessions);
+        drafts.extend(wanted.map(|target| Draft {
+            vm: id.to_string(),
+            target: *target,
+            change: change.clone(),
+        }));
+    }
+    drafts
+}
+
+fn change(act: &Act, known: &Vm, at: Time) -> Option<SessionChange> {
+    let name = known.record.name.to_string();
+    match act {
+        Act::Rename(new) => Some(SessionChange::Rename { old: name, new: new.to_string() }),
+        Act::Orphan(_) => Some(SessionChange::Orphan { name, since: at }),
+        Act::Reactivate if matches!(known.record.presence, Presence::Orphan { .. }) => {
+            Some(SessionChange::Reactivate { name })
+        }
+        _ => None,
+    }
+}
+
+/// What a VM's document is to say. `address` is the configuration's of its node.
+pub(super) fn document(vm: &Vm, address: &str) -> VmDocument {
+    let label = |name: &str| vm.record.labels.get(name).cloned();
+    // What an orphan was last, it stays.
+    let power = label("power").unwrap_or_else(|| vm.condition.detail.clone());
+    let power = match power.as_str() {
+        "poweredOn" => "on".to_owned(),
+        "poweredOff" => "off".to_owned(),
+        _ => power,
+    };
+    VmDocument {
+        uuid: vm.record.id.to_string(),
+        esxi_host_addr: address.to_owned(),
+        name: vm.record.name.to_string(),
+        hostname: label("hostname"),
+        addr: label("address"),
+        power_state: power,
+        vmware_tools: label("tools").unwrap_or_default(),
+        orphan_since: match vm.record.presence {
+            Presence::Orphan { since } => Some(since),
+            Presence::Present | Presence::Stale { .. } => None,
+        },
+        last_sync_time: vm.last_seen,
+    }
+}
+
+/// A VM as a document knows it; nothing where it can't be one.
+pub(super) fn adopted(document: &VmDocument, node: &HostId) -> Option<Vm> {
+    let id = document.uuid.to_ascii_lowercase().parse::<VmId>().ok()?;
+    let name = document.name.parse::<VmTitle>().ok()?;
+    let (state, detail) = match document.power_state.as_str() {
+        "on" => (VmState::Running, "poweredOn"),
+        "off" => (VmState::Stopped, "poweredOff"),
+        other => (VmState::Unknown, other),
+    };
+    let labels = [
+        ("hostname", document.hostname.clone()),
+        ("address", document.addr.clone()),
+        ("power", Some(detail.to_owned())),
+        ("tools", Some(document.vmware_tools.clone())),
+    ];
+    let known = labels.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let seen = document.last_sync_time;
+    Some(Vm {
+        record: Record {
+            id,
+            source: VmSource::Vsphere,
+            node: node.clone(),
+            name,
+            reference: "unknown".to_owned(),
+            labels: known.collect(),
+            limits: Limits::default(),
+            first_seen: seen,
+            presence: match document.orphan_since {
+                Some(since) => Presence::Orphan { since },
+                None => Presence::Present,
+            },
+            checks: BTreeMap::new(),
+            recovery: None,
+        },
+        condition: Condition {
+            state,
+            detail: detail.to_owned(),
+            since: None,
+            fault: None,
+            restarts: 0,
+            looping: None,
+        },
+        last_seen: seen,
+        health: inventory::health::Health::default(),
+        usage: None,
+        tried: inventory::recovery::Tried::default(),
+        transitions: VecDeque::new(),
+    })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use inventory::{Breaker, Completeness, Listing, Seen, apply, reconcile};
+    use std::path::Path;
+
+    const UUID: &str = "423c1d0e-0000-0000-0000-000000000001";
+
+    fn settings(more: &str) -> Settings {
+        let text = format!("esxi_hosts: [{{host: esx1, username: u, password: p}}]\n{more}");
+        Settings::parse(&text, Path::new("sync.yaml")).unwrap()
+    }
+
+    pub(in crate::sync) fn seen(uuid: &str, name: &str, node: &str) -> Seen {
+        Seen {
+            id: uuid.parse().unwrap(),
+            node: HostId::new(node).unwrap(),
+            name: name.parse().unwrap(),
+            reference: "vm-1".into(),
+            labels: [("tools".to_owned(), "toolsOk".to_owned())].into(),
+            limits: Limits::default(),
+            condition: Condition {
+                state: VmState::Running,
+                detail: "poweredOn".into(),
+                since: None,
+                fault: None,
+                restarts: 0,
+                looping: None,
+            },
+        }
+    }
+
+    fn listing(seen: Vec<Seen>) -> Listing {
+        Listing {
+            source: VmSource::Vsphere,
+            nodes: [(HostId::new("esx1").unwrap(), Completeness::Complete)].into(),
+            elsewhere: BTreeMap::new(),
+            seen,
+            refused: Vec::new(),
+            gone: VmState::Unknown,
+        }
+    }
+
+    /// Takes listings a second apart, and tells what is told after each one.
+    fn check(settings: &Settings, listings: Vec<Listing>, expected: &[&str]) {
+        let mut records = BTreeMap::new();
+        let mut told = Vec::new();
+        for (second, listing) in (0..).zip(listings) {
+            let at = Time::from_seconds(second);
+            let outcome = reconcile(&records, &listing, None::<Breaker>);
+            for draft in drafts(settings, &outcome, &records, at) {
+                told.push(format!("{second} {} {:?}", draft.target, draft.change));
+            }
+            for decision in &outcome.decisions {
+                apply(&mut records, decision, at);
+            }
+        }
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn what_is_told() {
+        let both = settings(
+            "redis: {host: r}\nendpoints: {vm-group-service-rename-vm: 'http://g/x', auth-service-rename-vm: 'http://a/x'}",
+        );
+        let days = || {
+            vec![
+                listing(vec![seen(UUID, "web", "esx1")]),
+                listing(vec![seen(UUID, "web2", "esx1")]),
+                listing(vec![]),
+                listing(vec![]),
+                listing(vec![seen(UUID, "web3", "esx1")]),
+            ]
+        };
+        check(
+            &both,
+            days(),
+            &[
+                "1 sessions Rename { old: \"web\", new: \"web2\" }",
+                "1 group Rename { old: \"web\", new: \"web2\" }",
+                "1 auth Rename { old: \"web\", new: \"web2\" }",
+                "2 sessions Orphan { name: \"web2\", since: Time(2000000) }",
+                "4 sessions Reactivate { name: \"web2\" }",
+                "4 sessions Rename { old: \"web2\", new: \"web3\" }",
+                "4 group Rename { old: \"web2\", new: \"web3\" }",
+                "4 auth Rename { old: \"web2\", new: \"web3\" }",
+            ],
+        );
+        check(&settings(""), days(), &[]);
+    }
+
+    #[test]
+    fn documents_there_and_back() {
+        let mut records = BTreeMap::new();
+        let outcome = reconcile(&records, &listing(vec![seen(UUID, "web", "esx1")]), None);
+        for decision in &outcome.decisions {
+            apply(&mut records, decision, Time::from_seconds(5));
+        }
+        let vm = records.values().next().unwrap();
+        let written = document(vm, "10.0.0.1");
+        assert_eq!(
+            (written.power_state.as_str(), written.vmware_tools.as_str(), written.hostname.clone()),
+            ("on", "toolsOk", None)
+        );
+        let again = adopted(&written, &vm.record.node).unwrap();
+        assert_eq!(document(&again, "10.0.0.1"), written);
+        let odd = VmDocument { uuid: "../x".into(), ..written };
+        assert!(adopted(&odd, &vm.record.node).is_none());
+    }
+}
