@@ -1,0 +1,355 @@
+//! The MongoDB behind a [`super::MongoSink`].
+
+use super::{Loaded, MongoSettings, Written};
+use crate::document::{self, Field, Fields, VmDocument};
+use crate::error::Error;
+use crate::lease::Lease;
+use model::Time;
+use mongodb::bson::oid::ObjectId;
+use mongodb::bson::{Bson, DateTime, Document, doc};
+use mongodb::error::ErrorKind;
+use mongodb::options::{ClientOptions, Credential, ServerAddress};
+use mongodb::{Client, Collection, Database};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Documents that are read and written at once.
+const BATCH: usize = 500;
+/// How often a batch is read anew because documents came or went meanwhile.
+const ROUNDS: usize = 5;
+/// Characters of a server's reason.
+const MAX_REASON: usize = 200;
+const LEASES: &str = "safetytwin_leases";
+const LEASE: &str = "sync";
+const DUPLICATE_KEY: i32 = 11000;
+
+#[derive(Debug, Clone)]
+pub(super) struct Driver {
+    /// `MongoDB at HOST:PORT`.
+    server: String,
+    db: Database,
+    collection: String,
+    timeout: Duration,
+}
+
+/// What a document that is there is, and under which id.
+type Stored = HashMap<String, (Bson, Fields)>;
+
+/// What became of documents, by their uuids.
+#[derive(Default)]
+struct Tally {
+    added: BTreeSet<String>,
+    updated: BTreeSet<String>,
+    changed: BTreeSet<String>,
+    failed: BTreeMap<String, String>,
+}
+
+impl Driver {
+    pub(super) fn new(settings: MongoSettings) -> Result<Self, Error> {
+        let MongoSettings { host, port, username, password, db, collection, timeout } = settings;
+        let unusable = |why: String| Error::Settings { what: "MongoDB", why };
+        for (what, name) in [("host", &host), ("database", &db), ("collection", &collection)] {
+            if name.is_empty() || name.contains(['\0', '$']) {
+                return Err(unusable(format!("{name:?} is the name of no {what}")));
+            }
+        }
+        let server = format!("MongoDB at {host}:{port}");
+        let credential = username
+            .map(|username| Credential::builder().username(username).password(password).build());
+        let options = ClientOptions::builder()
+            .hosts(vec![ServerAddress::Tcp { host, port: Some(port) }])
+            .app_name("safetytwin".to_owned())
+            .credential(credential)
+            .connect_timeout(timeout)
+            // Earlier than the command's own: it knows why.
+            .server_selection_timeout(timeout / 2)
+            .build();
+        let client = Client::with_options(options).map_err(|error| unusable(error.to_string()))?;
+        Ok(Self { server, db: client.database(&db), collection, timeout })
+    }
+
+    pub(super) async fn load(&self, hosts: &[String]) -> Result<Loaded, Error> {
+        let mut loaded = Loaded::default();
+        let filter = doc! { "esxi_host_addr": { "$in": hosts } };
+        self.find(filter, |document| match document::read(&fields(document)) {
+            Ok(document) => loaded.documents.push(document),
+            Err(field) => {
+                let id = id_of(document).to_string().chars().take(60).collect::<String>();
+                loaded.unreadable.push(format!("document {id}: its `{field}` is no text"));
+            }
+        })
+        .await?;
+        Ok(loaded)
+    }
+
+    pub(super) async fn write(&self, documents: &[VmDocument]) -> Result<Written, Error> {
+        let documents: BTreeMap<&str, &VmDocument> =
+            documents.iter().map(|document| (document.uuid.as_str(), document)).collect();
+        let documents: Vec<&VmDocument> = documents.into_values().collect();
+        let mut tally = Tally::default();
+        for batch in documents.chunks(BATCH) {
+            let mut is_done = false;
+            for _ in 0..ROUNDS {
+                is_done = self.batch(batch, &mut tally).await?;
+                if is_done {
+                    break;
+                }
+            }
+            if !is_done {
+                return Err(Error::Contended { server: self.server.clone() });
+            }
+        }
+        // One that was added and then written again in a further round was added.
+        tally.updated.retain(|uuid| !tally.added.contains(uuid));
+        tally.changed.retain(|uuid| tally.updated.contains(uuid));
+        Ok(Written {
+            added: tally.added.len(),
+            updated: tally.updated.len(),
+            changed: tally.changed.len(),
+            failed: tally.failed.into_iter().collect(),
+        })
+    }
+
+    /// False: documents came or went meanwhile.
+    async fn batch(&self, batch: &[&VmDocument], tally: &mut Tally) -> Result<bool, Error> {
+        let stored = self.stored(batch).await?;
+        let statements: Vec<Document> = batch
+            .iter()
+            .map(|document| match stored.get(&document.uuid) {
+                Some((id, fields)) => update(id, document, fields),
+                None => insert(document),
+            })
+            .collect();
+        let answer = self.update(&self.collection, statements).await?;
+        for document in batch {
+            if let Some((_, fields)) = stored.get(&document.uuid) {
+                tally.updated.insert(document.uuid.clone());
+                if document::change(fields, document).differs {
+                    tally.changed.insert(document.uuid.clone());
+                }
+            }
+        }
+        for index in &answer.upserted {
+            tally.added.extend(batch.get(*index).map(|document| document.uuid.clone()));
+        }
+        let mut came = false;
+        for (index, code, reason) in &answer.errors {
+            let Some(document) = batch.get(*index) else { continue };
+            tally.updated.remove(&document.uuid);
+            if *code == DUPLICATE_KEY && !stored.contains_key(&document.uuid) {
+                came = came || !tally.failed.contains_key(&document.uuid);
+            }
+            tally.failed.insert(document.uuid.clone(), reason.clone());
+        }
+        let went = answer.matched + answer.errors.len() < batch.len();
+        let is_failed = |index: usize| answer.errors.iter().any(|(failed, ..)| *failed == index);
+        for (index, document) in batch.iter().enumerate() {
+            if !is_failed(index) {
+                tally.failed.remove(&document.uuid);
+            }
+        }
+        Ok(!came && !went)
+    }
+
+    /// The first document of each uuid.
+    async fn stored(&self, batch: &[&VmDocument]) -> Result<Stored, Error> {
+        let uuids: Vec<&str> = batch.iter().map(|document| document.uuid.as_str()).collect();
+        let mut stored = Stored::new();
+        self.find(doc! { "uuid": { "$in": uuids } }, |document| {
+            let fields = fields(document);
+            if let Some(Field::Text(uuid)) = fields.get("uuid") {
+                stored.entry(uuid.clone()).or_insert_with(|| (id_of(document).clone(), fields));
+            }
+        })
+        .await?;
+        Ok(stored)
+    }
+
+    async fn find(&self, filter: Document, mut each: impl FnMut(&Document)) -> Result<(), Error> {
+        let collection: Collection<Document> = self.db.collection(&self.collection);
+        let projection: Document =
+            document::FIELDS.iter().map(|field| ((*field).to_owned(), Bson::from(1))).collect();
+        let found =
+            async { collection.find(filter).projection(projection).sort(doc! { "_id": 1 }).await };
+        let mut cursor = self.within(found).await?;
+        while self.within(cursor.advance()).await? {
+            let document = Document::try_from(cursor.current());
+            each(&document.map_err(|_bson| self.unclear("a document that is none"))?);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn lease(
+        &self,
+        holder: &str,
+        now: Time,
+        ttl: Duration,
+    ) -> Result<Lease, Error> {
+        let date = |time: Time| DateTime::from_millis(time.0.div_euclid(1000));
+        let taken = doc! { "$set": { "holder": holder, "until": date(now.plus(ttl)) } };
+        let goes_on = doc! { "q": { "_id": LEASE, "holder": holder }, "u": taken.clone() };
+        if self.update(LEASES, vec![goes_on]).await?.matched == 1 {
+            return Ok(Lease::Ours);
+        }
+        let free = doc! { "_id": LEASE, "until": { "$lt": date(now) } };
+        let takes = doc! { "q": free, "u": taken, "upsert": true };
+        let answer = self.update(LEASES, vec![takes]).await?;
+        match answer.errors.first() {
+            None if answer.matched == 1 => Ok(Lease::TakenOver),
+            None => Err(self.unclear("an update without its outcome")),
+            // It is there, and not free.
+            Some((_, DUPLICATE_KEY, _)) => self.holder().await.map(Lease::Others),
+            Some((_, _, reason)) => {
+                Err(Error::Refused { server: self.server.clone(), source: reason.clone().into() })
+            }
+        }
+    }
+
+    async fn holder(&self) -> Result<String, Error> {
+        let leases: Collection<Document> = self.db.collection(LEASES);
+        let found = self.within(async { leases.find_one(doc! { "_id": LEASE }).await }).await?;
+        let holder = found.as_ref().and_then(|lease| lease.get_str("holder").ok());
+        Ok(holder.unwrap_or_default().to_owned())
+    }
+
+    pub(super) async fn release(&self, holder: &str) -> Result<(), Error> {
+        let delete = doc! { "q": { "_id": LEASE, "holder": holder }, "limit": 1 };
+        let command = doc! { "delete": LEASES, "deletes": [delete] };
+        self.command(command).await.map(|_answer| ())
+    }
+
+    async fn update(&self, collection: &str, updates: Vec<Document>) -> Result<Answer, Error> {
+        let command = doc! { "update": collection, "updates": updates, "ordered": false };
+        let answer = self.command(command).await?;
+        if let Ok(concern) = answer.get_document("writeConcernError") {
+            let code = concern.get_i32("code").unwrap_or_default();
+            return Err(Error::Unready { server: self.server.clone(), code: code.to_string() });
+        }
+        Answer::read(&answer).ok_or_else(|| self.unclear("an update without its outcome"))
+    }
+
+    async fn command(&self, command: Document) -> Result<Document, Error> {
+        self.within(async { self.db.run_command(command).await }).await
+    }
+
+    async fn within<T>(
+        &self,
+        asked: impl Future<Output = mongodb::error::Result<T>>,
+    ) -> Result<T, Error> {
+        let server = || self.server.clone();
+        match timeout(self.timeout, asked).await {
+            Ok(answer) => answer.map_err(|error| told(server(), error)),
+            Err(_elapsed) => Err(Error::Deadline { server: server(), deadline: self.timeout }),
+        }
+    }
+
+    fn unclear(&self, what: &'static str) -> Error {
+        Error::Answer { server: self.server.clone(), what }
+    }
+}
+
+/// What an `update` came to.
+struct Answer {
+    /// Documents that were found, or made.
+    matched: usize,
+    /// Statements that made a document.
+    upserted: Vec<usize>,
+    /// Statement, code, reason.
+    errors: Vec<(usize, i32, String)>,
+}
+
+impl Answer {
+    fn read(answer: &Document) -> Option<Self> {
+        let number = |document: &Document, name: &str| match document.get(name)? {
+            Bson::Int32(number) => usize::try_from(*number).ok(),
+            Bson::Int64(number) => usize::try_from(*number).ok(),
+            _ => None,
+        };
+        let list = |name: &str| -> Vec<&Document> {
+            let list = answer.get_array(name).map(Vec::as_slice).unwrap_or_default();
+            list.iter().filter_map(Bson::as_document).collect()
+        };
+        let upserted = list("upserted").into_iter().map(|made| number(made, "index"));
+        let errors = list("writeErrors").into_iter().map(|error| {
+            let code = error.get_i32("code").unwrap_or_default();
+            let reason = error.get_str("errmsg").unwrap_or_default();
+            let reason = reason.chars().filter(|c| !c.is_control()).take(MAX_REASON).collect();
+            Some((number(error, "index")?, code, reason))
+        });
+        Some(Self {
+            matched: number(answer, "n")?,
+            upserted: upserted.collect::<Option<_>>()?,
+            errors: errors.collect::<Option<_>>()?,
+        })
+    }
+}
+
+fn update(id: &Bson, document: &VmDocument, stored: &Fields) -> Document {
+    let set = bson(document::change(stored, document).set);
+    doc! { "q": { "_id": id.clone(), "uuid": &document.uuid }, "u": { "$set": set } }
+}
+
+fn insert(document: &VmDocument) -> Document {
+    let mut set = document::created(document);
+    // It comes from what is searched for.
+    set.remove("uuid");
+    let id = object_id(&document.uuid);
+    let query = doc! { "_id": id, "uuid": &document.uuid };
+    doc! { "q": query, "u": { "$set": bson(set) }, "upsert": true }
+}
+
+/// The id of a new document: the same for the same VM.
+fn object_id(uuid: &str) -> ObjectId {
+    let hash = blake3::hash(format!("safetytwin document of VM {uuid}").as_bytes());
+    let mut bytes = [0; 12];
+    for (byte, of_hash) in bytes.iter_mut().zip(hash.as_bytes()) {
+        *byte = *of_hash;
+    }
+    ObjectId::from_bytes(bytes)
+}
+
+fn id_of(document: &Document) -> &Bson {
+    document.get("_id").unwrap_or(&Bson::Null)
+}
+
+fn fields(document: &Document) -> Fields {
+    let read = |field: &'static str| {
+        let value = match document.get(field)? {
+            Bson::String(text) => Field::Text(text.clone()),
+            Bson::Boolean(flag) => Field::Flag(*flag),
+            Bson::Null => Field::Null,
+            _ => Field::Other,
+        };
+        Some((field, value))
+    };
+    document::FIELDS.iter().filter_map(|field| read(field)).collect()
+}
+
+fn bson(fields: Fields) -> Document {
+    let value = |field| match field {
+        Field::Text(text) => Bson::String(text),
+        Field::Flag(flag) => Bson::Boolean(flag),
+        Field::Null | Field::Other => Bson::Null,
+    };
+    fields.into_iter().map(|(name, field)| (name.to_owned(), value(field))).collect()
+}
+
+fn told(server: String, error: mongodb::error::Error) -> Error {
+    /// Not the primary, shutting down, stepping down, and the like.
+    const UNREADY: [i32; 12] = [6, 7, 89, 91, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436];
+    match error.kind.as_ref() {
+        ErrorKind::Authentication { .. } => Error::Denied { server, source: error.into() },
+        ErrorKind::Command(command) if matches!(command.code, 13 | 18) => {
+            Error::Denied { server, source: error.into() }
+        }
+        ErrorKind::Command(command) if UNREADY.contains(&command.code) => {
+            Error::Unready { server, code: command.code.to_string() }
+        }
+        ErrorKind::Io(_)
+        | ErrorKind::ServerSelection { .. }
+        | ErrorKind::ConnectionPoolCleared { .. }
+        | ErrorKind::DnsResolve { .. } => Error::Unreachable { server, source: error.into() },
+        _ => Error::Refused { server, source: error.into() },
+    }
+}
