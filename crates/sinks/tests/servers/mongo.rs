@@ -110,11 +110,11 @@ async fn documents_are_as_the_application_reads_them() {
     };
     assert_eq!(counts(&sink.write(std::slice::from_ref(&gone)).await.unwrap()), (0, 1, 1));
     let stored = one(&vms, "u1").await;
-    assert_eq!(stored.get_str("name"), Ok("vm-02"));
-    assert_eq!(stored.get_str("hostname"), Ok("vm-01.example"));
-    assert_eq!(stored.get_bool("orphan"), Ok(true));
-    assert_eq!(stored.get_str("orphan_since"), Ok("01-07-2024: 12:35:00"));
-    assert_eq!(stored.get_str("last_sync_time"), Ok("01-07-2024: 12:36:00"));
+    assert_eq!(stored.get_str("name").unwrap(), "vm-02");
+    assert_eq!(stored.get_str("hostname").unwrap(), "vm-01.example");
+    assert!(stored.get_bool("orphan").unwrap());
+    assert_eq!(stored.get_str("orphan_since").unwrap(), "01-07-2024: 12:35:00");
+    assert_eq!(stored.get_str("last_sync_time").unwrap(), "01-07-2024: 12:36:00");
     let again = VmDocument { orphan_since: Some(at(999)), ..gone };
     assert_eq!(counts(&sink.write(std::slice::from_ref(&again)).await.unwrap()), (0, 1, 0));
     assert_eq!(one(&vms, "u1").await, stored, "an orphan since it is one");
@@ -177,7 +177,8 @@ async fn what_others_keep_there_stays_as_it_is() {
     vms.update_one(doc! { "uuid": "u2" }, set).await.unwrap();
     assert_eq!(counts(&sink.write(&documents).await.unwrap()), (0, 2, 0));
     let stored = one(&vms, "u2").await;
-    assert_eq!((stored.get_str("notes"), stored.get_bool("_marked")), (Ok("mine"), Ok(true)));
+    assert_eq!(stored.get_str("notes").unwrap(), "mine");
+    assert!(stored.get_bool("_marked").unwrap());
 }
 
 #[tokio::test]
@@ -211,7 +212,7 @@ async fn ten_thousand_are_written_in_batches() {
     // Of one VM the last counts.
     let twice = [document("u00000", "first"), document("u00000", "second")];
     assert_eq!(counts(&sink.write(&twice).await.unwrap()), (0, 1, 1));
-    assert_eq!(one(&vms, "u00000").await.get_str("name"), Ok("second"));
+    assert_eq!(one(&vms, "u00000").await.get_str("name").unwrap(), "second");
 }
 
 #[tokio::test]
