@@ -115,7 +115,7 @@ impl SourceResult {
     #[must_use]
     pub fn changes(&self) -> usize {
         let moves = self.renamed + self.moved + self.refreshed;
-        self.added + self.orphaned + self.reactivated + self.held + moves
+        self.added + self.orphaned + self.reactivated + moves
     }
 }
 

@@ -210,6 +210,7 @@ fn help_names_the_commands() {
           run          See what takes long: its state, its log, and end it
           image        Build, list and delete the base images that machines start from
           inventory    See the VMs of all nodes: their state, their use, how well they do
+          sync         Keep VMs in step with ESXi hosts and vCenters, and see how it stands
           token        Create, list and revoke tokens of the server on this machine
           doctor       Find what is missing or misconfigured, and how to mend it
           completions  Print a completion script for a shell

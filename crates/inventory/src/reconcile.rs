@@ -230,11 +230,11 @@ fn doubt(listing: &Listing, node: &HostId) -> Option<String> {
         return Some(reason.clone());
     }
     let elsewhere = listing.nodes.iter().find_map(|(node, completeness)| match completeness {
-        Completeness::Incomplete(_) => Some(node),
-        Completeness::Complete | Completeness::Partial => None,
+        Completeness::Incomplete(_) | Completeness::Partial => Some(node),
+        Completeness::Complete => None,
     });
     if let Some(node) = elsewhere {
-        return Some(format!("it may have moved to {node}, which could not be listed"));
+        return Some(format!("it may have moved to {node}, which was not listed whole"));
     }
     let unseen = listing.elsewhere.iter().next();
     unseen.map(|(node, why)| format!("it may have moved to {node}: {why}"))

@@ -30,17 +30,18 @@ pub fn listing(node: &HostId, objects: &Objects) -> Read {
         .map(|(id, _)| id.as_str())
         .collect();
     let denied = objects.machines.values().flat_map(|machine| &machine.denied).next();
-    if let Some(first) = without.first() {
+    let doubt = if let Some(first) = without.first() {
         let (count, first) = (without.len(), shown(first));
-        read.completeness =
-            Completeness::Incomplete(format!("of {count} VMs no UUID can be read, as of {first}"));
+        Some(format!("of {count} VMs no UUID can be read, as of {first}"))
     } else if let Some(path) = denied {
-        let reason = format!("the user may not read {path} of each VM; give it the role Read-only");
-        read.completeness = Completeness::Incomplete(reason);
+        Some(format!("the user may not read {path} of each VM; give it the role Read-only"))
     } else if read.seen.is_empty() {
         let reason = "it lists no VM at all, which is believed of nobody; see the user's rights";
-        read.completeness = Completeness::Incomplete(reason.to_owned());
-    }
+        Some(reason.to_owned())
+    } else {
+        None
+    };
+    read.completeness = doubt.map_or(Completeness::Complete, Completeness::Incomplete);
     read
 }
 

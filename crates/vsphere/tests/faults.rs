@@ -166,7 +166,7 @@ async fn answers_that_are_none() {
         .await;
     let status = Answer::Body(404, String::new());
     check("RetrieveServiceContent", status, "HTTP status 404").await;
-    check("RetrieveServiceContent", body("<x"), "is not XML").await;
+    check("RetrieveServiceContent", body("<x></y>"), "is not XML").await;
     check("RetrieveServiceContent", body("<x/>"), "without rootFolder").await;
     let bomb = r#"<!DOCTYPE a [<!ENTITY b "b">]><a>&b;</a>"#.to_owned();
     check("RetrieveServiceContent", Answer::Body(200, bomb), "which is refused").await;

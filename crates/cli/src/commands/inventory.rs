@@ -12,7 +12,7 @@ use api::vm::{
     ConfirmOrphans, ConfirmedOrphans, Presence, Vm, VmCause, VmCheckSpec, VmChecks, VmEvent,
     VmHealthReport, VmJournal, VmMonitor, VmRecovery, VmTraffic, VmUsage, Vms,
 };
-use model::vm::{VmHealth, VmState};
+use model::vm::{VmHealth, VmSource, VmState};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
@@ -215,8 +215,13 @@ fn table(answer: &Vms, view: &View) -> String {
                 Cell::painted(vm.health.as_str(), paint(vm.health))
             }
         };
+        // Nobody knows a VM by its UUID.
+        let called = match vm.source {
+            VmSource::Microvm => vm.id.as_str(),
+            VmSource::Vsphere => vm.name.as_str(),
+        };
         table.row([
-            Cell::painted(vm.id.as_str(), Paint::Bold),
+            Cell::painted(called, Paint::Bold),
             Cell::painted(said_state, state_paint),
             Cell::from(vm.since.map_or_else(none, |since| view.age(since.min(view.now)))),
             health,

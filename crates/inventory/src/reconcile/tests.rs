@@ -170,9 +170,9 @@ fn what_a_part_says_nothing_of() {
     check(
         &[few, many, listing(&["n1", "n2: no answer"], &[])],
         &expect![[r#"
-            stale a: it may have moved to n2, which could not be listed
-            stale b: it may have moved to n2, which could not be listed
-            stale c: it may have moved to n2, which could not be listed
+            stale a: it may have moved to n2, which was not listed whole
+            stale b: it may have moved to n2, which was not listed whole
+            stale c: it may have moved to n2, which was not listed whole
             stale d: no answer
             stale e: no answer
             stale f: no answer
@@ -196,7 +196,7 @@ fn what_moves() {
         &[known.clone(), listing(&["n1", "n2: no answer"], &[])],
         &expect![[r#"
             stale db: no answer
-            stale web: it may have moved to n2, which could not be listed
+            stale web: it may have moved to n2, which was not listed whole
         "#]],
     );
     check(

@@ -443,17 +443,16 @@ impl Engine {
         });
     }
 
-    /// Whether something came of a pass that did not of the last: what fails again and again in
-    /// the same way is told once.
+    /// Whether something came of a pass that did not of the last: what fails, or is held, again
+    /// and again in the same way is told once.
     fn is_another(&self, pass: &Pass) -> bool {
-        let faults = |results: &mut dyn Iterator<Item = &SourceResult>| -> Vec<(String, String)> {
-            let bad = results.filter(|result| !result.ok);
-            bad.map(|result| (result.host.clone(), result.message.clone().unwrap_or_default()))
-                .collect()
+        let doubts = |results: Vec<&SourceResult>| -> Vec<(String, Option<String>, usize)> {
+            let doubtful = results.into_iter().filter(|result| !result.ok || result.held > 0);
+            doubtful.map(|one| (one.host.clone(), one.message.clone(), one.held)).collect()
         };
         let changes: usize = pass.results.values().map(SourceResult::changes).sum();
-        let before = self.last.as_ref().map(|last| faults(&mut last.results.iter()));
-        changes > 0 || before != Some(faults(&mut pass.results.values()))
+        let before = self.last.as_ref().map(|last| doubts(last.results.iter().collect()));
+        changes > 0 || before != Some(doubts(pass.results.values().collect()))
     }
 
     fn begin_run(&self, cause: Cause) -> Result<Told, crate::runs::Error> {

@@ -89,7 +89,7 @@ impl Pass {
 
     /// Whether anything of it is worth a run of its own.
     pub(super) fn is_of_note(&self) -> bool {
-        self.results.values().any(|result| !result.ok || result.changes() > 0)
+        self.results.values().any(|result| !result.ok || result.held > 0 || result.changes() > 0)
     }
 
     pub(super) fn outcome(&self) -> Result<(), String> {

@@ -341,7 +341,9 @@ impl Controller {
             if look_at_loops && vm.condition.looping.is_some() {
                 self.due.insert(vm.record.node.clone());
             }
-            let judged = vm.health.judged_at(&state);
+            // Of what is listed anew all the time there is no need to.
+            let is_ours = vm.record.source == VmSource::Microvm;
+            let judged = vm.health.judged_at(&state).filter(|_| is_ours);
             if judged.is_some_and(|at| now.since(at) >= health::RHYTHM) {
                 to_judge.push(vm.record.id.clone());
             }
