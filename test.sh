@@ -13,7 +13,7 @@ root=$PWD
 
 say() { printf '\n== %s\n' "$*"; }
 
-steps=(shell format lint unit openapi deny alerts lab observe machines libvirt twins follow endtoend inventory kills fuzz)
+steps=(shell format lint unit openapi deny alerts lab observe machines libvirt twins follow endtoend inventory sinks sync kills fuzz)
 allow_missing=no
 chosen=()
 while [ $# -gt 0 ]; do
@@ -172,6 +172,20 @@ step_inventory() {
     [ "$(id -u)" -eq 0 ] || return 0
     programs
     lab/inventory "$binaries"
+}
+
+# Documents and sessions in servers that are killed meanwhile.
+step_sinks() {
+    cargo clippy --locked --quiet -p sinks --features mongodb,redis,https --all-targets -- -D warnings
+    lab/sync-parts test
+}
+
+# A day of VMs in step with simulated vSpheres, a real Redis, FerretDB, and outages of each.
+step_sync() {
+    ensure_packages python3-pymongo python3-redis openssl
+    cargo clippy --locked --quiet -p server -p cli --features server/sync,cli/sync --all-targets -- -D warnings
+    cargo build --locked --quiet -p cli --features sync
+    lab/sync "$binaries"
 }
 
 step_kills() {
