@@ -622,3 +622,52 @@ fn matching<'s>(sight: &'s Sight, wanted: &[String]) -> BTreeSet<&'s str> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vsphere::Machine;
+
+    const ONE: &str = "423c1d0e-0000-0000-0000-000000000001";
+    const TWO: &str = "423c1d0e-0000-0000-0000-000000000002";
+
+    fn sight() -> Sight {
+        let machine = |uuid: &str, name: &str| Machine {
+            uuid: Some(uuid.to_uppercase()),
+            name: name.into(),
+            ..Machine::default()
+        };
+        let mut sight = Sight::default();
+        // One is called as the other's UUID is.
+        sight.objects.machines.insert("vm-1".into(), machine(ONE, "web"));
+        sight.objects.machines.insert("vm-2".into(), machine(TWO, ONE));
+        sight
+    }
+
+    #[test]
+    fn the_uuid_goes_before_the_name() {
+        let sight = sight();
+        let check = |wanted: &[&str], expected: &[&str]| {
+            let wanted: Vec<String> = wanted.iter().map(|text| (*text).to_owned()).collect();
+            assert_eq!(matching(&sight, &wanted).into_iter().collect::<Vec<_>>(), expected);
+        };
+        check(&[ONE], &["vm-1"]);
+        check(&["web", TWO], &["vm-1", "vm-2"]);
+        check(&["", "we", "vm-1"], &[]);
+    }
+
+    #[test]
+    fn changes_are_noted() {
+        let (mut sight, mut touched) = (sight(), Touched::default());
+        let change = |id: &str| Change { id: id.into(), ..Change::default() };
+        assert_eq!(touch(&mut touched, &mut sight, change("vm-3")), None);
+        assert!(touched.ids.contains("vm-3") && !touched.left && !touched.all);
+        let gone = Change { leaves: true, ..change("vm-1") };
+        let left = touch(&mut touched, &mut sight, gone.clone());
+        assert_eq!(left.unwrap().as_str(), ONE);
+        assert!(touched.left && !sight.objects.machines.contains_key("vm-1"));
+        assert_eq!(touch(&mut touched, &mut sight, gone), None, "told twice");
+        touch(&mut touched, &mut sight, Change { thing: Thing::Place, ..change("group-1") });
+        assert!(touched.all);
+    }
+}

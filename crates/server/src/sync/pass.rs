@@ -161,3 +161,43 @@ pub(super) async fn record(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_ends_when_all_sources_did() {
+        let node = |name: &str| HostId::new(name).unwrap();
+        let mut pass = Pass::new(Why::Asked, Time(0), [node("a"), node("b")].into());
+        let good = SourceResult { ok: true, host: "a".into(), renamed: 1, ..Default::default() };
+        pass.finish(&node("a"), good.clone());
+        pass.finish(&node("a"), SourceResult::default());
+        assert_eq!((pass.waits_for.len(), pass.results.len()), (1, 1));
+        assert!(pass.is_of_note() && pass.outcome().is_ok());
+        let message = Some("it is off".to_owned());
+        pass.finish(&node("b"), SourceResult { host: "b".into(), message, ..Default::default() });
+        assert_eq!(pass.outcome(), Err("b: it is off".to_owned()));
+        let said: Vec<String> = pass
+            .said
+            .iter()
+            .filter_map(|saying| match saying {
+                Saying::Line(text) => Some(text.clone()),
+                _ => None,
+            })
+            .collect();
+        let rest = "0 moved, 0 orphaned, 0 reactivated";
+        assert_eq!(
+            said,
+            [
+                format!("a: 0 added, 0 updated, 1 renamed, {rest}"),
+                format!("b: 0 added, 0 updated, 0 renamed, {rest}; it is off"),
+            ]
+        );
+        let (lines, mut receiver) = lines();
+        pass.tell(Told { id: RunId::new(1), lines });
+        assert!(matches!(receiver.try_recv(), Ok(Saying::Line(_))));
+        let quiet = Pass::new(Why::Schedule, Time(0), [].into());
+        assert!(!quiet.is_of_note());
+    }
+}
