@@ -162,7 +162,7 @@ impl Settings {
     pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
         let file: File = serde_saphyr::from_str(text).map_err(|error| Error::Form {
             path: path.to_owned(),
-            message: model::keys::fault(&error.to_string(), text),
+            message: model::keys::fault(&error.to_string(), &without_passwords(text)),
         })?;
         file.check().map_err(|(key, message)| Error::Value {
             path: Some(path.to_owned()),
@@ -194,6 +194,15 @@ impl Settings {
             );
         }
     }
+}
+
+/// The text as it may be shown: of a line with a password nothing that follows its key.
+fn without_passwords(text: &str) -> String {
+    let shown = |line: &str| match line.split_once("password") {
+        Some((before, _)) => format!("{before}password: …\n"),
+        None => format!("{line}\n"),
+    };
+    text.lines().map(shown).collect()
 }
 
 type Wrong = (&'static str, String);
@@ -382,7 +391,7 @@ redis:
             SEED.lines().filter(|one| !one.trim().starts_with(line)).collect::<Vec<_>>().join("\n")
         };
         check(&without("username: root"), "missing field `username`");
-        check(&without("username: root"), "/etc/sync.yaml: line 2");
+        check(&without("username: root"), "/etc/sync.yaml: line 4, \"password: …\"");
         check(&without("collection:"), "missing field `collection`");
         check(&without("password: pässwort"), "missing field `password`");
         check(
