@@ -478,6 +478,8 @@ impl Engine {
             return;
         }
         match self.begin_run(cause) {
+            // The last one is over, and its log not quite.
+            Err(crate::runs::Error::Busy { .. }) => drop(reply.send(Err(Error::Already))),
             Err(error) => drop(reply.send(Err(error.into()))),
             Ok(told) => {
                 drop(reply.send(Ok(told.id)));

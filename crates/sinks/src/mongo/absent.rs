@@ -11,7 +11,6 @@ use std::time::Duration;
 pub(super) enum Driver {}
 
 impl Driver {
-    #[expect(clippy::needless_pass_by_value, reason = "the driver keeps them")]
     pub(super) fn new(_settings: MongoSettings) -> Result<Self, Error> {
         Err(Error::NotBuilt("mongodb"))
     }

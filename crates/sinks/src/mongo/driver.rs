@@ -197,9 +197,8 @@ impl Driver {
         let answer = self.update(LEASES, vec![takes]).await?;
         match answer.errors.first() {
             None if answer.matched == 1 => Ok(Lease::TakenOver),
-            None => Err(self.unclear("an update without its outcome")),
-            // It is there, and not free.
-            Some((_, DUPLICATE_KEY, _)) => self.holder().await.map(Lease::Others),
+            // It is there, and not free. Some servers do not say that as a fault.
+            None | Some((_, DUPLICATE_KEY, _)) => self.holder().await.map(Lease::Others),
             Some((_, _, reason)) => {
                 Err(Error::Refused { server: self.server.clone(), source: reason.clone().into() })
             }
