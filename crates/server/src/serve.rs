@@ -83,8 +83,7 @@ pub struct Server {
     router: Router,
     /// What the inventory is told.
     messages: mpsc::Receiver<vms::Message>,
-    /// What keeping VMs in step is told, and where the older service's clients ask.
-    commands: Option<(mpsc::Receiver<sync::Command>, TcpListener)>,
+    commands: Option<OlderService>,
 }
 
 impl Server {
@@ -127,17 +126,7 @@ impl Server {
         let history = opened.unwrap_or(Err(store::Error::Closed))?;
         // After the history, whose lock says that no other server uses the directory.
         let (runs, images) = long_work(&config).await?;
-        let (sync, commands) = match config.sync {
-            Some(settings) => {
-                let (host, port) = settings.address();
-                let listener = TcpListener::bind((host, port)).await.map_err(|source| {
-                    Error::ListenOlder { address: format!("{host}:{port}"), source }
-                })?;
-                let (sync, commands) = Sync::open(settings, history.records(), clock::now())?;
-                (Some(sync), Some((commands, listener)))
-            }
-            None => (None, None),
-        };
+        let (sync, commands) = follow_vspheres(config.sync, &history).await?;
         let (vms, messages) = Vms::open(&history, config.inventory, clock::now())?;
         let app = Arc::new(App {
             snapshots: Snapshots::open(&history, config.max_snapshots)?,
@@ -241,6 +230,22 @@ impl Server {
             tracing::error!("the history could not be closed in order");
         }
     }
+}
+
+/// What keeping VMs in step is told, and where the older service's clients ask.
+type OlderService = (mpsc::Receiver<sync::Command>, TcpListener);
+
+async fn follow_vspheres(
+    settings: Option<sync::Settings>,
+    history: &History,
+) -> Result<(Option<Sync>, Option<OlderService>), Error> {
+    let Some(settings) = settings else { return Ok((None, None)) };
+    let (host, port) = settings.address();
+    let listener = TcpListener::bind((host, port)).await;
+    let failed = |source| Error::ListenOlder { address: format!("{host}:{port}"), source };
+    let listener = listener.map_err(failed)?;
+    let (sync, commands) = Sync::open(settings, history.records(), clock::now())?;
+    Ok((Some(sync), Some((commands, listener))))
 }
 
 async fn listen(listener: TcpListener, router: Router, stopping: CancellationToken) {

@@ -1,11 +1,14 @@
 //! What a server can do wrong, over real TLS: each is an error that says what, and in time.
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of a test")]
+
+use rustls::ServerConfig;
+use rustls::pki_types::PrivateKeyDer;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use vsphere::{Error, Fingerprint, Password, Requests, Session, Settings, Trust};
 
 const CONTENT: &str = r#"<RetrieveServiceContentResponse xmlns="urn:vim25"><returnval><rootFolder type="Folder">group-d1</rootFolder><propertyCollector type="PropertyCollector">pc</propertyCollector><viewManager type="ViewManager">vm</viewManager><about><fullName>a test</fullName><apiType>HostAgent</apiType></about><sessionManager type="SessionManager">sm</sessionManager></returnval></RetrieveServiceContentResponse>"#;
@@ -38,7 +41,7 @@ fn envelope(inner: &str) -> String {
 async fn server(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Settings {
     let key = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
     let certificate = key.cert.der().clone();
-    let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -88,8 +91,8 @@ async fn server(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Sett
     }
 }
 
-fn rustls_pki(der: &[u8]) -> tokio_rustls::rustls::pki_types::PrivateKeyDer<'static> {
-    tokio_rustls::rustls::pki_types::PrivateKeyDer::try_from(der.to_vec()).unwrap()
+fn rustls_pki(der: &[u8]) -> PrivateKeyDer<'static> {
+    PrivateKeyDer::try_from(der.to_vec()).unwrap()
 }
 
 /// The name of the call; nothing when the client has gone.
