@@ -1,5 +1,7 @@
 //! The outbox and endpoints that behave well, badly, and not at all.
 
+#![expect(clippy::unwrap_used, reason = "helpers of a test")]
+
 mod common;
 
 use common::{Call, Kept, Peer, Reply, clock, rename, until};
