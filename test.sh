@@ -50,7 +50,7 @@ step_shell() {
     ensure_packages shellcheck
     local scripts=()
     # Everything that says it is for a shell, and what such read.
-    mapfile -t scripts < <(git grep -lI -E '^#!.*(bash|/sh)$' -- ':!*.md'; git ls-files '*.sh')
+    mapfile -t scripts < <(git grep -lI -E '^#!.*(bash|/sh)$' -- ':!*.md' ':!*.j2'; git ls-files '*.sh')
     shellcheck -x -P SCRIPTDIR -P "$root" "${scripts[@]}"
 }
 
