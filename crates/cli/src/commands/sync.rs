@@ -210,7 +210,7 @@ mod tests {
         shown = shown.replace(&age, "AGE");
         expect![[r#"
             state        in step
-            last pass    AGE ago, took 1.2 s
+            last pass    AGE ago, took 1 s
             decisions    2 register, 1 orphan
             documents    1 wait; no answer
             outbox       3 wait, 1 given up: twin sync outbox list --dead
