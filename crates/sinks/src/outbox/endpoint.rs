@@ -128,7 +128,8 @@ impl Endpoint {
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = match uri.port() {
             Some(port) => port.as_u16(),
-            None if authority.ends_with(':') => return Err(unclear()),
+            // What stands behind the host is no port.
+            None if uri.host() != Some(authority.as_str()) => return Err(unclear()),
             None if is_secure => 443,
             None => 80,
         };
