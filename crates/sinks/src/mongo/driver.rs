@@ -276,8 +276,13 @@ impl Answer {
             let reason = reason.chars().filter(|c| !c.is_control()).take(MAX_REASON).collect();
             Some((number(error, "index")?, code, reason))
         });
+        let matched = match number(answer, "n") {
+            // Some servers count nothing beside what went wrong.
+            None if answer.contains_key("writeErrors") => 0,
+            matched => matched?,
+        };
         Some(Self {
-            matched: number(answer, "n")?,
+            matched,
             upserted: upserted.collect::<Option<_>>()?,
             errors: errors.collect::<Option<_>>()?,
         })
