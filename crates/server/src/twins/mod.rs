@@ -213,7 +213,7 @@ impl Twins {
         };
         if let Err(error) = self.off_thread(|this| this.inner.access.sweep()).await {
             let error: &dyn std::error::Error = &error;
-            tracing::warn!(error, "half-made keys stay for now");
+            tracing::warn!(error, "half-made keys are swept when the server starts again");
         }
         clones::sweep(self, hypervisor.as_ref()).await;
         Ok(hypervisor)

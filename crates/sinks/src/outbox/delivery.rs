@@ -117,7 +117,7 @@ impl Carrier {
         if let (Target::Sessions, Ok(()), Some(sessions)) = (target, &arrived, &self.sessions)
             && let Err(error) = sessions.forget().await
         {
-            tracing::debug!("the notes of a pass stay for now: {error}");
+            tracing::debug!("the notes of a pass go after a later one: {error}");
         }
         target
     }

@@ -305,7 +305,7 @@ impl Hypervisor for Qemu {
         for origin in stood_on.keys().filter(|origin| self.home(origin).exists()) {
             let Ok(_turn) = self.turns.take(origin) else { continue };
             if let Err(error) = self.collect(&self.home(origin)) {
-                tracing::warn!(machine = %origin, error = &error as &dyn std::error::Error, "layers that nothing stands on stay for now");
+                tracing::warn!(machine = %origin, error = &error as &dyn std::error::Error, "layers that nothing stands on go with the next change of their machine");
             }
         }
         Ok(())
