@@ -212,6 +212,32 @@ mkdir -p "$CARGO_TARGET_DIR"
 free=$(($(df --output=avail --block-size=1G "$CARGO_TARGET_DIR" | tail -n 1)))
 [ $free -ge 10 ] || missing "room: $free GB are free for $CARGO_TARGET_DIR, 10 are needed" || exit 1
 
+# What failed is told once more at the end, where it is found.
+told=$(mktemp)
+trap 'rm -f "$told"' EXIT
+exec > >(tee "$told") 2>&1
+
+# Waits until all that was said so far, of which $1 is the last, was told. No longer than that: what
+# a step left running may still hold the other end.
+until_told() {
+    local _
+    for _ in {1..100}; do
+        ! tail -n 1 "$told" | grep -qF -e "$1" || return 0
+        sleep 0.05
+    done
+}
+
+# The complaints of a step, or else the last that it said.
+complaints() {
+    local of wrong='\bFAILED\b\|panicked at\|^error'
+    of=$(sed -n "/^== $1\$/,/^-- $1 /p" "$told" | grep -v '^\(ok\|==\|--\|test .* ok$\|$\)')
+    if grep -q "$wrong" <<<"$of"; then
+        grep -A 6 "$wrong" <<<"$of" | head -n 30
+    else
+        tail -n 15 <<<"$of"
+    fi | cut -c -300 | sed 's/^/    /'
+}
+
 passed=0
 failed=()
 for step in "${chosen[@]}"; do
@@ -230,9 +256,10 @@ for step in "${chosen[@]}"; do
         failed+=("$step")
         printf -- '-- %s FAILED in %s s\n' "$step" $((SECONDS - begin))
     fi
+    until_told "-- $step "
 done
 
-printf '\n'
-[ ${#failed[@]} -eq 0 ] || printf 'failed: %s\n' "${failed[*]}"
-printf '%s passed, %s failed\n' "$passed" "${#failed[@]}"
+for step in "${failed[@]}"; do printf '\nfailed: %s\n%s\n' "$step" "$(complaints "$step")"; done
+printf '\n%s passed, %s failed\n' "$passed" "${#failed[@]}"
+until_told ' passed, '
 [ ${#failed[@]} -eq 0 ]

@@ -71,15 +71,22 @@ impl<'r> Command<'r> {
     pub(super) fn word(&mut self, word: &str) -> Option<Range<usize>> {
         super::work::spend(word.len());
         let next = std::mem::replace(&mut self.next, Next::Anything);
-        match next {
-            Next::Anything => {}
-            Next::Secret if !word.is_empty() => return Some(0..word.len()),
-            Next::Credible if is_credible(word) && !word.starts_with("--") => {
-                return Some(0..word.len());
+        let whole = match next {
+            Next::Secret => !word.is_empty(),
+            Next::Credible => is_credible(word) && !word.starts_with("--"),
+            Next::Key => is_key(word),
+            Next::Cookie => word.contains('='),
+            Next::Anything | Next::Header | Next::AfterPercent => false,
+        };
+        if whole {
+            // Where the option before it was a flag, this is an option, with a value of its own.
+            if word.starts_with('-') {
+                let _hidden_anyway = self.option(word);
             }
-            Next::Key if is_key(word) => return Some(0..word.len()),
+            return Some(0..word.len());
+        }
+        match next {
             Next::Header if word.contains(':') => return header(word),
-            Next::Cookie if word.contains('=') => return Some(0..word.len()),
             Next::AfterPercent if word.contains('%') => {
                 return word.find('%').map(|at| at + 1..word.len());
             }

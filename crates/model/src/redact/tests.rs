@@ -159,6 +159,7 @@ fn more_arguments() {
         "vllm␣serve␣--max-tokens␣4096␣--max-num-batched-tokens=8192",
         "docker␣run␣-p␣80:80␣--init␣app",
         "app␣-H␣--passphrase␣«x»",
+        "app␣-pw␣«--x_credentials»␣«x»",
         "smbclient␣-U␣--password␣«x»",
     ] {
         check(marked, run_arguments);
