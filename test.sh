@@ -141,13 +141,14 @@ step_libvirt() {
         cargo test --locked --quiet -p vm --features libvirt --test contract libvirt
 }
 
-# The server's twins, with a guest that boots.
+# The server's twins, with a guest that boots, and what goes wrong with them.
 step_twins() {
     ensure_virtualisation
     local image
     programs
     image=$(lab/guest-image)
     lab/twins "$binaries" "$image"
+    lab/faults "$binaries" "$image"
 }
 
 # A twin that follows its host, with a guest that boots and all of the host's packages in it.
