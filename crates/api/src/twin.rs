@@ -146,7 +146,7 @@ pub struct Ssh {
     pub known_hosts: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Twins {
     /// By name, clones among them.
@@ -154,6 +154,9 @@ pub struct Twins {
     /// Those that are there and can't be worked with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unusable: Vec<UnusableTwin>,
+    /// Give it as `after` for the next page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A twin that is there and can't be worked with. The others can.

@@ -4,6 +4,7 @@
 use crate::failure::Failure;
 use api::answer::{Diff, Host, Hosts, Loads, Log, State};
 use api::client::{Body, Client, segment};
+use api::twin::Twins;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{Method, Response, StatusCode};
@@ -13,8 +14,8 @@ use serde::de::DeserializeOwned;
 use std::fmt;
 use std::time::Duration;
 
-/// Hosts in one page of the list.
-const HOSTS_PAGE: usize = 500;
+/// What is asked for at once of a list.
+const PAGE: usize = 500;
 
 /// All changes of a version: more than any has.
 pub(crate) const ALL_CHANGES: usize = 1_000_000;
@@ -235,22 +236,48 @@ impl Remote {
         sent.map(drop).map_err(|error| Failure::from_client(&self.url, error))
     }
 
+    /// The pages of a list, until there is no next one. `take` gives what the next begins after.
+    async fn pages<P: DeserializeOwned>(
+        &mut self,
+        list: &str,
+        page: usize,
+        mut take: impl FnMut(P) -> Option<String>,
+    ) -> Result<(), Failure> {
+        let mut after: Option<String> = None;
+        loop {
+            let query = Query::of(&[list]).with("limit", page).with_some("after", after);
+            after = take(self.get(&query).await?);
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
     /// The first hosts, at most `limit`, in the server's order.
     pub(crate) async fn hosts(&mut self, limit: usize) -> Result<Vec<Host>, Failure> {
         let mut hosts = Vec::new();
-        let mut after: Option<String> = None;
-        loop {
-            let page = HOSTS_PAGE.min(limit - hosts.len());
-            let query = Query::of(&["hosts"]).with("limit", page).with_some("after", after.take());
-            let answer: Hosts = self.get(&query).await?;
-            // A page without hosts would make this loop endless.
-            let more = answer.next.filter(|_| !answer.hosts.is_empty());
+        let take = |answer: Hosts| {
+            // A page without hosts would have this go on for ever.
+            let next = answer.next.filter(|_| !answer.hosts.is_empty());
             hosts.extend(answer.hosts);
-            match more {
-                Some(next) if hosts.len() < limit => after = Some(next),
-                _ => return Ok(hosts),
-            }
-        }
+            next.filter(|_| hosts.len() < limit)
+        };
+        self.pages("hosts", PAGE.min(limit), take).await?;
+        hosts.truncate(limit);
+        Ok(hosts)
+    }
+
+    /// All twins, and those that can't be used.
+    pub(crate) async fn twins(&mut self) -> Result<Twins, Failure> {
+        let mut all = Twins::default();
+        let take = |answer: Twins| {
+            let is_empty = answer.twins.is_empty() && answer.unusable.is_empty();
+            all.twins.extend(answer.twins);
+            all.unusable.extend(answer.unusable);
+            answer.next.filter(|_| !is_empty)
+        };
+        self.pages("twins", PAGE, take).await?;
+        Ok(all)
     }
 
     /// `None` when the server knows no such host.
@@ -335,6 +362,39 @@ impl Remote {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::list::tests::host;
+    use crate::fake_server::{FakeServer, Reply};
+    use api::twin::UnusableTwin;
+
+    #[test]
+    fn lists_are_read_to_their_last_page() {
+        fn twin(name: &str) -> UnusableTwin {
+            let (hypervisor, reason) = ("qemu".into(), "it ends".into());
+            UnusableTwin { name: name.into(), hypervisor, reason }
+        }
+        let page = |name: &str, next: Option<&str>| {
+            let next = next.map(str::to_owned);
+            Reply::json(&Twins { unusable: vec![twin(name)], next, ..Twins::default() })
+        };
+        let hosts = |name: &str, next: Option<&str>| {
+            Reply::json(&Hosts { hosts: vec![host(name)], next: next.map(str::to_owned) })
+        };
+        let server = FakeServer::start(move |request, _nth| match request {
+            "/api/v1/twins?limit=500" => page("a", Some("a")),
+            "/api/v1/twins?limit=500&after=a" => page("b", None),
+            "/api/v1/hosts?limit=2" => hosts("a", Some("a")),
+            "/api/v1/hosts?limit=2&after=a" => hosts("b", Some("b")),
+            _ => Reply::status(404),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut remote = Remote::new(&server.url(), None).unwrap();
+            assert_eq!(remote.twins().await.unwrap().unusable, [twin("a"), twin("b")]);
+            let names: Vec<String> =
+                remote.hosts(2).await.unwrap().iter().map(|host| host.host.to_string()).collect();
+            assert_eq!(names, ["a", "b"], "and no further page is asked for");
+        });
+    }
 
     #[test]
     fn values_do_not_leave_their_place() {

@@ -1,7 +1,6 @@
 //! `twin list`: the hosts, and their twins.
 
 use crate::failure::Failure;
-use crate::remote::Query;
 use crate::session::{Session, note};
 use crate::table::{Cell, Table};
 use crate::view::{Paint, View, bytes};
@@ -19,9 +18,7 @@ pub(crate) async fn run(session: &mut Session) -> Result<(), Failure> {
         note(&format!("no hosts yet; start an agent on one with: twin agent --server {url}"));
     }
     // Where none can run, hosts are listed all the same.
-    let twins = session.remote.get::<Twins>(&Query::of(&["twins"])).await;
-    let none = Twins { twins: Vec::new(), unusable: Vec::new() };
-    let Twins { twins, unusable } = twins.unwrap_or(none);
+    let Twins { twins, unusable, .. } = session.remote.twins().await.unwrap_or_default();
     let listed = Listed { hosts: Hosts { hosts, next: None }, twins, unusable };
     session.answer(&listed, |listed, view| {
         let parts = [

@@ -2,7 +2,8 @@
 
 use super::auth::Caller;
 use super::error::ApiError;
-use super::extract::Body;
+use super::extract::{Asked, Body};
+use super::hosts::page_limit;
 use crate::app::App;
 use crate::runs::RunId;
 use api::run::Begun;
@@ -13,6 +14,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use model::spec::{ExtraError, ExtraKind};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -98,11 +100,28 @@ fn accepted(run: RunId, answer: impl serde::Serialize) -> Response {
     (StatusCode::ACCEPTED, [(header::LOCATION, place)], Json(answer)).into_response()
 }
 
+const PAGE: usize = 100;
+const MAX_PAGE: usize = 1000;
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TwinsQuery {
+    /// Twins on a page; at most 1000.
+    limit: Option<usize>,
+    /// The `next` of the page before.
+    after: Option<String>,
+}
+
 /// All twins and their clones, by name.
-#[utoipa::path(get, path = "/api/v1/twins", tag = "twins", operation_id = "list_twins",
-    responses((status = 200, body = twin::Twins), (status = 503, body = api::ErrorBody, description = "there is nothing here to run them with")))]
-pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<twin::Twins>, ApiError> {
-    Ok(Json(app.twins.list().await?))
+#[utoipa::path(get, path = "/api/v1/twins", tag = "twins", operation_id = "list_twins", params(TwinsQuery),
+    responses((status = 200, body = twin::Twins), (status = 400, body = api::ErrorBody), (status = 503, body = api::ErrorBody, description = "there is nothing here to run them with")))]
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    Asked(query): Asked<TwinsQuery>,
+) -> Result<Json<twin::Twins>, ApiError> {
+    let limit = page_limit(query.limit, PAGE, MAX_PAGE)?;
+    Ok(Json(app.twins.page(query.after.as_deref(), limit).await?))
 }
 
 /// One twin, and whether it answers.

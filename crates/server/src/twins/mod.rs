@@ -169,7 +169,7 @@ impl Twins {
             return;
         }
         match self.list().await {
-            Ok(api::twin::Twins { twins, unusable }) => {
+            Ok(api::twin::Twins { twins, unusable, .. }) => {
                 tracing::info!(twins = twins.len(), unusable = unusable.len(), "twins were found");
                 for twin in unusable {
                     tracing::warn!(twin = twin.name, why = twin.reason, "a twin can't be used");

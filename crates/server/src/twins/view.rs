@@ -16,8 +16,36 @@ impl Twins {
     /// # Errors
     /// When they can't be looked at.
     pub async fn list(&self) -> Result<twin::Twins, Error> {
-        let mut listed = twin::Twins { twins: Vec::new(), unusable: Vec::new() };
-        for name in self.names().await? {
+        self.page(None, usize::MAX).await
+    }
+
+    /// As many of them as belong on a page, by name, from the one after `after` on.
+    ///
+    /// # Errors
+    /// When they can't be looked at.
+    pub(crate) async fn page(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<twin::Twins, Error> {
+        let here = self.names().await?.into_iter().map(|name| (name, true));
+        let elsewhere = self.elsewhere()?.into_keys().map(|name| (name, false));
+        let mut names: Vec<(MachineName, bool)> = here.chain(elsewhere).collect();
+        names.retain(|(name, _)| after.is_none_or(|after| name.as_str() > after));
+        names.sort();
+        let more = names.len() > limit;
+        names.truncate(limit);
+        let next = names.last().filter(|_| more).map(|(name, _)| name.to_string());
+        let mut listed = twin::Twins { next, ..twin::Twins::default() };
+        for (name, is_here) in names {
+            if !is_here {
+                listed.unusable.push(twin::UnusableTwin {
+                    name: name.to_string(),
+                    hypervisor: self.other_hypervisor().to_owned(),
+                    reason: self.of_the_other(&name).to_string(),
+                });
+                continue;
+            }
             match self.seen(&name).await {
                 Ok(Some(seen)) => listed.twins.push(self.describe(&name, seen).await?),
                 // One that went meanwhile is not there.
@@ -30,13 +58,6 @@ impl Twins {
                 }
                 Err(error) => return Err(error),
             }
-        }
-        for name in self.elsewhere()?.into_keys() {
-            listed.unusable.push(twin::UnusableTwin {
-                name: name.to_string(),
-                hypervisor: self.other_hypervisor().to_owned(),
-                reason: self.of_the_other(&name).to_string(),
-            });
         }
         Ok(listed)
     }
@@ -221,6 +242,10 @@ mod tests {
         let unusable = &listed.unusable[0];
         assert_eq!((unusable.name.as_str(), unusable.hypervisor.as_str()), ("two", "qemu"));
         assert!(unusable.reason.contains("it ends; put its machine.json back"), "{unusable:?}");
+        let page = twins.page(None, 1).await.unwrap();
+        assert_eq!((page.twins.len(), page.unusable.len()), (1, 0));
+        let page = twins.page(page.next.as_deref(), 1).await.unwrap();
+        assert_eq!((page.twins.len(), page.unusable.len(), page.next), (0, 1, None));
         for name in [one, two] {
             let run = twins.delete(&name, Cause::Local).await.unwrap();
             assert_eq!(over(&twins, run).await, "succeeded");
