@@ -104,12 +104,17 @@ class Ansible:
 
     CORE = "ansible-core>=2.16,<2.17"
 
-    def __init__(self, work, ssh):
-        self.work = work
+    @classmethod
+    def python(cls):
+        """The Python that has it. Fetched before there is a host, whose network reaches nothing."""
         python = h.python("mitogen")
+        if not os.path.exists(os.path.join(os.path.dirname(python), "ansible-playbook")):
+            h.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", cls.CORE])
+        return python
+
+    def __init__(self, work, python, ssh):
+        self.work = work
         self.bin = os.path.dirname(python)
-        if not os.path.exists(os.path.join(self.bin, "ansible-playbook")):
-            h.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", self.CORE])
         where = subprocess.run([python, "-c", "import ansible_mitogen; print(ansible_mitogen.__path__[0])"], stdout=subprocess.PIPE, text=True, check=True)
         self.mitogen = os.path.join(where.stdout.strip(), "plugins", "strategy")
         self.inventory = work.path("inventory.json")
