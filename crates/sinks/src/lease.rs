@@ -3,7 +3,7 @@
 /// What asking for the lease came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lease {
-    /// It was the holder's, and goes on.
+    /// The holder had it last, and nobody since; it goes on, or is its own again.
     Ours,
     /// It is the holder's now: until now it was nobody's, or had ended.
     TakenOver,

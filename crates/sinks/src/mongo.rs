@@ -98,6 +98,14 @@ impl MongoSink {
         self.0.write(documents).await
     }
 
+    /// Goes on with the lease until `ttl` after `now`. False: another had it last, or nobody.
+    ///
+    /// # Errors
+    /// When nobody knows who has it.
+    pub async fn renew(&self, holder: &str, now: Time, ttl: Duration) -> Result<bool, Error> {
+        self.0.renew(holder, now, ttl).await
+    }
+
     /// Takes the lease for `holder`, or goes on with it, until `ttl` after `now`.
     ///
     /// # Errors
@@ -106,7 +114,7 @@ impl MongoSink {
         self.0.lease(holder, now, ttl).await
     }
 
-    /// Gives the lease back, if `holder` has it.
+    /// Gives the lease back, if `holder` has it. That it was the last stays known.
     ///
     /// # Errors
     /// When it can't be; it ends by itself then.

@@ -89,6 +89,14 @@ impl RedisSink {
         self.0.forget().await
     }
 
+    /// Goes on with the lease for `ttl`. False: another had it last, or nobody.
+    ///
+    /// # Errors
+    /// When nobody knows who has it.
+    pub async fn renew(&self, holder: &str, ttl: Duration) -> Result<bool, Error> {
+        self.0.renew(holder, ttl).await
+    }
+
     /// Takes the lease for `holder`, or goes on with it, for `ttl`.
     ///
     /// # Errors
@@ -97,7 +105,7 @@ impl RedisSink {
         self.0.lease(holder, ttl).await
     }
 
-    /// Gives the lease back, if `holder` has it.
+    /// Gives the lease back, if `holder` has it. That it was the last stays known.
     ///
     /// # Errors
     /// When it can't be; it ends by itself then.

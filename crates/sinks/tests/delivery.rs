@@ -60,7 +60,7 @@ async fn renames_reach_both_endpoints_in_order() {
     let directory = tempfile::tempdir().unwrap();
     let (group, auth) =
         (Peer::start(|_| Reply::Status(200)).await, Peer::start(|_| Reply::Status(204)).await);
-    let kept = Kept::open(directory.path());
+    let kept = Kept::open(directory.path()).await;
     let delivering = Delivering::start(&kept.outbox, endpoints(&group, &auth, SECOND));
     let mut entries = Vec::new();
     for (old, new) in [("a", "b"), ("b", "c"), ("c", "d")] {
@@ -96,7 +96,7 @@ async fn renames_reach_both_endpoints_in_order() {
 
     // Nothing of it is there after a restart.
     drop(kept);
-    let kept = Kept::open(directory.path());
+    let kept = Kept::open(directory.path()).await;
     assert_eq!(kept.outbox.list(), []);
 }
 
@@ -120,7 +120,7 @@ async fn what_fails_is_tried_again_and_holds_nobody_else_up() {
     })
     .await;
     let auth = Peer::start(|_| Reply::Status(302)).await;
-    let kept = Kept::open(directory.path());
+    let kept = Kept::open(directory.path()).await;
     let slow = kept.put(&[
         rename("1", Target::Group, "slow-a", "slow-b"),
         rename("1", Target::Group, "slow-b", "slow-c"),
@@ -164,7 +164,7 @@ async fn what_failed_too_often_waits_for_somebody() {
     let (group, auth) =
         (Peer::start(|_| Reply::Status(500)).await, Peer::start(|_| Reply::Status(200)).await);
     let policy = Policy { max_attempts: 3, ..POLICY };
-    let kept = Kept::open(directory.path());
+    let kept = Kept::open(directory.path()).await;
     let entries = kept.put(&[
         rename("1", Target::Group, "a", "b"),
         rename("1", Target::Group, "b", "c"),
@@ -178,7 +178,7 @@ async fn what_failed_too_often_waits_for_somebody() {
     drop(kept);
 
     // It is after a restart, too, and nobody is called.
-    let kept = Kept::open(directory.path());
+    let kept = Kept::open(directory.path()).await;
     let delivering = Delivering::start(&kept.outbox, to);
     let list = kept.outbox.list();
     assert_eq!((list[0].dead, list[0].attempts, list[1].dead), (true, 3, false));
@@ -206,7 +206,7 @@ async fn a_kill_in_the_middle_loses_nothing() {
     let mut accepted = 0;
     let mut entries = Vec::new();
     for round in 0..5 {
-        let kept = Kept::open(directory.path());
+        let kept = Kept::open(directory.path()).await;
         let (old, new) = (format!("n{round}"), format!("n{}", round + 1));
         entries.extend(
             kept.put(&[
@@ -226,7 +226,7 @@ async fn a_kill_in_the_middle_loses_nothing() {
         assert_eq!(auth.accepted().len(), accepted, "what is recorded is not sent again");
     }
     group.behave(|_| Reply::Status(200));
-    let kept = Kept::open(directory.path());
+    let kept = Kept::open(directory.path()).await;
     let delivering = Delivering::start(&kept.outbox, endpoints(&group, &auth, SECOND));
     kept.empty().await;
     delivering.end().await;
@@ -245,7 +245,7 @@ async fn an_endpoint_that_is_away_has_everything_when_it_is_back() {
     let address = gone.address;
     let to = endpoints(&gone, &auth, SECOND);
     drop(gone);
-    let kept = Kept::open(directory.path());
+    let kept = Kept::open(directory.path()).await;
     let delivering = Delivering::start(&kept.outbox, to);
     let mut wanted: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for round in 0..3 {

@@ -1,6 +1,6 @@
 module safetytwin.invalid/simulator
 
-go 1.26.8
+go 1.24
 
 require github.com/vmware/govmomi v0.51.0
 

@@ -23,6 +23,10 @@ impl Driver {
         match *self {}
     }
 
+    pub(super) async fn renew(&self, _: &str, _: Time, _: Duration) -> Result<bool, Error> {
+        match *self {}
+    }
+
     pub(super) async fn lease(&self, _: &str, _: Time, _: Duration) -> Result<Lease, Error> {
         match *self {}
     }

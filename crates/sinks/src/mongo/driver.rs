@@ -1,7 +1,7 @@
 //! The MongoDB behind a [`super::MongoSink`].
 
 use super::{Loaded, MongoSettings, Written};
-use crate::document::{self, Field, Fields, VmDocument};
+use crate::document::{self, Change, Field, Fields, VmDocument};
 use crate::error::Error;
 use crate::lease::Lease;
 use model::Time;
@@ -114,49 +114,95 @@ impl Driver {
     /// False: documents came or went meanwhile.
     async fn batch(&self, batch: &[&VmDocument], tally: &mut Tally) -> Result<bool, Error> {
         let stored = self.stored(batch).await?;
-        let statements: Vec<Document> = batch
-            .iter()
-            .map(|document| match stored.get(&document.uuid) {
-                Some((id, fields)) => update(id, document, fields),
-                None => insert(document),
-            })
-            .collect();
-        let answer = self.update(&self.collection, statements).await?;
-        for document in batch {
-            if let Some((_, fields)) = stored.get(&document.uuid) {
-                tally.updated.insert(document.uuid.clone());
-                if document::change(fields, document).differs {
-                    tally.changed.insert(document.uuid.clone());
-                }
-            }
-        }
-        for index in &answer.upserted {
-            tally.added.extend(batch.get(*index).map(|document| document.uuid.clone()));
-        }
-        let mut came = false;
-        for (index, code, reason) in &answer.errors {
-            let Some(document) = batch.get(*index) else { continue };
-            tally.updated.remove(&document.uuid);
-            if *code == DUPLICATE_KEY && !stored.contains_key(&document.uuid) {
-                came = came || !tally.failed.contains_key(&document.uuid);
-            }
-            tally.failed.insert(document.uuid.clone(), reason.clone());
-        }
-        let went = answer.matched + answer.errors.len() < batch.len();
-        let is_failed = |index: usize| answer.errors.iter().any(|(failed, ..)| *failed == index);
-        for (index, document) in batch.iter().enumerate() {
-            if !is_failed(index) {
-                tally.failed.remove(&document.uuid);
-            }
-        }
+        let (known, new): (Vec<&VmDocument>, Vec<&VmDocument>) =
+            batch.iter().partition(|document| stored.contains_key(&document.uuid));
+        let came = self.insert_all(&new, tally).await?;
+        let went = self.update_all(&known, &stored, tally).await?;
         Ok(!came && !went)
     }
 
-    /// The first document of each uuid.
+    /// True: some came meanwhile, and are to be updated.
+    async fn insert_all(&self, new: &[&VmDocument], tally: &mut Tally) -> Result<bool, Error> {
+        if new.is_empty() {
+            return Ok(false);
+        }
+        let documents: Vec<Document> = new.iter().map(|document| inserted(document)).collect();
+        let command = doc! { "insert": &self.collection, "documents": documents, "ordered": false };
+        let answer = self.write_command(command).await?;
+        let mut came = false;
+        for (index, document) in new.iter().enumerate() {
+            let uuid = &document.uuid;
+            let Some((_, code, reason)) = answer.error(index) else {
+                tally.failed.remove(uuid);
+                tally.added.insert(uuid.clone());
+                continue;
+            };
+            // A second time its id is that of a document with another uuid.
+            came = came || (*code == DUPLICATE_KEY && !tally.failed.contains_key(uuid));
+            tally.failed.insert(uuid.clone(), reason.clone());
+        }
+        Ok(came)
+    }
+
+    /// True: some went meanwhile, and are to be made anew.
+    async fn update_all(
+        &self,
+        known: &[&VmDocument],
+        stored: &Stored,
+        tally: &mut Tally,
+    ) -> Result<bool, Error> {
+        let changes: Vec<(&VmDocument, &Bson, Change)> = known
+            .iter()
+            .filter_map(|document| {
+                let (id, fields) = stored.get(&document.uuid)?;
+                Some((*document, id, document::change(fields, document)))
+            })
+            .collect();
+        if changes.is_empty() {
+            return Ok(false);
+        }
+        let statements = changes.iter().map(|(document, id, change)| update(id, document, change));
+        let answer = self.update(&self.collection, statements.collect()).await?;
+        for (index, (document, _, change)) in changes.iter().enumerate() {
+            let uuid = &document.uuid;
+            if let Some((.., reason)) = answer.error(index) {
+                tally.updated.remove(uuid);
+                tally.failed.insert(uuid.clone(), reason.clone());
+                continue;
+            }
+            tally.failed.remove(uuid);
+            tally.updated.insert(uuid.clone());
+            if change.differs {
+                tally.changed.insert(uuid.clone());
+            }
+        }
+        Ok(answer.matched + answer.errors.len() < changes.len())
+    }
+
+    /// Of each uuid the document that we made, else the first.
     async fn stored(&self, batch: &[&VmDocument]) -> Result<Stored, Error> {
-        let uuids: Vec<&str> = batch.iter().map(|document| document.uuid.as_str()).collect();
         let mut stored = Stored::new();
-        self.find(doc! { "uuid": { "$in": uuids } }, |document| {
+        let made: Vec<ObjectId> = batch.iter().map(|document| object_id(&document.uuid)).collect();
+        // By ids they are found without looking at all there are; one alone by any server.
+        let by_id = match made.as_slice() {
+            [one] => doc! { "_id": one },
+            _ => doc! { "_id": { "$in": made } },
+        };
+        self.find(by_id, |document| {
+            let fields = fields(document);
+            if let Some(Field::Text(uuid)) = fields.get("uuid")
+                && *id_of(document) == Bson::ObjectId(object_id(uuid))
+            {
+                stored.insert(uuid.clone(), (id_of(document).clone(), fields));
+            }
+        })
+        .await?;
+        let rest = batch.iter().filter(|document| !stored.contains_key(&document.uuid));
+        let rest: Vec<&str> = rest.map(|document| document.uuid.as_str()).collect();
+        if rest.is_empty() {
+            return Ok(stored);
+        }
+        self.find(doc! { "uuid": { "$in": rest } }, |document| {
             let fields = fields(document);
             if let Some(Field::Text(uuid)) = fields.get("uuid") {
                 stored.entry(uuid.clone()).or_insert_with(|| (id_of(document).clone(), fields));
@@ -180,20 +226,28 @@ impl Driver {
         Ok(())
     }
 
+    pub(super) async fn renew(
+        &self,
+        holder: &str,
+        now: Time,
+        ttl: Duration,
+    ) -> Result<bool, Error> {
+        let query = doc! { "_id": LEASE, "holder": holder };
+        let statement = doc! { "q": query, "u": taken(holder, now, ttl) };
+        Ok(self.update(LEASES, vec![statement]).await?.matched == 1)
+    }
+
     pub(super) async fn lease(
         &self,
         holder: &str,
         now: Time,
         ttl: Duration,
     ) -> Result<Lease, Error> {
-        let date = |time: Time| DateTime::from_millis(time.0.div_euclid(1000));
-        let taken = doc! { "$set": { "holder": holder, "until": date(now.plus(ttl)) } };
-        let goes_on = doc! { "q": { "_id": LEASE, "holder": holder }, "u": taken.clone() };
-        if self.update(LEASES, vec![goes_on]).await?.matched == 1 {
+        if self.renew(holder, now, ttl).await? {
             return Ok(Lease::Ours);
         }
         let free = doc! { "_id": LEASE, "until": { "$lt": date(now) } };
-        let takes = doc! { "q": free, "u": taken, "upsert": true };
+        let takes = doc! { "q": free, "u": taken(holder, now, ttl), "upsert": true };
         let answer = self.update(LEASES, vec![takes]).await?;
         match answer.errors.first() {
             None if answer.matched == 1 => Ok(Lease::TakenOver),
@@ -213,19 +267,23 @@ impl Driver {
     }
 
     pub(super) async fn release(&self, holder: &str) -> Result<(), Error> {
-        let delete = doc! { "q": { "_id": LEASE, "holder": holder }, "limit": 1 };
-        let command = doc! { "delete": LEASES, "deletes": [delete] };
-        self.command(command).await.map(|_answer| ())
+        let query = doc! { "_id": LEASE, "holder": holder };
+        let over = doc! { "$set": { "until": DateTime::from_millis(0) } };
+        self.update(LEASES, vec![doc! { "q": query, "u": over }]).await.map(|_answer| ())
     }
 
     async fn update(&self, collection: &str, updates: Vec<Document>) -> Result<Answer, Error> {
-        let command = doc! { "update": collection, "updates": updates, "ordered": false };
+        self.write_command(doc! { "update": collection, "updates": updates, "ordered": false })
+            .await
+    }
+
+    async fn write_command(&self, command: Document) -> Result<Answer, Error> {
         let answer = self.command(command).await?;
         if let Ok(concern) = answer.get_document("writeConcernError") {
             let code = concern.get_i32("code").unwrap_or_default();
             return Err(Error::Unready { server: self.server.clone(), code: code.to_string() });
         }
-        Answer::read(&answer).ok_or_else(|| self.unclear("an update without its outcome"))
+        Answer::read(&answer).ok_or_else(|| self.unclear("a write without its outcome"))
     }
 
     async fn command(&self, command: Document) -> Result<Document, Error> {
@@ -248,12 +306,10 @@ impl Driver {
     }
 }
 
-/// What an `update` came to.
+/// What a write came to.
 struct Answer {
     /// Documents that were found, or made.
     matched: usize,
-    /// Statements that made a document.
-    upserted: Vec<usize>,
     /// Statement, code, reason.
     errors: Vec<(usize, i32, String)>,
 }
@@ -265,12 +321,8 @@ impl Answer {
             Bson::Int64(number) => usize::try_from(*number).ok(),
             _ => None,
         };
-        let list = |name: &str| -> Vec<&Document> {
-            let list = answer.get_array(name).map(Vec::as_slice).unwrap_or_default();
-            list.iter().filter_map(Bson::as_document).collect()
-        };
-        let upserted = list("upserted").into_iter().map(|made| number(made, "index"));
-        let errors = list("writeErrors").into_iter().map(|error| {
+        let errors = answer.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
+        let errors = errors.iter().filter_map(Bson::as_document).map(|error| {
             let code = error.get_i32("code").unwrap_or_default();
             let reason = error.get_str("errmsg").unwrap_or_default();
             let reason = reason.chars().filter(|c| !c.is_control()).take(MAX_REASON).collect();
@@ -281,26 +333,37 @@ impl Answer {
             None if answer.contains_key("writeErrors") => 0,
             matched => matched?,
         };
-        Some(Self {
-            matched,
-            upserted: upserted.collect::<Option<_>>()?,
-            errors: errors.collect::<Option<_>>()?,
-        })
+        Some(Self { matched, errors: errors.collect::<Option<_>>()? })
+    }
+
+    /// What went wrong with a statement.
+    fn error(&self, statement: usize) -> Option<&(usize, i32, String)> {
+        self.errors.iter().find(|(index, ..)| *index == statement)
     }
 }
 
-fn update(id: &Bson, document: &VmDocument, stored: &Fields) -> Document {
-    let set = bson(document::change(stored, document).set);
-    doc! { "q": { "_id": id.clone(), "uuid": &document.uuid }, "u": { "$set": set } }
+fn update(id: &Bson, document: &VmDocument, change: &Change) -> Document {
+    let mut query = doc! { "_id": id };
+    // An id that we made says it by itself; and by nothing but an id each server finds at once.
+    if *id != Bson::ObjectId(object_id(&document.uuid)) {
+        query.insert("uuid", &document.uuid);
+    }
+    doc! { "q": query, "u": { "$set": bson(&change.set) } }
 }
 
-fn insert(document: &VmDocument) -> Document {
-    let mut set = document::created(document);
-    // It comes from what is searched for.
-    set.remove("uuid");
-    let id = object_id(&document.uuid);
-    let query = doc! { "_id": id, "uuid": &document.uuid };
-    doc! { "q": query, "u": { "$set": bson(set) }, "upsert": true }
+/// What the lease says once it is `holder`'s.
+fn taken(holder: &str, now: Time, ttl: Duration) -> Document {
+    doc! { "$set": { "holder": holder, "until": date(now.plus(ttl)) } }
+}
+
+fn date(time: Time) -> DateTime {
+    DateTime::from_millis(time.0.div_euclid(1000))
+}
+
+fn inserted(document: &VmDocument) -> Document {
+    let mut inserted = doc! { "_id": object_id(&document.uuid) };
+    inserted.extend(bson(&document::created(document)));
+    inserted
 }
 
 /// The id of a new document: the same for the same VM.
@@ -330,13 +393,13 @@ fn fields(document: &Document) -> Fields {
     document::FIELDS.iter().filter_map(|field| read(field)).collect()
 }
 
-fn bson(fields: Fields) -> Document {
-    let value = |field| match field {
-        Field::Text(text) => Bson::String(text),
-        Field::Flag(flag) => Bson::Boolean(flag),
+fn bson(fields: &Fields) -> Document {
+    let value = |field: &Field| match field {
+        Field::Text(text) => Bson::String(text.clone()),
+        Field::Flag(flag) => Bson::Boolean(*flag),
         Field::Null | Field::Other => Bson::Null,
     };
-    fields.into_iter().map(|(name, field)| (name.to_owned(), value(field))).collect()
+    fields.iter().map(|(name, field)| ((*name).to_owned(), value(field))).collect()
 }
 
 fn told(server: String, error: mongodb::error::Error) -> Error {

@@ -22,6 +22,10 @@ impl Driver {
         match *self {}
     }
 
+    pub(super) async fn renew(&self, _holder: &str, _ttl: Duration) -> Result<bool, Error> {
+        match *self {}
+    }
+
     pub(super) async fn lease(&self, _holder: &str, _ttl: Duration) -> Result<Lease, Error> {
         match *self {}
     }

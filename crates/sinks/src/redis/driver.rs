@@ -56,12 +56,14 @@ return 1
 ";
 
 /// Who had it before, or has it. The note outlives the lease, so that who had it last can be
-/// told. `KEYS`: the lease. `ARGV`: the holder, milliseconds for the lease and for the note.
+/// told. `KEYS`: the lease. `ARGV`: the holder, milliseconds for the lease and for the note, and
+/// 1 where it is not to be taken from another.
 const TAKE: &str = r"
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local ends, holder = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+) (.*)$')
 if holder and holder ~= ARGV[1] and tonumber(ends) > now then return holder end
+if holder ~= ARGV[1] and ARGV[4] == '1' then return false end
 local note = string.format('%.0f', now + tonumber(ARGV[2])) .. ' ' .. ARGV[1]
 redis.call('SET', KEYS[1], note, 'PX', ARGV[3])
 if holder == ARGV[1] then return holder end
@@ -71,8 +73,8 @@ return false
 /// `KEYS`: the lease. `ARGV`: the holder.
 const RELEASE: &str = r"
 local holder = string.match(redis.call('GET', KEYS[1]) or '', '^%d+ (.*)$')
-if holder == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
+if holder == ARGV[1] then redis.call('SET', KEYS[1], '0 ' .. holder, 'KEEPTTL') end
+return 1
 ";
 
 #[derive(Debug, Clone)]
@@ -152,13 +154,27 @@ impl Driver {
         self.0.ask(&delete).await
     }
 
-    pub(super) async fn lease(&self, holder: &str, ttl: Duration) -> Result<Lease, Error> {
+    pub(super) async fn renew(&self, holder: &str, ttl: Duration) -> Result<bool, Error> {
+        Ok(self.take(holder, ttl, true).await?.as_deref() == Some(holder))
+    }
+
+    /// Who had it before, or has it.
+    async fn take(
+        &self,
+        holder: &str,
+        ttl: Duration,
+        only_ours: bool,
+    ) -> Result<Option<String>, Error> {
         let mut take = redis::cmd("EVAL");
         let milliseconds = |ttl: Duration| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         take.arg(TAKE).arg(1).arg(LEASE).arg(holder);
         take.arg(milliseconds(ttl.min(LEASE_NOTE))).arg(milliseconds(LEASE_NOTE));
-        let before: Option<String> = self.0.ask(&take).await?;
-        Ok(match before {
+        take.arg(u8::from(only_ours));
+        self.0.ask(&take).await
+    }
+
+    pub(super) async fn lease(&self, holder: &str, ttl: Duration) -> Result<Lease, Error> {
+        Ok(match self.take(holder, ttl, false).await? {
             None => Lease::TakenOver,
             Some(before) if before == holder => Lease::Ours,
             Some(other) => Lease::Others(other),

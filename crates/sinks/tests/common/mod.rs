@@ -38,14 +38,14 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    pub(crate) fn open(directory: &Path) -> Self {
+    pub(crate) async fn open(directory: &Path) -> Self {
         let begin = Instant::now();
         let history = loop {
             match History::open(directory, Options::default()) {
                 Ok(history) => break history,
-                // What was cut off has it for a moment more.
+                // What was cut off has it for a moment more. It may need this thread to end.
                 Err(_held) if begin.elapsed() < Duration::from_secs(5) => {
-                    std::thread::sleep(Duration::from_millis(5));
+                    tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 Err(error) => panic!("{error}"),
             }

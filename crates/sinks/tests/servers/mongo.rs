@@ -15,7 +15,8 @@ async fn server(further: &[&str]) -> Process {
     Process::start("SAFETYTWIN_FERRETDB", |port, directory| {
         let fixed = [
             "--handler=sqlite".to_owned(),
-            format!("--sqlite-url=file:{directory}/"),
+            // It would sync to the disk after each document; what is killed here is a process.
+            format!("--sqlite-url=file:{directory}/?_pragma=synchronous(off)"),
             format!("--state-dir={directory}"),
             format!("--listen-addr=127.0.0.1:{port}"),
             "--debug-addr=-".to_owned(),
@@ -142,8 +143,8 @@ async fn what_others_keep_there_stays_as_it_is() {
             "name": "vm-01", "esxi_host_addr": "192.0.2.17", "hostname": Bson::Null,
             "orphan": true, "orphan_since": "30-06-2024: 08:00:00", "group_id": 4_i64,
         },
-        // A second one of the same VM, which somebody made.
-        doc! { "_id": "z-copy", "uuid": "u1", "name": "copy" },
+        // A second one of the same VM, which somebody made. The least id counts.
+        doc! { "_id": ObjectId::from_bytes([0xff; 12]), "uuid": "u1", "name": "copy" },
     ];
     vms.insert_many(&theirs).await.unwrap();
     let before = all(&vms).await;
@@ -171,6 +172,17 @@ async fn what_others_keep_there_stays_as_it_is() {
         "last_sync_time": "01-07-2024: 12:34:00",
     });
     assert_eq!(BTreeMap::from_iter(after[&id].clone()), BTreeMap::from_iter(wanted));
+
+    // A copy of ours with a lesser id is not taken for ours.
+    let mut copy = one(&vms, "u2").await;
+    copy.insert("_id", ObjectId::from_bytes([0; 12]));
+    vms.insert_one(&copy).await.unwrap();
+    let renamed = VmDocument { name: "vm-03".to_owned(), ..document("u2", "vm-02") };
+    assert_eq!(counts(&sink.write(&[renamed]).await.unwrap()), (0, 1, 1));
+    assert_eq!(all(&vms).await[&copy.get("_id").unwrap().to_string()], copy);
+    vms.delete_one(doc! { "_id": ObjectId::from_bytes([0; 12]) }).await.unwrap();
+    assert_eq!(one(&vms, "u2").await.get_str("name").unwrap(), "vm-03");
+    assert_eq!(counts(&sink.write(&documents).await.unwrap()), (0, 2, 1));
 
     // What somebody sets meanwhile is not taken back.
     let set = doc! { "$set": { "notes": "mine", "_marked": true } };
@@ -306,10 +318,19 @@ async fn one_has_the_lease() {
     assert_eq!(ask(&b, "other", 91).await, Lease::TakenOver, "it ended");
     assert_eq!(ask(&a, "one", 92).await, Lease::Others("other".to_owned()));
     b.release("other").await.unwrap();
+    assert!(!a.renew("one", at(92), minute).await.unwrap(), "it is not its own");
     assert_eq!(ask(&a, "one", 92).await, Lease::TakenOver);
-
-    // Of many at once one gets it.
+    assert!(a.renew("one", at(93), minute).await.unwrap());
+    // Given back, and nobody had it since.
     a.release("one").await.unwrap();
+    assert_eq!(ask(&a, "one", 94).await, Lease::Ours);
+
+    // Of many at once one gets it. What FerretDB finds and what it then writes is not one step, as
+    // it is in MongoDB, but when it is inserted.
+    let client = Client::with_uri_str(format!("mongodb://127.0.0.1:{}/", server.port)).await;
+    let leases: Collection<Document> =
+        client.unwrap().database("esxi").collection("safetytwin_leases");
+    assert_eq!(leases.delete_many(doc! {}).await.unwrap().deleted_count, 1);
     let mut asking = JoinSet::new();
     for holder in 0..8 {
         let sink = sink(&server);

@@ -23,7 +23,7 @@ impl Process {
         arguments: impl FnOnce(u16, &str) -> Vec<String>,
     ) -> Self {
         let program = std::env::var_os(variable)
-            .unwrap_or_else(|| panic!("{variable} names no program; run lab/sync-parts"));
+            .unwrap_or_else(|| panic!("{variable} names no program; run ./test.sh sinks"));
         let directory = tempfile::tempdir().unwrap();
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = free.local_addr().unwrap().port();

@@ -3,6 +3,7 @@
 use crate::common::{Kept, clock, rename, until};
 use crate::process::Process;
 use model::Time;
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 use sinks::{
@@ -41,7 +42,9 @@ fn settings(server: &Process) -> RedisSettings {
 
 async fn connect(server: &Process) -> MultiplexedConnection {
     let client = redis::Client::open(format!("redis://127.0.0.1:{}/", server.port)).unwrap();
-    client.get_multiplexed_async_connection().await.unwrap()
+    // Thousands of sessions are put there at once, each synced to a disk that others use, too.
+    let patient = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(20)));
+    client.get_multiplexed_async_connection_with_config(&patient).await.unwrap()
 }
 
 /// Starts it again, until it has read what it kept.
@@ -324,7 +327,7 @@ async fn what_waits_while_it_is_away_arrives() {
         stop
     };
     server.kill();
-    let kept = Kept::open(directory.path());
+    let kept = Kept::open(directory.path()).await;
     let stop = start(&kept, sink(&server));
     kept.put(&[rename("1", Target::Sessions, "a", "b"), rename("2", Target::Sessions, "b", "a")]);
     until("it was tried often", || async { kept.outbox.list()[0].attempts > 5 }).await;
@@ -334,7 +337,7 @@ async fn what_waits_while_it_is_away_arrives() {
     // The program goes, too.
     stop.cancel();
     drop(kept);
-    let kept = Kept::open(directory.path());
+    let kept = Kept::open(directory.path()).await;
     let orphan = SessionChange::Orphan { name: "b".to_owned(), since: since() };
     kept.put(&[Draft { vm: "1".to_owned(), target: Target::Sessions, change: orphan }]);
     up(&mut server).await;
@@ -395,7 +398,12 @@ async fn one_has_the_lease() {
     assert_eq!(one.lease("one", long).await.unwrap(), Lease::Ours);
     other.release("other").await.unwrap();
     assert_eq!(other.lease("other", long).await.unwrap(), of_one);
+    assert!(!other.renew("other", long).await.unwrap());
+    assert!(one.renew("one", long).await.unwrap());
     one.release("one").await.unwrap();
+    assert_eq!(one.lease("one", long).await.unwrap(), Lease::Ours, "nobody had it since");
+    one.release("one").await.unwrap();
+    assert!(!other.renew("other", long).await.unwrap(), "it is not its own");
     let short = Duration::from_millis(50);
     assert_eq!(other.lease("other", short).await.unwrap(), Lease::TakenOver);
     until("it ended", || async { one.lease("one", short).await.unwrap() == Lease::TakenOver })
