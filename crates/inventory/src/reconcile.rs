@@ -26,6 +26,13 @@ pub struct Breaker {
     pub count: usize,
 }
 
+impl Default for Breaker {
+    /// Half of them, and five at least.
+    fn default() -> Self {
+        Self { share: 50, count: 5 }
+    }
+}
+
 /// What was decided.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Outcome {

@@ -28,7 +28,14 @@ Of sync also:
         detach: bool,
     },
     /// Show what would be decided now, and why. Changes nothing.
-    Plan,
+    #[command(after_help = "\
+With --config no server is asked, but the file's sources and MongoDB themselves: what
+twin sync serve would decide that was just installed.")]
+    Plan {
+        /// A sync.yaml.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Show what waits for sessions and endpoints, try it again, or let go of it.
     #[command(subcommand)]
     Outbox(OutboxCommand),

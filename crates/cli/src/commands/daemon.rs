@@ -297,10 +297,10 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     runtime.map_err(|error| Failure::Failed(format!("no event loop: {error}")))
 }
 
-fn wrong(error: &dyn std::error::Error) -> Failure {
+pub(super) fn wrong(error: &dyn std::error::Error) -> Failure {
     Failure::Configuration(model::with_causes(error))
 }
 
-fn failed(error: &dyn std::error::Error) -> Failure {
+pub(super) fn failed(error: &dyn std::error::Error) -> Failure {
     Failure::Failed(model::with_causes(error))
 }

@@ -1,5 +1,6 @@
 //! `twin sync`: VMs in step with vSpheres.
 
+use super::daemon::{failed, wrong};
 use super::run::follow_to_end;
 use crate::arguments::{OutboxCommand, SyncCommand};
 use crate::failure::Failure;
@@ -11,6 +12,7 @@ use crate::view::{Paint, View, count, duration};
 use api::sync::{Outbox, OutboxRetried, SyncBegun, SyncPlan, SyncStanding};
 use model::vm::DecisionKind;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 pub(crate) async fn run(command: &SyncCommand, session: &mut Session) -> Result<(), Failure> {
@@ -30,8 +32,11 @@ pub(crate) async fn run(command: &SyncCommand, session: &mut Session) -> Result<
             }
             follow_to_end(begun.run, 0, session).await
         }
-        SyncCommand::Plan => {
-            let answer: SyncPlan = session.remote.get(&Query::of(&["sync", "plan"])).await?;
+        SyncCommand::Plan { config } => {
+            let answer: SyncPlan = match config {
+                Some(file) => preview(file).await?,
+                None => session.remote.get(&Query::of(&["sync", "plan"])).await?,
+            };
             for (node, fault) in &answer.faults {
                 note(&format!("{node} can't be asked: {fault}"));
             }
@@ -42,6 +47,12 @@ pub(crate) async fn run(command: &SyncCommand, session: &mut Session) -> Result<
         }
         SyncCommand::Outbox(command) => outbox(command, session).await,
     }
+}
+
+/// What a server that was just installed with this file would decide.
+async fn preview(file: &Path) -> Result<SyncPlan, Failure> {
+    let settings = server::sync::Settings::read(file).map_err(|error| wrong(&error))?;
+    server::sync::preview(settings).await.map_err(|error| failed(&error))
 }
 
 async fn outbox(command: &OutboxCommand, session: &mut Session) -> Result<(), Failure> {

@@ -11,15 +11,17 @@
 //! - Only a whole listing makes orphans.
 //! - What is not durable is decided anew.
 
-use super::pass::{self, Pass, Saying, Told, Why};
-use super::sight::{self, Sight};
+mod passes;
+mod touched;
+
+use super::pass::{Pass, Saying};
+use super::sight::{self, Sight, matching};
 use super::source::{Report, Said};
-use super::{Command, Error, Reply, Sync, tell};
+use super::{Command, Error, Sync, plan, tell};
 use crate::app::App;
 use crate::clock;
-use crate::runs::{Cause, Kind, New, RunId, Subject};
-use api::sync::{PlannedDecision, SelectedResult, SourceResult, SyncPass, SyncPlan, SyncSource};
-use inventory::{Act, Breaker, Completeness, Outcome, Presence, Vm, reconcile};
+use api::sync::{SelectedResult, SourceResult, SyncPass, SyncSource};
+use inventory::{Act, Breaker, Completeness, Outcome, Presence, Vm};
 use model::vm::{DecisionKind, VmId, VmSource};
 use model::{HostId, Time, with_causes};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +30,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use vsphere::{Change, Thing};
+use touched::{Touched, touch};
 
 const TICK: Duration = Duration::from_millis(500);
 /// For so long a VM that left one source may come to another.
@@ -37,8 +39,6 @@ const GRACE: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_secs(2);
 /// Reports that are taken before what they tell is decided.
 const AT_ONCE: usize = 64;
-/// A source that has not answered within this is left out of a pass.
-const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(super) struct Engine {
     app: Arc<App>,
@@ -55,15 +55,6 @@ pub(super) struct Engine {
     touched: BTreeMap<HostId, Touched>,
     decisions: BTreeMap<DecisionKind, u64>,
     last: Option<SyncPass>,
-}
-
-/// What a source told and was not decided yet.
-#[derive(Debug, Default)]
-struct Touched {
-    ids: BTreeSet<String>,
-    all: bool,
-    whole: bool,
-    left: bool,
 }
 
 impl Engine {
@@ -346,37 +337,6 @@ impl Engine {
         source.map(|source| source.address.clone()).unwrap_or_default()
     }
 
-    /// A source can't be part of the pass that is on.
-    fn fail(&mut self, node: &HostId, why: String) {
-        let host = self.address(node);
-        if let Some(pass) = &mut self.pass {
-            let result =
-                SourceResult { ok: false, host, message: Some(why), ..SourceResult::default() };
-            pass.finish(node, result);
-        }
-        self.end_pass();
-    }
-
-    async fn pass_time(&mut self) {
-        let now = clock::now();
-        if self.pass.is_none() && now >= self.next_pass {
-            self.begin_pass(Pass::new(Why::Schedule, now, self.nodes()));
-        }
-        let late = self.pass.as_ref().filter(|pass| now.since(pass.begun) > PATIENCE);
-        for node in late.map(|pass| pass.waits_for.clone()).unwrap_or_default() {
-            self.fail(&node, "it did not list its VMs in time".to_owned());
-        }
-        let due = self.later.iter().filter(|(_, at)| now >= **at);
-        for node in due.map(|(node, _)| node.clone()).collect::<Vec<_>>() {
-            if self.sights.get(&node).is_some_and(|sight| sight.doubt().is_none()) {
-                self.decide_whole(&node, true).await;
-            } else {
-                self.later.remove(&node);
-            }
-        }
-        self.tell_silence(now).await;
-    }
-
     /// Says of the VMs of a source that is away for long that nobody can tell how they are.
     async fn tell_silence(&mut self, now: Time) {
         let timeout = self.sync.settings.timeout;
@@ -400,94 +360,17 @@ impl Engine {
         }
     }
 
-    fn nodes(&self) -> BTreeSet<HostId> {
-        self.sights.keys().cloned().collect()
-    }
-
-    fn begin_pass(&mut self, pass: Pass) {
-        self.pass = Some(pass);
-        for node in self.nodes() {
-            let Some(sight) = self.sights.get(&node) else { continue };
-            let fault = sight.fault.clone();
-            // One that connects lists what it has by itself.
-            if (sight.whole_at.is_some() || fault.is_some())
-                && let Some(ask) = self.asks.get(&node)
-            {
-                // One that was asked already lists all the same; one that is away tries again.
-                ask.try_send(()).ok();
-            }
-            if let Some((_, fault)) = fault {
-                self.fail(&node, fault);
-            }
-        }
-    }
-
-    /// Ends the pass, if nobody is waited for any more.
-    fn end_pass(&mut self) {
-        let Some(mut pass) = self.pass.take_if(|pass| pass.waits_for.is_empty()) else { return };
-        let now = clock::now();
-        self.next_pass = now.plus(self.sync.settings.interval);
-        if pass.why == Why::Schedule && pass.is_of_note() && self.is_another(&pass) {
-            match self.begin_run(Cause::Schedule) {
-                Ok(told) => pass.tell(told),
-                Err(error) => tracing::debug!(error = with_causes(&error), "a sync has no run"),
-            }
-        }
-        pass.say(Saying::End(pass.outcome()));
-        let took = now.since(pass.begun).as_millis();
-        self.last = Some(SyncPass {
-            at: now,
-            took_ms: u64::try_from(took).unwrap_or(u64::MAX),
-            run: pass.run(),
-            results: pass.results.into_values().collect(),
-        });
-    }
-
-    /// Whether something came of a pass that did not of the last: what fails, or is held, again
-    /// and again in the same way is told once.
-    fn is_another(&self, pass: &Pass) -> bool {
-        let doubts = |results: Vec<&SourceResult>| -> Vec<(String, Option<String>, usize)> {
-            let doubtful = results.into_iter().filter(|result| !result.ok || result.held > 0);
-            doubtful.map(|one| (one.host.clone(), one.message.clone(), one.held)).collect()
-        };
-        let changes: usize = pass.results.values().map(SourceResult::changes).sum();
-        let before = self.last.as_ref().map(|last| doubts(last.results.iter().collect()));
-        changes > 0 || before != Some(doubts(pass.results.values().collect()))
-    }
-
-    fn begin_run(&self, cause: Cause) -> Result<Told, crate::runs::Error> {
-        let (lines, receiver) = pass::lines();
-        let new = New { kind: Kind::Sync, subject: Subject::sync(), cause };
-        let id = self.app.runs.start(new, move |handle| pass::record(handle, receiver))?;
-        Ok(Told { id, lines })
-    }
-
     async fn take(&mut self, command: Command) {
         // Who asked and has gone does not need the answer.
         match command {
             Command::Now(cause, reply) => self.now(cause, reply),
             Command::Selected(vms, reply) => drop(reply.send(Ok(self.selected(&vms).await))),
-            Command::Plan(reply) => drop(reply.send(Ok(self.plan()))),
-            Command::Confirm(node, reply) => drop(reply.send(self.confirm(node).await)),
-        }
-    }
-
-    fn now(&mut self, cause: Cause, reply: Reply<RunId>) {
-        if self.pass.is_some() {
-            drop(reply.send(Err(Error::Already)));
-            return;
-        }
-        match self.begin_run(cause) {
-            // The last one is over, and its log not quite.
-            Err(crate::runs::Error::Busy { .. }) => drop(reply.send(Err(Error::Already))),
-            Err(error) => drop(reply.send(Err(error.into()))),
-            Ok(told) => {
-                drop(reply.send(Ok(told.id)));
-                let mut pass = Pass::new(Why::Asked, clock::now(), self.nodes());
-                pass.tell(told);
-                pass.say(Saying::Step("each source lists its VMs".to_owned()));
-                self.begin_pass(pass);
+            Command::Plan(reply) => {
+                let records = self.app.vms.table().vms.clone();
+                let planned = plan::planned(&self.sights, records, self.breaker(), clock::now());
+                drop(reply.send(Ok(planned)));
             }
+            Command::Confirm(node, reply) => drop(reply.send(self.confirm(node).await)),
         }
     }
 
@@ -519,34 +402,6 @@ impl Engine {
             results.push((node, result));
         }
         results
-    }
-
-    fn plan(&self) -> SyncPlan {
-        let mut plan = SyncPlan { decisions: Vec::new(), faults: BTreeMap::new() };
-        let table = self.app.vms.table();
-        for (node, sight) in &self.sights {
-            if let Some(doubt) = sight.doubt() {
-                plan.faults.insert(node.clone(), doubt);
-                continue;
-            }
-            let read = vsphere::listing(node, &sight.objects);
-            let listing = sight::listing(node, read, &self.sights, &table.vms);
-            let names: BTreeMap<&VmId, String> =
-                listing.seen.iter().map(|seen| (&seen.id, seen.name.to_string())).collect();
-            let outcome = reconcile(&table.vms, &listing, Some(self.breaker()));
-            plan.decisions.extend(outcome.decisions.into_iter().map(|one| {
-                let known = one.id.as_ref().and_then(|id| table.vms.get(id));
-                let seen = one.id.as_ref().and_then(|id| names.get(id).cloned());
-                PlannedDecision {
-                    node: node.clone(),
-                    name: seen.or_else(|| known.map(|vm| vm.record.name.to_string())),
-                    kind: one.act.kind(),
-                    id: one.id,
-                    reason: one.reason,
-                }
-            }));
-        }
-        plan
     }
 
     async fn confirm(&mut self, node: HostId) -> Result<Vec<VmId>, Error> {
@@ -587,89 +442,5 @@ impl Engine {
         standing.sources = sources;
         standing.last.clone_from(&self.last);
         standing.decisions.clone_from(&self.decisions);
-    }
-}
-
-/// Takes one change into what is seen; the VM that left, if one did.
-fn touch(touched: &mut Touched, sight: &mut Sight, change: Change) -> Option<VmId> {
-    let mut left = None;
-    match (change.thing, change.leaves) {
-        // What a place is called is part of what all VMs there are.
-        (Thing::Place, _) => touched.all = true,
-        (Thing::Machine, true) => {
-            touched.left = true;
-            let machine = sight.objects.machines.get(&change.id);
-            let uuid = machine.and_then(|machine| machine.uuid.as_deref());
-            left = uuid.and_then(|uuid| uuid.to_ascii_lowercase().parse().ok());
-        }
-        (Thing::Machine, false) => drop(touched.ids.insert(change.id.clone())),
-    }
-    sight.objects.apply(change);
-    left
-}
-
-/// The ids of a source's VMs that are meant: by UUID, and what is none by name.
-fn matching<'s>(sight: &'s Sight, wanted: &[String]) -> BTreeSet<&'s str> {
-    let mut found = BTreeSet::new();
-    for text in wanted {
-        let by = |is_it: &dyn Fn(&vsphere::Machine) -> bool| -> Vec<&'s str> {
-            let all = sight.objects.machines.iter();
-            all.filter(|(_, machine)| is_it(machine)).map(|(id, _)| id.as_str()).collect()
-        };
-        let is_uuid = |machine: &vsphere::Machine| {
-            machine.uuid.as_deref().is_some_and(|uuid| uuid.eq_ignore_ascii_case(text))
-        };
-        let by_uuid = by(&is_uuid);
-        found.extend(if by_uuid.is_empty() { by(&|one| one.name == *text) } else { by_uuid });
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use vsphere::Machine;
-
-    const ONE: &str = "423c1d0e-0000-0000-0000-000000000001";
-    const TWO: &str = "423c1d0e-0000-0000-0000-000000000002";
-
-    fn sight() -> Sight {
-        let machine = |uuid: &str, name: &str| Machine {
-            uuid: Some(uuid.to_uppercase()),
-            name: name.into(),
-            ..Machine::default()
-        };
-        let mut sight = Sight::default();
-        // One is called as the other's UUID is.
-        sight.objects.machines.insert("vm-1".into(), machine(ONE, "web"));
-        sight.objects.machines.insert("vm-2".into(), machine(TWO, ONE));
-        sight
-    }
-
-    #[test]
-    fn the_uuid_goes_before_the_name() {
-        let sight = sight();
-        let check = |wanted: &[&str], expected: &[&str]| {
-            let wanted: Vec<String> = wanted.iter().map(|text| (*text).to_owned()).collect();
-            assert_eq!(matching(&sight, &wanted).into_iter().collect::<Vec<_>>(), expected);
-        };
-        check(&[ONE], &["vm-1"]);
-        check(&["web", TWO], &["vm-1", "vm-2"]);
-        check(&["", "we", "vm-1"], &[]);
-    }
-
-    #[test]
-    fn changes_are_noted() {
-        let (mut sight, mut touched) = (sight(), Touched::default());
-        let change = |id: &str| Change { id: id.into(), ..Change::default() };
-        assert_eq!(touch(&mut touched, &mut sight, change("vm-3")), None);
-        assert!(touched.ids.contains("vm-3") && !touched.left && !touched.all);
-        let gone = Change { leaves: true, ..change("vm-1") };
-        let left = touch(&mut touched, &mut sight, gone.clone());
-        assert_eq!(left.unwrap().as_str(), ONE);
-        assert!(touched.left && !sight.objects.machines.contains_key("vm-1"));
-        assert_eq!(touch(&mut touched, &mut sight, gone), None, "told twice");
-        touch(&mut touched, &mut sight, Change { thing: Thing::Place, ..change("group-1") });
-        assert!(touched.all);
     }
 }

@@ -264,7 +264,9 @@ fn breaker(share: Option<usize>, count: Option<usize>) -> Result<Option<Breaker>
     if share.is_none() && count.is_none() {
         return Ok(None);
     }
-    let breaker = Breaker { share: share.unwrap_or(50), count: count.unwrap_or(5) };
+    let usual = Breaker::default();
+    let breaker =
+        Breaker { share: share.unwrap_or(usual.share), count: count.unwrap_or(usual.count) };
     if !(1..=100).contains(&breaker.share) {
         return Err(("sync.breaker_share", "is a percentage from 1 to 100".to_owned()));
     }

@@ -20,11 +20,13 @@ mod file;
 mod lease;
 mod mirror;
 mod pass;
+mod plan;
 mod sight;
 mod source;
 mod tell;
 
 pub use file::Settings;
+pub use plan::preview;
 
 use crate::app::App;
 use crate::clock;
@@ -205,11 +207,12 @@ pub enum OpenError {
 pub(crate) async fn run(app: Arc<App>, sync: Sync, mut commands: mpsc::Receiver<Command>) {
     let lease = Lease::new(&sync, &app.history.records()).await;
     while let Some(taken) = wait(&lease, &sync, &mut commands, &app.shutdown).await {
-        if taken == lease::Taken::Over
-            && let Err(why) = adopt(&app, &sync).await
-        {
-            tracing::warn!(why, "the documents could not be read; it is tried again");
-            sync.locked().stands_by = Some(why);
+        if taken == lease::Taken::Over {
+            if let Err(why) = learn(&app, &sync, &lease).await {
+                tracing::warn!(why, "what was told before is not known; it is tried again");
+                stand_by(&why, &sync, &mut commands, &app.shutdown).await;
+            }
+            // Learning may have taken longer than the lease lasts.
             continue;
         }
         sync.locked().stands_by = None;
@@ -266,35 +269,41 @@ async fn wait(
             tracing::warn!(why, "this instance does not sync");
             told.clone_from(&why);
         }
-        sync.locked().stands_by = Some(why.clone());
-        let pause = tokio::time::sleep(lease::PAUSE);
-        tokio::pin!(pause);
-        loop {
-            tokio::select! {
-                () = &mut pause => break,
-                Some(command) = commands.recv() => command.refuse(&why),
-                () = shutdown.cancelled() => return None,
-            }
-        }
+        stand_by(&why, sync, commands, shutdown).await;
     }
     None
 }
 
-/// Takes VMs as MongoDB knows them: another instance, or the older service, told others so.
+/// Waits for a while, or until the server stops, and refuses what is asked for meanwhile.
+async fn stand_by(
+    why: &str,
+    sync: &Sync,
+    commands: &mut mpsc::Receiver<Command>,
+    shutdown: &CancellationToken,
+) {
+    sync.locked().stands_by = Some(why.to_owned());
+    let pause = tokio::time::sleep(lease::PAUSE);
+    tokio::pin!(pause);
+    loop {
+        tokio::select! {
+            () = &mut pause => return,
+            Some(command) = commands.recv() => command.refuse(why),
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Learns what another instance, or the older service, told others.
+async fn learn(app: &Arc<App>, sync: &Sync, lease: &Lease) -> Result<(), String> {
+    adopt(app, sync).await?;
+    lease.learned().await
+}
+
+/// Takes VMs as MongoDB knows them.
 async fn adopt(app: &Arc<App>, sync: &Sync) -> Result<(), String> {
     let Some(mongo) = &sync.mongo else { return Ok(()) };
-    let sources = &sync.settings.sources;
-    let addresses: Vec<String> = sources.iter().map(|source| source.address.clone()).collect();
-    let loaded = mongo.load(&addresses).await.map_err(|error| model::with_causes(&error))?;
-    for what in &loaded.unreadable {
-        tracing::warn!(what, "a document is left alone");
-    }
-    let of = |address: &str| sources.iter().find(|source| source.address == address);
-    let known = loaded
-        .documents
-        .iter()
-        .filter_map(|document| tell::adopted(document, &of(&document.esxi_host_addr)?.node));
-    let known: Vec<inventory::Vm> = known.collect();
+    let known = plan::known(mongo, &sync.settings.sources);
+    let known = known.await.map_err(|error| model::with_causes(&error))?;
     tracing::info!(documents = known.len(), "VMs are known from MongoDB");
     app.vms.adopt(known).await.map_err(|error| model::with_causes(&error))
 }

@@ -8,11 +8,11 @@
 use inventory::{Completeness, Listing, Refused, Seen, Vm};
 use model::vm::{VmId, VmSource, VmState};
 use model::{HostId, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use vsphere::{About, Objects, Read};
 
 /// One source, as it is known.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Sight {
     pub(super) objects: Objects,
     pub(super) about: Option<About>,
@@ -97,6 +97,23 @@ fn copied(seen: &Seen, known: &Vm, sights: &BTreeMap<HostId, Sight>) -> Option<S
     })
 }
 
+/// The ids of a source's VMs that are meant: by UUID, and what is none by name.
+pub(super) fn matching<'s>(sight: &'s Sight, wanted: &[String]) -> BTreeSet<&'s str> {
+    let mut found = BTreeSet::new();
+    for text in wanted {
+        let by = |is_it: &dyn Fn(&vsphere::Machine) -> bool| -> Vec<&'s str> {
+            let all = sight.objects.machines.iter();
+            all.filter(|(_, machine)| is_it(machine)).map(|(id, _)| id.as_str()).collect()
+        };
+        let is_uuid = |machine: &vsphere::Machine| {
+            machine.uuid.as_deref().is_some_and(|uuid| uuid.eq_ignore_ascii_case(text))
+        };
+        let by_uuid = by(&is_uuid);
+        found.extend(if by_uuid.is_empty() { by(&|one| one.name == *text) } else { by_uuid });
+    }
+    found
+}
+
 fn keep_what_was_told(seen: &mut Seen, known: &Vm) {
     for label in ["hostname", "address", "addresses"] {
         if let Some(value) = known.record.labels.get(label)
@@ -108,19 +125,33 @@ fn keep_what_was_told(seen: &mut Seen, known: &Vm) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::tell::tests::seen;
     use super::*;
     use inventory::{Act, apply, reconcile};
     use vsphere::Machine;
 
-    const UUID: &str = "423c1d0e-0000-0000-0000-000000000001";
+    pub(in crate::sync) const ONE: &str = "423c1d0e-0000-0000-0000-000000000001";
+    pub(in crate::sync) const TWO: &str = "423c1d0e-0000-0000-0000-000000000002";
 
-    fn node(name: &str) -> HostId {
+    /// Two VMs, one of which is called as the other's UUID is.
+    pub(in crate::sync) fn named() -> Sight {
+        let machine = |uuid: &str, name: &str| Machine {
+            uuid: Some(uuid.to_uppercase()),
+            name: name.into(),
+            ..Machine::default()
+        };
+        let mut sight = Sight::default();
+        sight.objects.machines.insert("vm-1".into(), machine(ONE, "web"));
+        sight.objects.machines.insert("vm-2".into(), machine(TWO, ONE));
+        sight
+    }
+
+    pub(in crate::sync) fn node(name: &str) -> HostId {
         HostId::new(name).unwrap()
     }
 
-    fn sight(uuids: &[&str]) -> Sight {
+    pub(in crate::sync) fn sight(uuids: &[&str]) -> Sight {
         let machine =
             |uuid: &&str| Machine { uuid: Some((*uuid).to_owned()), ..Machine::default() };
         let machines = (1..).map(|n| format!("vm-{n}")).zip(uuids.iter().map(machine)).collect();
@@ -137,7 +168,7 @@ mod tests {
 
     fn known() -> BTreeMap<VmId, Vm> {
         let mut records = BTreeMap::new();
-        let mut one = seen(UUID, "web", "esx1");
+        let mut one = seen(ONE, "web", "esx1");
         one.labels.insert("hostname".into(), "web.example".into());
         let first = listing(&node("esx1"), read(vec![one]), &BTreeMap::new(), &records);
         for decision in &reconcile(&records, &first, None).decisions {
@@ -148,10 +179,10 @@ mod tests {
 
     /// What becomes of the VM that was on esx1 and is seen on esx2.
     fn check(esx1: Sight, expected: &str) {
-        let sights = [(node("esx1"), esx1), (node("esx2"), sight(&[UUID]))].into();
+        let sights = [(node("esx1"), esx1), (node("esx2"), sight(&[ONE]))].into();
         let records = known();
         let listed =
-            listing(&node("esx2"), read(vec![seen(UUID, "web", "esx2")]), &sights, &records);
+            listing(&node("esx2"), read(vec![seen(ONE, "web", "esx2")]), &sights, &records);
         let outcome = reconcile(&records, &listed, None);
         let shown: Vec<String> = outcome
             .decisions
@@ -165,11 +196,11 @@ mod tests {
     fn what_moved_and_what_was_copied() {
         let moved = "move: it was on esx1 and is on esx2";
         check(sight(&["423c1d0e-0000-0000-0000-000000000002"]), moved);
-        check(sight(&[UUID]), &format!("ignore: vm-1: web has the UUID {UUID} of web on esx1"));
-        let upper = UUID.to_uppercase();
-        check(sight(&[&upper]), &format!("ignore: vm-1: web has the UUID {UUID} of web on esx1"));
+        check(sight(&[ONE]), &format!("ignore: vm-1: web has the UUID {ONE} of web on esx1"));
+        let upper = ONE.to_uppercase();
+        check(sight(&[&upper]), &format!("ignore: vm-1: web has the UUID {ONE} of web on esx1"));
         check(Sight::default(), "ignore: vm-1: whether it moved there from esx1 is not known yet");
-        let away = Sight { fault: Some((Time(1), "it is off".into())), ..sight(&[UUID]) };
+        let away = Sight { fault: Some((Time(1), "it is off".into())), ..sight(&[ONE]) };
         check(away, moved);
     }
 
@@ -177,7 +208,7 @@ mod tests {
     fn what_a_guest_told_stays_known() {
         let (records, sights) = (known(), BTreeMap::new());
         let listed =
-            listing(&node("esx1"), read(vec![seen(UUID, "web", "esx1")]), &sights, &records);
+            listing(&node("esx1"), read(vec![seen(ONE, "web", "esx1")]), &sights, &records);
         assert_eq!(listed.seen[0].labels["hostname"], "web.example");
         let outcome = reconcile(&records, &listed, None);
         assert!(outcome.decisions.is_empty(), "{:?}", outcome.decisions);
@@ -192,5 +223,17 @@ mod tests {
         let outcome = reconcile(&records, &listed, None);
         assert_eq!(outcome.decisions[0].act, Act::Stale);
         assert_eq!(outcome.decisions[0].reason, "it may have moved to esx2: it is off");
+    }
+
+    #[test]
+    fn the_uuid_goes_before_the_name() {
+        let sight = named();
+        let check = |wanted: &[&str], expected: &[&str]| {
+            let wanted: Vec<String> = wanted.iter().map(|text| (*text).to_owned()).collect();
+            assert_eq!(matching(&sight, &wanted).into_iter().collect::<Vec<_>>(), expected);
+        };
+        check(&[ONE], &["vm-1"]);
+        check(&["web", TWO], &["vm-1", "vm-2"]);
+        check(&["", "we", "vm-1"], &[]);
     }
 }

@@ -1,0 +1,192 @@
+//! What would be decided, with reasons. Changes nothing.
+
+use super::file::{Settings, Source};
+use super::sight::{self, Sight};
+use super::tell;
+use crate::clock;
+use api::sync::{PlannedDecision, SyncPlan};
+use inventory::{Breaker, Decision, Vm, apply, reconcile};
+use model::vm::{DecisionKind, VmId};
+use model::{HostId, Time, with_causes};
+use sinks::MongoSink;
+use std::collections::BTreeMap;
+use tokio::task::JoinSet;
+
+/// Asks sources and MongoDB themselves, and no server: what an instance that knows nothing yet
+/// would decide.
+///
+/// # Errors
+/// When MongoDB is named and its documents can't be read. Sources that can't be asked are told in
+/// the plan.
+pub async fn preview(settings: Settings) -> Result<SyncPlan, sinks::Error> {
+    settings.warn();
+    let records = match settings.mongo.clone() {
+        Some(mongo) => known(&MongoSink::new(mongo)?, &settings.sources).await?,
+        None => Vec::new(),
+    };
+    let records = records.into_iter().map(|vm| (vm.record.id.clone(), vm)).collect();
+    let mut looks = JoinSet::new();
+    for source in settings.sources {
+        looks.spawn(async move { (source.node.clone(), look(&source).await) });
+    }
+    let sights = looks.join_all().await.into_iter().collect();
+    Ok(planned(&sights, records, settings.breaker.unwrap_or_default(), clock::now()))
+}
+
+async fn look(source: &Source) -> Sight {
+    let listed = async {
+        let mut session = vsphere::Session::open(&source.vsphere).await?;
+        let objects = session.list().await;
+        if let Err(error) = session.close().await {
+            tracing::debug!(%error, source = %source.node, "could not log out");
+        }
+        objects
+    };
+    match listed.await {
+        Ok(objects) => Sight { objects, whole_at: Some(clock::now()), ..Sight::default() },
+        Err(error) => {
+            Sight { fault: Some((clock::now(), with_causes(&error))), ..Sight::default() }
+        }
+    }
+}
+
+/// VMs as MongoDB knows them.
+pub(super) async fn known(mongo: &MongoSink, sources: &[Source]) -> Result<Vec<Vm>, sinks::Error> {
+    let addresses: Vec<String> = sources.iter().map(|source| source.address.clone()).collect();
+    let loaded = mongo.load(&addresses).await?;
+    for what in &loaded.unreadable {
+        tracing::warn!(what, "a document is left alone");
+    }
+    let of = |address: &str| sources.iter().find(|source| source.address == address);
+    let known = loaded
+        .documents
+        .iter()
+        .filter_map(|document| tell::adopted(document, &of(&document.esxi_host_addr)?.node));
+    Ok(known.collect())
+}
+
+/// First what each source lists is taken, then what each does not list: what left one may have
+/// come to another.
+pub(super) fn planned(
+    sights: &BTreeMap<HostId, Sight>,
+    mut records: BTreeMap<VmId, Vm>,
+    breaker: Breaker,
+    now: Time,
+) -> SyncPlan {
+    let mut plan = SyncPlan { decisions: Vec::new(), faults: BTreeMap::new() };
+    for (node, sight) in sights {
+        if let Some(doubt) = sight.doubt() {
+            plan.faults.insert(node.clone(), doubt);
+        }
+    }
+    for is_whole in [false, true] {
+        for (node, sight) in sights.iter().filter(|(_, sight)| sight.doubt().is_none()) {
+            let read = if is_whole {
+                vsphere::listing(node, &sight.objects)
+            } else {
+                let all = sight.objects.machines.keys().map(String::as_str);
+                vsphere::partly(node, &sight.objects, all)
+            };
+            let listing = sight::listing(node, read, sights, &records);
+            let outcome = reconcile(&records, &listing, Some(breaker));
+            for decision in outcome.decisions {
+                // What is left out was told the first time.
+                if is_whole && decision.act.kind() == DecisionKind::Ignore {
+                    continue;
+                }
+                apply(&mut records, &decision, now);
+                plan.decisions.push(told(node, decision, &records));
+            }
+        }
+    }
+    plan
+}
+
+fn told(node: &HostId, decision: Decision, records: &BTreeMap<VmId, Vm>) -> PlannedDecision {
+    let vm = decision.id.as_ref().and_then(|id| records.get(id));
+    PlannedDecision {
+        node: node.clone(),
+        name: vm.map(|vm| vm.record.name.to_string()),
+        kind: decision.act.kind(),
+        id: decision.id,
+        reason: decision.reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sight::tests::{ONE, TWO, node, sight};
+    use super::super::tell::tests::seen;
+    use super::*;
+    use inventory::{Completeness, Listing};
+    use model::vm::VmState;
+
+    fn known(on: &[(&str, &str)]) -> BTreeMap<VmId, Vm> {
+        let mut records = BTreeMap::new();
+        for (uuid, at) in on {
+            let listing = Listing {
+                source: model::vm::VmSource::Vsphere,
+                nodes: [(node(at), Completeness::Complete)].into(),
+                elsewhere: BTreeMap::new(),
+                seen: vec![seen(uuid, "web", at)],
+                refused: Vec::new(),
+                gone: VmState::Unknown,
+            };
+            for decision in reconcile(&records, &listing, None).decisions {
+                apply(&mut records, &decision, Time(1));
+            }
+        }
+        records
+    }
+
+    fn check(sights: &[(&str, Sight)], on: &[(&str, &str)], expected: &[&str]) {
+        let sights = sights
+            .iter()
+            .map(|(name, sight)| (node(name), sight.clone()))
+            .collect::<BTreeMap<_, _>>();
+        let plan = planned(&sights, known(on), Breaker { share: 50, count: 2 }, Time(2));
+        let mut told: Vec<String> = plan
+            .decisions
+            .iter()
+            .filter(|one| one.kind != DecisionKind::Refresh)
+            .map(|one| {
+                let id = one.id.as_ref().map_or("-", |id| id.as_str());
+                format!("{} {} {id}: {}", one.node, one.kind, one.reason)
+            })
+            .collect();
+        told.extend(plan.faults.iter().map(|(node, fault)| format!("{node}! {fault}")));
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn what_left_one_and_came_to_another_is_no_orphan() {
+        let moved = format!("b move {ONE}: it was on a and is on b");
+        check(&[("a", sight(&[TWO])), ("b", sight(&[ONE]))], &[(ONE, "a"), (TWO, "a")], &[&moved]);
+    }
+
+    #[test]
+    fn who_is_away_is_told_and_holds_up_orphans() {
+        let away = Sight { fault: Some((Time(1), "it is off".to_owned())), ..Sight::default() };
+        let stale = format!("a stale {ONE}: it may have moved to b: it is off");
+        check(
+            &[("a", sight(&[TWO])), ("b", away)],
+            &[(ONE, "a"), (TWO, "a")],
+            &[&stale, "b! it is off"],
+        );
+    }
+
+    #[test]
+    fn many_at_once_are_held() {
+        let three = "423c1d0e-0000-0000-0000-000000000003";
+        let on = [(ONE, "a"), (TWO, "a"), (three, "a")];
+        let plan = planned(
+            &[(node("a"), sight(&[three]))].into(),
+            known(&on),
+            Breaker { share: 50, count: 2 },
+            Time(2),
+        );
+        let held = plan.decisions.iter().filter(|one| one.kind == DecisionKind::Hold).count();
+        let orphans = plan.decisions.iter().filter(|one| one.kind == DecisionKind::Orphan).count();
+        assert_eq!((held, orphans), (2, 0), "{:?}", plan.decisions);
+    }
+}
