@@ -2,7 +2,7 @@
 //
 //	simulator serve -listen ADDRESS [-esx] [-vms N] [-hosts N] [-certificate FILE -key FILE]
 //	simulator do URL rename VM NAME | on VM | off VM | delete VM | create VM UUID | uuid VM UUID
-//	simulator do URL guest VM HOSTNAME ADDRESS | template VM | list
+//	simulator do URL guest VM HOSTNAME ADDRESS | template VM | list | expire
 //
 // It listens on loopback alone; user and password are "user" and "pass".
 package main
@@ -23,6 +23,7 @@ import (
 	"github.com/vmware/govmomi"
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/view"
 	"github.com/vmware/govmomi/vim25/mo"
@@ -117,6 +118,9 @@ func do(words []string) error {
 	if verb == "list" {
 		return list(ctx, client)
 	}
+	if verb == "expire" {
+		return expire(ctx, client)
+	}
 	if verb == "create" {
 		return create(ctx, client, words)
 	}
@@ -164,6 +168,29 @@ func list(ctx context.Context, client *govmomi.Client) error {
 	}
 	for _, one := range all {
 		fmt.Println(one.Config.Uuid, one.Runtime.PowerState, one.Name)
+	}
+	return nil
+}
+
+// expire ends all sessions but its own.
+func expire(ctx context.Context, client *govmomi.Client) error {
+	var manager mo.SessionManager
+	reference := *client.ServiceContent.SessionManager
+	seen := property.DefaultCollector(client.Client)
+	if err := seen.RetrieveOne(ctx, reference, []string{"sessionList"}, &manager); err != nil {
+		return err
+	}
+	own, err := client.SessionManager.UserSession(ctx)
+	if err != nil {
+		return err
+	}
+	for _, one := range manager.SessionList {
+		if one.Key == own.Key {
+			continue
+		}
+		if err := client.SessionManager.TerminateSession(ctx, []string{one.Key}); err != nil {
+			return err
+		}
 	}
 	return nil
 }
