@@ -56,11 +56,7 @@ step_shell() {
 
 step_format() { cargo fmt --all --check; }
 
-step_lint() {
-    cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
-    # What stands in for the drivers of MongoDB and Redis, where a program is built without.
-    cargo clippy --locked --package sinks --all-targets --quiet -- -D warnings
-}
+step_lint() { cargo clippy --locked --workspace --all-targets --quiet -- -D warnings; }
 
 step_unit() {
     # Images are made and looked at with the real tools, SSH keys are made, and a small disk is
@@ -186,11 +182,12 @@ step_sinks() {
     ferretdb=$(lab/sync-parts ferretdb)
     SAFETYTWIN_REDIS_SERVER=$redis SAFETYTWIN_FERRETDB=$ferretdb \
         cargo test --locked --quiet --workspace --test servers
-    # Without the drivers.
+    # What stands in for the drivers, where a program is built without.
     cargo test --locked --quiet --package sinks --lib
 }
 
-# A day of VMs in step with simulated vSpheres, a real Redis, FerretDB, and outages of each.
+# A day of VMs in step with simulated vSpheres, a real Redis, FerretDB; faults and outages of each,
+# and a service that is killed at each step.
 step_sync() {
     ensure_packages python3-pymongo python3-redis openssl
     programs
