@@ -63,11 +63,15 @@ impl Lease {
 
     /// Takes it, or goes on with it; else why not.
     pub(super) async fn take(&self) -> Result<Taken, String> {
-        if self.renew().await? {
-            let knows = off_thread(&self.records, |records| records.get(KNOWS.0, KNOWS.1)).await?;
+        let is_ours = self.renew().await?;
+        let knows = off_thread(&self.records, |records| records.get(KNOWS.0, KNOWS.1)).await?;
+        if is_ours {
             return Ok(if knows.unwrap_or(true) { Taken::Again } else { Taken::Over });
         }
-        self.note(false).await?;
+        // Who stands by asks again and again.
+        if knows != Some(false) {
+            self.note(false).await?;
+        }
         let lease = match &self.keeper {
             Keeper::Mongo(mongo) => mongo.lease(&self.holder, clock::now(), TTL).await,
             Keeper::Redis(redis) => redis.lease(&self.holder, TTL).await,
