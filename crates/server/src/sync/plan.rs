@@ -5,11 +5,11 @@ use super::sight::{self, Sight};
 use super::tell;
 use crate::clock;
 use api::sync::{PlannedDecision, SyncPlan};
-use inventory::{Breaker, Decision, Vm, apply, reconcile};
+use inventory::{Breaker, Decision, Outcome, Vm, apply, reconcile};
 use model::vm::{DecisionKind, VmId};
 use model::{HostId, Time, with_causes};
 use sinks::MongoSink;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tokio::task::JoinSet;
 
 /// Asks sources and MongoDB themselves, and no server: what an instance that knows nothing yet
@@ -89,6 +89,7 @@ pub(super) fn planned(
             };
             let listing = sight::listing(node, read, sights, &records);
             let outcome = reconcile(&records, &listing, Some(breaker));
+            plan.decisions.extend(still_held(node, &outcome, &records));
             for decision in outcome.decisions {
                 // What is left out was told the first time.
                 if is_whole && decision.act.kind() == DecisionKind::Ignore {
@@ -100,6 +101,24 @@ pub(super) fn planned(
         }
     }
     plan
+}
+
+/// What was held before is decided no more, and waits all the same.
+fn still_held<'o>(
+    node: &'o HostId,
+    outcome: &'o Outcome,
+    records: &'o BTreeMap<VmId, Vm>,
+) -> impl Iterator<Item = PlannedDecision> + 'o {
+    let held = outcome.held.iter().flat_map(|held| &held.vms);
+    let decided: BTreeSet<&VmId> =
+        outcome.decisions.iter().filter_map(|one| one.id.as_ref()).collect();
+    held.filter(move |id| !decided.contains(id)).map(move |id| PlannedDecision {
+        node: node.clone(),
+        id: Some(id.clone()),
+        name: records.get(id).map(|vm| vm.record.name.to_string()),
+        kind: DecisionKind::Hold,
+        reason: format!("held until somebody says: twin inventory confirm {node}"),
+    })
 }
 
 fn told(node: &HostId, decision: Decision, records: &BTreeMap<VmId, Vm>) -> PlannedDecision {
@@ -126,7 +145,7 @@ mod tests {
         for (uuid, at) in on {
             let listing = Listing {
                 source: model::vm::VmSource::Vsphere,
-                nodes: [(node(at), Completeness::Complete)].into(),
+                nodes: [(node(at), Completeness::Partial)].into(),
                 elsewhere: BTreeMap::new(),
                 seen: vec![seen(uuid, "web", at)],
                 refused: Vec::new(),
@@ -148,7 +167,8 @@ mod tests {
         let mut told: Vec<String> = plan
             .decisions
             .iter()
-            .filter(|one| one.kind != DecisionKind::Refresh)
+            // What a source lists is called otherwise here.
+            .filter(|one| !matches!(one.kind, DecisionKind::Refresh | DecisionKind::Rename))
             .map(|one| {
                 let id = one.id.as_ref().map_or("-", |id| id.as_str());
                 format!("{} {} {id}: {}", one.node, one.kind, one.reason)
@@ -185,8 +205,24 @@ mod tests {
             Breaker { share: 50, count: 2 },
             Time(2),
         );
-        let held = plan.decisions.iter().filter(|one| one.kind == DecisionKind::Hold).count();
-        let orphans = plan.decisions.iter().filter(|one| one.kind == DecisionKind::Orphan).count();
-        assert_eq!((held, orphans), (2, 0), "{:?}", plan.decisions);
+        let count =
+            |plan: &SyncPlan, kind| plan.decisions.iter().filter(|one| one.kind == kind).count();
+        assert_eq!((count(&plan, DecisionKind::Hold), count(&plan, DecisionKind::Orphan)), (2, 0));
+        // Also once they are held.
+        let mut records = known(&on);
+        for id in [ONE, TWO] {
+            let decision = Decision {
+                id: Some(id.parse().unwrap()),
+                act: inventory::Act::Hold,
+                reason: "held".to_owned(),
+            };
+            apply(&mut records, &decision, Time(1));
+        }
+        let breaker = Breaker { share: 50, count: 2 };
+        let again = planned(&[(node("a"), sight(&[three]))].into(), records, breaker, Time(2));
+        assert_eq!(
+            (count(&again, DecisionKind::Hold), count(&again, DecisionKind::Orphan)),
+            (2, 0)
+        );
     }
 }

@@ -117,11 +117,14 @@ impl Engine {
             Err(crate::runs::Error::Busy { .. }) => drop(reply.send(Err(Error::Already))),
             Err(error) => drop(reply.send(Err(error.into()))),
             Ok(told) => {
-                drop(reply.send(Ok(told.id)));
+                let id = told.id;
                 let mut pass = Pass::new(Why::Asked, clock::now(), self.nodes());
                 pass.tell(told);
                 pass.say(Saying::Step("each source lists its VMs".to_owned()));
                 self.begin_pass(pass);
+                // Who hears that it began may ask at once how it stands.
+                self.show();
+                drop(reply.send(Ok(id)));
             }
         }
     }
