@@ -6,7 +6,7 @@ mod files;
 mod running;
 
 pub use answers::{MadeSigns, host_nvidia, host_unit, host_workload};
-pub use docker::{host_docker, host_docker_socket};
+pub use docker::{host_docker, host_docker_socket, host_image_archive};
 pub use files::{host_accounts, host_apk, host_dpkg, host_files, host_mounts, host_platform};
 pub use running::{host_journal, host_load, host_processes, host_sockets};
 

@@ -14,6 +14,7 @@
 
 mod causes;
 mod checked;
+pub mod container_image;
 mod digest;
 mod encoded;
 pub mod entity;

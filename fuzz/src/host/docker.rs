@@ -8,6 +8,7 @@ use super::printable;
 use crate::machine::{parts, scratch};
 use crate::redactor;
 use ::host::docker::Docker;
+use ::host::docker::archive::{Contents, Fault, Listing, Reader};
 use container::{Image, Inspected, Summary};
 use std::cell::LazyCell;
 use std::io::{Read, Write};
@@ -70,4 +71,48 @@ pub fn host_docker_socket(data: &[u8]) {
             while watch.next().await.is_ok() {}
         });
     });
+}
+
+/// The archive of an image, which is the same whole and in chunks.
+pub fn host_image_archive(data: &[u8]) {
+    let Some((chunk, archive)) = data.split_first() else { return };
+    let archive = sealed(archive);
+    let shown = |listed: Result<Contents, Fault>| listed.map_err(|fault| fault.to_string());
+    let whole = shown(list(&archive, archive.len().max(1)));
+    assert_eq!(whole, shown(list(&archive, usize::from(*chunk).max(1))));
+    if let Ok(Contents { parts, files }) = whole {
+        assert!(files.len() <= parts.each().count());
+        assert!(parts.bytes() <= archive.len().try_into().expect("it is in memory"));
+        let elsewhere = |name: &String| name.starts_with('/') || name.split('/').any(|p| p == "..");
+        assert!(!files.keys().any(elsewhere));
+    }
+}
+
+fn list(archive: &[u8], chunk: usize) -> Result<Contents, Fault> {
+    let (mut reader, mut listing) = (Reader::new(1 << 20), Listing::default());
+    for mut input in archive.chunks(chunk) {
+        while let Some(piece) = reader.next(&mut input)? {
+            listing.take(piece)?;
+        }
+    }
+    reader.finish()?;
+    listing.finish()
+}
+
+/// With the sums that heads have to have, which are not found by chance.
+fn sealed(archive: &[u8]) -> Vec<u8> {
+    let mut archive = archive.to_vec();
+    let mut at = 0;
+    while let Some(head) = archive.get_mut(at..at + 512) {
+        if head.iter().all(|byte| *byte == 0) {
+            break;
+        }
+        head[148..156].copy_from_slice(b"        ");
+        let sum: u64 = head.iter().map(|byte| u64::from(*byte)).sum();
+        head[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        let bytes = String::from_utf8_lossy(&head[124..135]).into_owned();
+        let bytes = usize::from_str_radix(&bytes, 8).unwrap_or(0);
+        at = at.saturating_add(512).saturating_add(bytes.next_multiple_of(512));
+    }
+    archive
 }

@@ -22,10 +22,22 @@ pub(super) struct Summary {
 #[serde(default, rename_all = "PascalCase")]
 pub(super) struct Image {
     #[serde(deserialize_with = "or_default")]
+    id: String,
+    #[serde(deserialize_with = "or_default")]
     repo_digests: Vec<String>,
+    size: Option<u64>,
 }
 
 impl Image {
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Bytes of its layers, as far as the engine knows.
+    pub(super) fn bytes(&self) -> u64 {
+        self.size.unwrap_or_default()
+    }
+
     /// `sha256:…`, by which the registry knows it.
     pub(super) fn digest(&self) -> Option<String> {
         let mut digests: Vec<&str> =
@@ -144,6 +156,13 @@ struct Mount {
     destination: Option<String>,
     #[serde(rename = "RW")]
     writable: Option<bool>,
+}
+
+impl Inspected {
+    /// The id of the image it was made from, if that was asked for by this name.
+    pub(super) fn made_from(&self, name: &str) -> Option<&str> {
+        (self.config.image.as_deref() == Some(name)).then_some(self.image.as_str())
+    }
 }
 
 /// Null is as good as missing.

@@ -1,17 +1,20 @@
 //! Containers of a Docker engine (or Podman, which speaks the same), over its socket.
 //!
 //! [`Docker::containers`] reads all of them once; then [`Watch`] says which one to read again.
-//! A client of our own over hyper, because the agent must stay small: it asks five questions.
+//! A client of our own over hyper, because the agent must stay small: it asks six questions.
 //!
 //! # Invariants
 //! - Asks only: every request is a GET.
 //! - Every request has a deadline, [`DEADLINE`] unless another is given, every answer a limit of bytes.
 //! - Commands, environment and labels leave this module redacted.
 
+pub mod archive;
 mod container;
+mod export;
 mod http;
 mod watch;
 
+pub use export::{Export, Found};
 pub use watch::{ContainerEvent, Watch};
 
 use container::{Image, Inspected, Summary};

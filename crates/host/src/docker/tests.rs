@@ -99,6 +99,37 @@ async fn containers_of_an_engine() {
 }
 
 #[tokio::test]
+async fn the_image_that_counts_is_the_one_a_container_was_made_from() {
+    let id = |digit: &str| format!("sha256:{}", digit.repeat(64));
+    let made = format!(r#"{{"Image":"{}","Config":{{"Image":"lab/x:1"}}}}"#, id("a"));
+    let answers = vec![
+        ("/containers/web/json", made),
+        ("/images/sha256:aaaa", format!(r#"{{"Id":"{}","Size":7}}"#, id("a"))),
+        ("/images/lab/x:1/json", format!(r#"{{"Id":"{}","Size":8}}"#, id("b"))),
+        ("/images/lab/odd/json", r#"{"Id":"nonsense"}"#.to_owned()),
+        ("/images/sha256:bbbb", "archive".to_owned()),
+    ];
+    with_engine(answers, async |docker| {
+        let check = async |image: &str, container: Option<&str>, expected: Option<(&str, u64)>| {
+            let container = container.map(|name| name.parse().unwrap());
+            let found = docker.image(&image.parse().unwrap(), container.as_ref()).await.unwrap();
+            let expected = expected.map(|(digit, bytes)| (id(digit), bytes));
+            assert_eq!(found.map(|found| (found.id.to_string(), found.bytes)), expected);
+        };
+        check("lab/x:1", Some("web"), Some(("a", 7))).await;
+        check("lab/x:1", Some("gone"), Some(("b", 8))).await;
+        check("lab/x:1", None, Some(("b", 8))).await;
+        check("lab/other", Some("web"), None).await;
+        check("lab/odd", None, None).await;
+        let mut export = docker.export(&id("b").parse().unwrap()).await.unwrap();
+        assert_eq!(export.next().await.unwrap().unwrap(), "archive");
+        assert!(export.next().await.unwrap().is_none());
+        assert!(docker.export(&id("c").parse().unwrap()).await.is_err());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn answers_that_are_wrong_are_faults() {
     let check = async |answer: &str, expected: fn(&Error) -> bool| {
         let answers = vec![("/containers/json", answer.to_owned())];
