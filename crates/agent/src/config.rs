@@ -58,6 +58,8 @@ pub struct File {
     /// Further files, directories and globs to follow.
     pub track: Vec<String>,
     pub docker_socket: Option<PathBuf>,
+    /// Whether the server may have images of containers from this host, for its twin.
+    pub hand_out_images: Option<bool>,
     /// The D-Bus address of systemd's bus, where it is not the usual one.
     pub systemd_bus: Option<String>,
     pub spool_limit_mb: Option<u64>,
@@ -84,6 +86,7 @@ pub struct Config {
     pub legible: Vec<String>,
     pub track: Vec<String>,
     pub docker_socket: PathBuf,
+    pub hand_out_images: bool,
     pub systemd_bus: Option<String>,
     pub spool_limit: u64,
     pub metrics: Option<SocketAddr>,
@@ -154,6 +157,7 @@ impl File {
             legible: or_else(self.legible, other.legible),
             track: or_else(self.track, other.track),
             docker_socket: other.docker_socket.or(self.docker_socket),
+            hand_out_images: other.hand_out_images.or(self.hand_out_images),
             systemd_bus: other.systemd_bus.or(self.systemd_bus),
             spool_limit_mb: other.spool_limit_mb.or(self.spool_limit_mb),
             metrics: other.metrics.or(self.metrics),
@@ -211,6 +215,7 @@ impl File {
             legible: self.legible,
             track: self.track,
             docker_socket: self.docker_socket.unwrap_or_else(|| "/var/run/docker.sock".into()),
+            hand_out_images: self.hand_out_images.unwrap_or(false),
             systemd_bus: self.systemd_bus,
             spool_limit: spool_limit_mb << 20,
             metrics,

@@ -16,6 +16,7 @@ mod contents;
 mod engine;
 pub mod guest;
 mod identity;
+mod images;
 pub mod log;
 pub mod memory;
 mod metrics;
@@ -31,6 +32,7 @@ use collect::Context;
 use config::Config;
 use contents::Contents;
 use engine::{Engine, Looked, Report, Seen};
+use host::docker::Docker;
 use host::files::Role;
 use identity::Identity;
 pub use identity::host_name;
@@ -96,8 +98,7 @@ pub enum Error {
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let identity = Identity::open(&config.state_dir)?;
     let host = host_name(&config)?;
-    let client = api::client::Client::new(&config.server, config.token.clone())?;
-    let client = client.with_max_answer(MAX_ANSWER);
+    let to_server = client(&config)?;
     if let Some(path) = config.open_token.as_deref().map(std::path::Path::display) {
         tracing::warn!("the token in {path} can be read by others; run: chmod 600 {path}");
     }
@@ -135,16 +136,18 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     recall(&mut context, &facts);
     let unseen = collect::FIRST.into_iter().chain(collect::SEEN_LATER);
     let mut engine = Engine::new(facts, collect::FIRST, unseen, looked);
+    let images = hand_out_images(&context, node.clone())?;
     let figures = listener.map(|one| figures(one, node, &context, &mut engine, standings.clone()));
 
     // The outbox outlives the engine, and the engine the collectors: each is told to stop by
     // the end of what feeds it, so that the last changes still go out.
     let mut parts = tokio::task::JoinSet::new();
-    parts.spawn(outbox.run(client, CancellationToken::new()));
+    parts.spawn(outbox.run(to_server, CancellationToken::new()));
     parts.spawn(engine.run(received, outgoing, CancellationToken::new()));
     if let Some(figures) = figures {
         parts.spawn(figures);
     }
+    parts.spawn(images);
     parts.spawn(memory::give_back(stop.clone()));
     parts.spawn(tell(standings, missing, context.reports.clone(), stop.clone()));
     let mut collectors = collect::start(&context);
@@ -162,6 +165,28 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         tracing::warn!("could not deliver everything in time; it is in the spool");
     }
     Ok(())
+}
+
+fn client(config: &Config) -> Result<api::client::Client, api::client::Error> {
+    let client = api::client::Client::new(&config.server, config.token.clone())?;
+    Ok(client.with_max_answer(MAX_ANSWER))
+}
+
+/// Hands out images where the configuration says so, until told to stop.
+fn hand_out_images(
+    context: &Context,
+    host: HostId,
+) -> Result<impl Future<Output = ()> + Send + use<>, Error> {
+    let config = &context.config;
+    let client = config.hand_out_images.then(|| client(config)).transpose()?;
+    let docker = Docker::new(config.docker_socket.clone(), context.redactor.clone());
+    let stop = context.shutdown.clone();
+    Ok(async move {
+        if let Some(client) = client {
+            let handing_out = images::hand_out(client, host, docker);
+            let _ended = stop.run_until_cancelled_owned(handing_out).await;
+        }
+    })
 }
 
 /// What collectors have to know of the facts that the agent begins with.

@@ -260,7 +260,7 @@ mod tests {
         host.put_entity(&unit("active"));
         twin.put_entity(&unit("inactive"));
         let spec = Spec::of(&host, &Extras::default(), None);
-        let plan = plan(&spec, &twin, &Own::default().cut_off());
+        let plan = plan(&spec, &twin, &Own::default().without_packages().without_images());
         let told = fidelity("web01", Version(7), Time(0), (&spec, &plan));
         assert_eq!(told.per_mille, 333);
         let half = Reproduced { of: 2, reproduced: 1 };

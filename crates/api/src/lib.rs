@@ -10,6 +10,7 @@ mod words;
 pub mod answer;
 pub mod bridge;
 pub mod client;
+pub mod container_image;
 pub mod extras;
 pub mod following;
 pub mod guest;

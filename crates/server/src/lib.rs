@@ -19,6 +19,7 @@
 mod app;
 mod clock;
 pub mod config;
+mod container_images;
 mod http;
 mod images;
 mod metrics;

@@ -636,6 +636,45 @@ async fn an_agent_without_memory_is_told_what_its_own_host_told() {
 }
 
 #[tokio::test]
+async fn images_are_taken_from_the_agent_of_their_host_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = server::tokens::Tokens::open(dir.path()).unwrap();
+    let token = |host: Option<&str>| {
+        let host = host.map(|host| model::HostId::new(host).unwrap());
+        tokens.create(server::tokens::Role::Agent, "test", host, Time(1)).unwrap().text
+    };
+    let file = File {
+        data_dir: Some(dir.path().to_owned()),
+        listen: Some(vec!["127.0.0.1:0".into()]),
+        require_tokens: Some(true),
+        ..File::default()
+    };
+    let mut bench = Bench::with(file, Some(token(Some("web01")))).await;
+    let path = |host: &str, rest: &str| format!("/api/v1/hosts/{host}/image-work{rest}");
+    let part = format!("/1/sha256:{}?from=0", "ab".repeat(32));
+    let mut check = async |path: &str, body: &str, expected: (u16, &str)| {
+        let (status, answer) =
+            bench.ask(Method::POST, path, "application/json", body.to_owned()).await;
+        assert_eq!((status.as_u16(), answer["code"].as_str().unwrap()), expected, "{path}");
+    };
+    check(&path("web02", ""), "null", (403, "forbidden")).await;
+    check(&path("web02", "/1"), "\"working\"", (403, "forbidden")).await;
+    check(&path("web02", &part), "x", (403, "forbidden")).await;
+    check(&path("web01", "/1"), "\"working\"", (410, "unwanted")).await;
+    check(&path("web01", "/1"), "\"resting\"", (400, "bad_json")).await;
+    check(&path("web01", "/one"), "\"working\"", (400, "bad_path")).await;
+    check(&path("web01", &part), "x", (410, "unwanted")).await;
+    check(&path("web01", "/1/sha256:ab?from=0"), "x", (400, "bad_path")).await;
+    check(&path("web01", &part.replace("=0", "=-1")), "x", (400, "bad_query")).await;
+    // A token of every host's is no host's own.
+    bench.client = Client::new(&bench.url, Some(token(None))).unwrap();
+    let (status, _) = bench.ask(Method::POST, &path("web01", ""), "", Bytes::new()).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert!(!dir.path().join("container-images").exists(), "nothing was written");
+    bench.end().await;
+}
+
+#[tokio::test]
 async fn an_open_stream_ends_when_its_token_is_revoked() {
     let dir = tempfile::tempdir().unwrap();
     let tokens = server::tokens::Tokens::open(dir.path()).unwrap();

@@ -2,7 +2,8 @@
 //!
 //! Asked in HTTP/1.0: then the engine ends its answer by closing, and nothing of it is in chunks.
 
-use super::Error;
+use super::images::Offered;
+use super::{Error, Machine};
 use model::plan::Action;
 use model::spec::{Container, ContainerName, Image};
 use serde_json::{Value, json};
@@ -13,10 +14,10 @@ use tokio::net::UnixStream;
 /// Bytes of an answer.
 const ANSWER_MAX: u64 = 4 << 20;
 
-pub(super) async fn change(socket: &Path, action: &Action) -> Result<bool, Error> {
-    let engine = Engine { socket };
+pub(super) async fn change(machine: &Machine, action: &Action) -> Result<bool, Error> {
+    let engine = Engine { socket: &machine.docker };
     match action {
-        Action::PutImage(image) => engine.put_image(image).await,
+        Action::PutImage(image) => engine.put_image(image, machine.relay).await,
         Action::CreateContainer { name, container } => engine.create(name, container).await,
         Action::StartContainer(name) => engine.stand(name, "start", &["running"]).await,
         Action::StopContainer(name) => {
@@ -50,22 +51,42 @@ impl Answer {
         let what =
             self.body.get("message").and_then(Value::as_str).unwrap_or("it does not say why");
         let what = crate::program::plain(what);
-        Err(Error::Refused { doing: doing.to_owned(), what })
+        Err(Error::Refused { by: "engine", doing: doing.to_owned(), what })
     }
 }
 
 impl Engine<'_> {
-    async fn put_image(&self, image: &Image) -> Result<bool, Error> {
-        let path = format!("/images/{image}/json");
-        if self.ask("GET", &path, None).await?.is_success() {
+    async fn put_image(&self, image: &Image, relay: Option<u16>) -> Result<bool, Error> {
+        let before = self.image(image).await?;
+        if let Some(port) = relay
+            && let Some(offered) = Offered::ask(port, image).await?
+        {
+            if before.is_some() && before == *offered.id() {
+                return Ok(false);
+            }
+            offered.load(self.socket).await?;
+            return match self.image(image).await? {
+                // Some engines know the same image by another digest.
+                Some(after) => Ok(before != Some(after)),
+                None => Err(Error::Unclear(format!("the engine loaded {image}, and has none"))),
+            };
+        }
+        if before.is_some() {
             return Ok(false);
         }
         self.ask("POST", &image.path_to_fetch(), None).await?.accepted("fetch the image")?;
         // What fails while it is fetched is told in the answer's body, with status 200.
-        if self.ask("GET", &path, None).await?.is_success() {
+        if self.image(image).await?.is_some() {
             return Ok(true);
         }
         Err(Error::Unclear(format!("the engine has no image {image}, and can't get it")))
+    }
+
+    /// The id of an image, if there is one of the name.
+    async fn image(&self, image: &Image) -> Result<Option<String>, Error> {
+        let answer = self.ask("GET", &format!("/images/{image}/json"), None).await?;
+        let id = answer.body.get("Id").and_then(Value::as_str).unwrap_or_default();
+        Ok(answer.is_success().then(|| id.to_owned()))
     }
 
     async fn create(&self, name: &ContainerName, wanted: &Container) -> Result<bool, Error> {

@@ -32,8 +32,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    #[error("the engine refused to {doing}: {what}")]
-    Refused { doing: String, what: String },
+    #[error("the {by} refused to {doing}: {what}")]
+    Refused { by: &'static str, doing: String, what: String },
+    #[error("the image broke off on its way from the server")]
+    Relay {
+        #[source]
+        source: io::Error,
+    },
     /// It was done, and is not so.
     #[error("it was done, and is not so: {0}")]
     Unchanged(String),

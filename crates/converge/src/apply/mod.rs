@@ -18,6 +18,7 @@ mod accounts;
 mod docker;
 mod error;
 mod files;
+mod images;
 mod manager;
 mod packages;
 mod units;
@@ -43,8 +44,8 @@ pub struct Machine {
     pub root: PathBuf,
     /// Where its engine for containers listens.
     pub docker: PathBuf,
-    /// The port of its loopback at which apt is to ask for packages, where it reaches no
-    /// repository itself.
+    /// The port of its loopback at which packages and images are asked for, where it reaches
+    /// nothing itself, or is to have them from the server.
     pub relay: Option<u16>,
 }
 
@@ -279,7 +280,7 @@ async fn act(
         | Action::StopContainer(_)
         | Action::PauseContainer(_)
         | Action::UnpauseContainer(_)
-        | Action::RemoveContainer(_) => docker::change(&machine.docker, action).await,
+        | Action::RemoveContainer(_) => docker::change(machine, action).await,
     }
 }
 

@@ -47,10 +47,10 @@ impl Draft<'_> {
         images: &mut BTreeMap<Image, usize>,
     ) {
         let subject = crate::Subject::escaped(Kind::CONTAINER, name.as_str());
-        if self.own.lacks_images() && !self.has_image(&wanted.image) {
-            let what = "its image can't come to the twin, which reaches nothing";
-            let remedy = "load the image in the twin: docker save and docker load, with twin ssh";
-            self.gap(&subject, Cause::Isolated, what, remedy);
+        if let Some(lack) = self.own.lacks_image(&wanted.image)
+            && !self.has_image(&wanted.image)
+        {
+            self.gap(&subject, Cause::Isolated, &lack.what, &lack.remedy);
             return;
         }
         let image = match images.get(&wanted.image) {

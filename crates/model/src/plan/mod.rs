@@ -31,7 +31,7 @@ mod units;
 
 pub use event::{Event, Outcome};
 pub use fidelity::{Fidelity, Reproduced};
-pub use own::Own;
+pub use own::{Lack, Own};
 pub use step::{Action, PutFile, Step};
 
 use crate::entity::Collector;
@@ -107,6 +107,15 @@ impl Plan {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// What of it puts images into the engine, which needs nothing else.
+    #[must_use]
+    pub fn images(&self) -> Self {
+        let is_image = |step: &&Step| matches!(step.action, Action::PutImage(_));
+        let steps = self.steps.iter().filter(is_image).cloned();
+        let alone = |step: Step| Step { needs: Vec::new(), after: Vec::new(), ..step };
+        Self { steps: steps.map(alone).collect(), gaps: Vec::new() }
     }
 
     /// The contents that the server has to send along.

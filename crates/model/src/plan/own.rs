@@ -1,7 +1,8 @@
 //! What belongs to a twin and not to its host: it stays, whatever the host has or has not.
 
+use crate::spec::Image;
 use crate::{Facts, Subject};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a twin keeps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -9,7 +10,31 @@ pub struct Own {
     /// What its base image brought.
     base: BTreeSet<Subject>,
     lacks_packages: bool,
-    lacks_images: bool,
+    images: Images,
+}
+
+/// Which images of containers come to a twin.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+enum Images {
+    #[default]
+    All,
+    /// What its engine has is all there is.
+    None,
+    /// Those that a host hands out, but for these.
+    OfHost(BTreeMap<Image, Lack>),
+}
+
+/// Why an image can't come to a twin, and what can be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    pub what: String,
+    pub remedy: String,
+}
+
+impl Lack {
+    fn new(what: &str, remedy: &str) -> Self {
+        Self { what: what.to_owned(), remedy: remedy.to_owned() }
+    }
 }
 
 /// Packages without which it does not boot, or is not reached. The first words of their names.
@@ -85,16 +110,22 @@ impl Own {
         base.iter().map(|(subject, _)| subject.clone()).collect()
     }
 
-    /// The same of a twin that reaches nothing to have packages and images from.
+    /// The same of a twin that reaches nothing to have packages from.
     #[must_use]
-    pub fn cut_off(self) -> Self {
-        Self { lacks_packages: true, lacks_images: true, ..self }
+    pub fn without_packages(self) -> Self {
+        Self { lacks_packages: true, ..self }
     }
 
-    /// The same of a twin that reaches nothing, and is brought packages all the same.
+    /// The same of a twin that reaches nothing to have images of containers from.
     #[must_use]
-    pub fn cut_off_but_for_packages(self) -> Self {
-        Self { lacks_images: true, ..self }
+    pub fn without_images(self) -> Self {
+        Self { images: Images::None, ..self }
+    }
+
+    /// The same of a twin that is brought the images of its host, but for these.
+    #[must_use]
+    pub fn with_images_of_host(self, but: BTreeMap<Image, Lack>) -> Self {
+        Self { images: Images::OfHost(but), ..self }
     }
 
     /// Whether packages can't come to it.
@@ -102,9 +133,24 @@ impl Own {
         self.lacks_packages
     }
 
-    /// Whether images of containers can't come to it.
-    pub(crate) fn lacks_images(&self) -> bool {
-        self.lacks_images
+    /// Why an image can't come to it, if that is so.
+    pub(crate) fn lacks_image(&self, image: &Image) -> Option<Lack> {
+        match &self.images {
+            Images::All => None,
+            Images::None => {
+                let what = "its image can't come to the twin, which reaches nothing";
+                let remedy =
+                    "load the image in the twin: docker save and docker load, with twin ssh";
+                Some(Lack::new(what, remedy))
+            }
+            Images::OfHost(_) if image.is_of_registry() => {
+                let what = "its image is named by a digest, by which a registry alone gives it";
+                let remedy = "name the image by a tag on the host, or let the twin reach the \
+                              registry: twin start, --network nat";
+                Some(Lack::new(what, remedy))
+            }
+            Images::OfHost(but) => but.get(image).cloned(),
+        }
     }
 
     /// Whether it was there from the beginning: the host does not have it, and that is no reason

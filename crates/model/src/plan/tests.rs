@@ -427,7 +427,7 @@ fn what_comes_from_elsewhere_is_told_where_nothing_comes() {
     );
     let (host, twin) = (facts(&host), facts(&format!("package:a {there}\nunit:ssh.service")));
     let spec = spec_of(&host);
-    let made = plan(&spec, &twin, &Own::default().cut_off());
+    let made = plan(&spec, &twin, &Own::default().without_packages().without_images());
     expect![[r#"
         gap container:c [isolated] its image can't come to the twin, which reaches nothing
         gap file:/etc/nginx/nginx.conf [isolated] it is of a package that can't come to the twin
@@ -442,6 +442,29 @@ fn what_comes_from_elsewhere_is_told_where_nothing_comes() {
     assert!(reached.steps().len() > 5 && reached.gaps().is_empty(), "{}", show(&reached));
     let (now, after) = (Fidelity::now(&spec, &reached), Fidelity::after(&spec, &reached));
     assert_eq!((now.per_mille(), after.per_mille()), (0, 1000));
+}
+
+#[test]
+fn images_of_the_host_are_brought_but_for_those_that_do_not_come() {
+    let host = facts(
+        "container:a {\"image\":\"i\"}\ncontainer:b {\"image\":\"j:2\"}\n\
+         container:c {\"image\":\"k@sha256:00\"}\ncontainer:d {\"image\":\"l\"}",
+    );
+    // It was made from that image before.
+    let twin = facts("container:e {\"image\":\"l\"}");
+    let lack = |what: &str| Lack { what: what.to_owned(), remedy: "wait".to_owned() };
+    let but = [("j:2", lack("it is gone")), ("l", lack("it is gone, too"))];
+    let but = but.map(|(image, lack)| (image.parse().unwrap(), lack)).into();
+    let own = Own::of(&twin).with_images_of_host(but);
+    expect![[r#"
+        0 have image i (a container is made from it)
+        1 create container a (the host has this container) needs [0]
+        2 have image l (a container is made from it)
+        3 create container d (the host has this container) needs [2]
+        gap container:b [isolated] it is gone
+        gap container:c [isolated] its image is named by a digest, by which a registry alone gives it
+    "#]]
+    .assert_eq(&show(&plan(&spec_of(&host), &twin, &own)));
 }
 
 #[test]

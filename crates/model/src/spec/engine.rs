@@ -16,6 +16,26 @@ impl ContainerName {
 }
 
 impl Image {
+    /// The name and tag by which an engine that is given it knows it; none where it is known by
+    /// its own digest already.
+    #[must_use]
+    pub fn tag(&self) -> Option<String> {
+        let text = self.as_str();
+        let is_hexadecimal =
+            |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        if self.is_of_registry() || is_hexadecimal(text.strip_prefix("sha256:").unwrap_or(text)) {
+            return None;
+        }
+        let last = text.rsplit('/').next().unwrap_or(text);
+        Some(if last.contains(':') { text.to_owned() } else { format!("{text}:latest") })
+    }
+
+    /// Whether it is named by a digest of a registry's.
+    #[must_use]
+    pub fn is_of_registry(&self) -> bool {
+        self.as_str().contains('@')
+    }
+
     /// What an engine is asked to POST, to fetch it.
     #[must_use]
     pub fn path_to_fetch(&self) -> String {
@@ -93,5 +113,24 @@ fn mount(mount: &Mount) -> Value {
             "ReadOnly": read_only,
         }),
         Mount::Memory { destination } => json!({"Type": "tmpfs", "Target": destination.as_str()}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_an_image_is_given() {
+        let check = |name: &str, expected: Option<&str>| {
+            assert_eq!(name.parse::<Image>().unwrap().tag().as_deref(), expected, "{name}");
+        };
+        check("nginx", Some("nginx:latest"));
+        check("lab/busybox:1", Some("lab/busybox:1"));
+        check("registry:5000/a/b", Some("registry:5000/a/b:latest"));
+        check("registry:5000/a/b:2", Some("registry:5000/a/b:2"));
+        check(&format!("sha256:{}", "ab".repeat(32)), None);
+        check(&"ab".repeat(32), None);
+        check(&format!("nginx@sha256:{}", "ab".repeat(32)), None);
     }
 }

@@ -157,7 +157,7 @@ fn need(method: &Method, path: &str) -> Need {
     let feeds = path == "/api/v1/update_state"
         || path.ends_with("/deltas")
         || path.ends_with("/contents")
-        || (path.starts_with("/api/v1/hosts/") && path.ends_with("/vm-work"));
+        || is_work(path);
     // Whoever types on it changes the twin.
     let types = path.starts_with("/api/v1/twins/") && path.ends_with("/console");
     match *method {
@@ -168,6 +168,12 @@ fn need(method: &Method, path: &str) -> Need {
         Method::DELETE if path.starts_with("/api/v1/hosts/") => Need::Administer,
         _ => Need::Operate,
     }
+}
+
+/// Whether it is what a host's programs ask for work, or say of it.
+fn is_work(path: &str) -> bool {
+    let of_host = path.strip_prefix("/api/v1/hosts/").and_then(|rest| rest.split('/').nth(1));
+    matches!(of_host, Some("vm-work" | "image-work"))
 }
 
 fn allows(role: Role, need: Need) -> bool {
@@ -296,6 +302,10 @@ mod tests {
         check(Method::GET, "/metrics", "voa");
         check(Method::POST, "/api/v1/hosts/a/deltas", "oaa");
         check(Method::POST, "/api/v1/update_state", "oaa");
+        check(Method::POST, "/api/v1/hosts/a/vm-work", "oaa");
+        check(Method::POST, "/api/v1/hosts/a/image-work", "oaa");
+        check(Method::POST, "/api/v1/hosts/a/image-work/1/sha256:00", "oaa");
+        check(Method::POST, "/api/v1/hosts/image-work/facts", "oa");
         check(Method::POST, "/api/v1/snapshots/x", "oa");
         check(Method::DELETE, "/api/v1/hosts/a", "a");
         check(Method::GET, "/api/v1/runs/x/ws", "voa");

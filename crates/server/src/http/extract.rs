@@ -15,20 +15,29 @@ impl<S: Send + Sync> FromRequestParts<S> for Host {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let segments = RawPathParams::from_request_parts(parts, state)
-            .await
-            .map_err(|_path| ApiError::bad("bad_path", "the path is not valid UTF-8"))?;
-        let name = segments.iter().find(|(segment, _)| *segment == "host");
-        let name = name.map(|(_, name)| name).unwrap_or_default();
+        let name = segment(parts, state, "host").await?;
         // Nothing can be known of what is no host name; a sender is told what is wrong with it.
-        HostId::new(name).map(Self).map_err(|error| {
+        HostId::new(&name).map(Self).map_err(|error| {
             if parts.method == axum::http::Method::GET {
-                unknown_host(name)
+                unknown_host(&name)
             } else {
                 ApiError::bad("bad_host", error.to_string())
             }
         })
     }
+}
+
+/// A named part of the path.
+pub(super) async fn segment<S: Send + Sync>(
+    parts: &mut Parts,
+    state: &S,
+    name: &str,
+) -> Result<String, ApiError> {
+    let segments = RawPathParams::from_request_parts(parts, state)
+        .await
+        .map_err(|_path| ApiError::bad("bad_path", "the path is not valid UTF-8"))?;
+    let found = segments.iter().find(|(segment, _)| *segment == name);
+    Ok(found.map(|(_, text)| text.to_owned()).unwrap_or_default())
 }
 
 /// The query, of a form; unknown keys are refused by the form.

@@ -4,6 +4,7 @@ mod auth;
 mod bridge;
 mod bridge_twin;
 mod console;
+mod container_images;
 mod error;
 mod events;
 mod extract;
@@ -78,6 +79,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(events::all_events))
         .routes(routes!(ingest::deltas))
         .routes(routes!(ingest::contents))
+        .merge(container_images::routes())
         .routes(routes!(runs::list))
         .routes(routes!(runs::show))
         .routes(routes!(runs::log))

@@ -9,6 +9,7 @@
 
 use super::error::Error;
 use super::guest::{PAUSE, fresh_id, talk};
+use super::relay::images::Gathered;
 use super::{Twins, Way};
 use crate::runs::{self, Failure, Handle, Stream as Says};
 use api::guest::{self, Answer, Apply, Ask, Happened, Look, Since, ask};
@@ -83,16 +84,33 @@ impl Twins {
         &self,
         name: &MachineName,
         run: &str,
-        plan: &Plan,
+        (plan, images): (&Plan, Gathered),
         handle: &Handle,
     ) -> Result<CarriedOut, Failure> {
         let _turn = runs::aside(self.inner.turns.take(name)).await;
-        // Packages come by this way until the plan is over.
-        let lent = self.lend_packages(name, plan, handle).await?;
+        let has_images = !images.is_empty();
+        // Packages and images come by this way until the plan is over.
+        let lent = self.lend_way(name, (plan, images), handle).await?;
         let relay = lent.as_ref().map(|lent| lent.port);
-        if self.inner.settings.way == Way::Ansible {
-            return self.carry_out_by_ansible(name, (plan, relay), handle).await;
+        if self.inner.settings.way == Way::Native {
+            return self.carry_out_there(name, run, (plan, relay), handle).await;
         }
+        if has_images {
+            // Ansible finds them there; what did not come is told by its own step.
+            let first = plan.images();
+            self.carry_out_there(name, &fresh_id(), (&first, relay), handle).await?;
+        }
+        self.carry_out_by_ansible(name, (plan, relay), handle).await
+    }
+
+    /// Carries out a plan by the guest's agent; whose turn it is was decided before.
+    async fn carry_out_there(
+        &self,
+        name: &MachineName,
+        run: &str,
+        (plan, relay): (&Plan, Option<u16>),
+        handle: &Handle,
+    ) -> Result<CarriedOut, Failure> {
         let mut channel = self.reach(name).await?;
         let wanted: Vec<ContentId> = plan.contents().into_iter().collect();
         let texts = self.off_thread(move |this| this.texts(&wanted)).await?;

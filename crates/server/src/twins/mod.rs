@@ -7,7 +7,7 @@
 //!   record: who gets in, by which keys known     access: the keys themselves
 //!   follow: brings what changes on the host      channel: what the guest's agent is asked for it
 //!   ansible: plans by Ansible, where that is to carry them out
-//!   reach: how SSH gets in     relay: packages for those that reach nothing
+//!   reach: how SSH gets in     relay: packages and images of containers for those that reach nothing
 //! ```
 //!
 //! The hypervisor knows which machines there are and how they are; machines outlive the server,
@@ -47,6 +47,7 @@ pub use error::Error;
 pub(crate) use places::settle;
 pub use settings::{By, Keep, MadeOf, Saving, Settings, TwinsFile, Way};
 
+use crate::container_images::ContainerImages;
 use crate::runs::{Cause, Failure, Handle, Kind, New, RunId, Runs, Subject};
 use access::Access;
 use follow::{Standings, Wakers};
@@ -89,6 +90,7 @@ struct Inner {
     access: Access,
     book: Book,
     images: Store,
+    container_images: ContainerImages,
     history: History,
     runs: Runs,
     standings: Standings,
@@ -141,6 +143,10 @@ impl Twins {
     pub(crate) fn new(data_dir: &Path, settings: Settings, shared: Shared) -> Self {
         let Shared { images, history, runs, wakers } = shared;
         let book = Book::new(history.records());
+        let container_images = ContainerImages::new(
+            data_dir.join("container-images"),
+            settings.container_images_bytes,
+        );
         let inner = Inner {
             places: Places::new(data_dir, &settings.by),
             names: Names::default(),
@@ -152,6 +158,7 @@ impl Twins {
             standings: Standings::new(book.clone()),
             book,
             images,
+            container_images,
             history,
             runs,
             turns: channel::Turns::default(),

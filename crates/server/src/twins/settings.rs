@@ -29,6 +29,8 @@ pub struct TwinsFile {
     pub snapshot_before: Option<Saving>,
     pub apply: Option<Way>,
     pub relay_packages: Option<bool>,
+    pub relay_images: Option<bool>,
+    pub container_images_gb: Option<u64>,
 }
 
 /// What carries out plans in twins.
@@ -112,6 +114,10 @@ pub struct Settings {
     pub way: Way,
     /// Whether packages come through this server to twins that reach nothing.
     pub relays: bool,
+    /// Whether images of containers come from hosts to their twins, where hosts hand them out.
+    pub relays_images: bool,
+    /// Bytes of those that are kept.
+    pub container_images_bytes: u64,
     /// What Ansible plays, if it is not ours.
     pub playbook: Option<PathBuf>,
 }
@@ -166,6 +172,11 @@ impl TwinsFile {
         if self.snapshot_days == Some(0) {
             return Err(("twins", "snapshot_days is at least 1".to_owned()));
         }
+        let container_images_gb = self.container_images_gb.unwrap_or(10);
+        if !(1..=1 << 20).contains(&container_images_gb) {
+            let what = "container_images_gb is between 1 and 1048576";
+            return Err(("twins", what.to_owned()));
+        }
         let age = self.snapshot_days.map(|days| DAY * days);
         Ok(Settings {
             by,
@@ -179,6 +190,8 @@ impl TwinsFile {
             saving: self.snapshot_before.unwrap_or_default(),
             way: self.apply.unwrap_or_default(),
             relays: self.relay_packages.unwrap_or(false),
+            relays_images: self.relay_images.unwrap_or(true),
+            container_images_bytes: container_images_gb * GIB,
             playbook: None,
         })
     }
@@ -267,5 +280,7 @@ mod tests {
         assert_eq!(user.0, "vm_user");
         let file = TwinsFile { boot_seconds: Some(1), ..TwinsFile::default() };
         assert_eq!(file.check(None, None, 10).unwrap_err().1, "boot_seconds is between 5 and 3600");
+        let file = TwinsFile { container_images_gb: Some(0), ..TwinsFile::default() };
+        assert!(file.check(None, None, 10).unwrap_err().1.starts_with("container_images_gb is"));
     }
 }

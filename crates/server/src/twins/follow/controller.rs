@@ -208,6 +208,9 @@ impl Twins {
         goal: &Arc<Goal>,
         memory: &mut Memory,
     ) -> Result<Next, Error> {
+        if self.inner.container_images.pardon(&goal.host) {
+            memory.forget();
+        }
         if let Some(pause) = self.rests(name, goal, memory).await? {
             return Ok(Next::After(pause));
         }

@@ -122,15 +122,24 @@ impl Twins {
         let is_isolated = self.known(name).await?.network == Network::Isolated;
         self.off_thread(move |this| {
             let own = this.own(&goal.twin, &goal.spec, &facts)?;
-            let own = match (is_isolated, this.inner.settings.relays) {
-                (true, true) => own.cut_off_but_for_packages(),
-                (true, false) => own.cut_off(),
-                (false, _) => own,
+            let own = match is_isolated {
+                true => this.cut_off(own, &goal.host),
+                false => own,
             };
             let plan = plan(&goal.spec, &facts, &own);
             Ok(Comparison { goal, plan, facts, looked_at })
         })
         .await
+    }
+
+    /// What a twin that reaches nothing is brought by this server, and what not.
+    fn cut_off(&self, own: Own, host: &HostId) -> Own {
+        let settings = &self.inner.settings;
+        let own = if settings.relays { own } else { own.without_packages() };
+        match settings.relays_images {
+            true => own.with_images_of_host(self.inner.container_images.lacking(host)),
+            false => own.without_images(),
+        }
     }
 
     /// What the twin had before anything was brought to it, and the host had not. Blocks.
@@ -195,6 +204,7 @@ impl Twins {
         self.finish_what_is_under_way(name, handle).await?;
         let goal = self.goal(name).await?;
         handle.step(&format!("Leading {name} to version {} of its host", goal.version));
+        self.inner.container_images.pardon(&goal.host);
         let seen = self.compare(name, goal, known).await?;
         self.refuse_another_system(name, &seen).await?;
         if !seen.plan.is_empty() {
@@ -216,6 +226,15 @@ impl Twins {
             if seen.plan.is_empty() || trouble.is_some() {
                 break;
             }
+            let images = self.gather_images(&seen.goal.host, &seen.plan, handle).await?;
+            if images.is_lacking {
+                // What can't be had is no step.
+                let goal = Arc::clone(&seen.goal);
+                seen = self.compare(name, goal, Some(seen.facts)).await?;
+                if seen.plan.is_empty() {
+                    break;
+                }
+            }
             let (steps, gaps) = (seen.plan.steps().len(), seen.plan.gaps().len());
             let text = format!("{steps} steps; {gaps} things can't be reproduced");
             handle.line(Says::Server, &text);
@@ -225,7 +244,7 @@ impl Twins {
                 let under_way = Some(run.clone());
                 self.change_standing(name, |standing| standing.under_way = under_way).await?;
             }
-            let done = self.carry_out(name, &run, &seen.plan, handle).await?;
+            let done = self.carry_out(name, &run, (&seen.plan, images), handle).await?;
             trouble = first_trouble(&seen.plan, &done);
             if handle.cancelled().is_cancelled() {
                 return Err(Failure::new("cancelled"));

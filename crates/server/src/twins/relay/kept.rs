@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 use tempfile::TempDir;
 use tokio::fs::File;
 
@@ -47,7 +47,7 @@ impl Kept {
         let opened = off_thread(move || {
             let file = fs::File::open(path)?;
             // It was of use just now.
-            file.set_modified(now())?;
+            file.set_modified(clock::file_time())?;
             Ok(file)
         });
         opened.await.ok().map(File::from_std)
@@ -101,11 +101,6 @@ impl Kept {
     }
 }
 
-fn now() -> SystemTime {
-    let since_epoch = u64::try_from(clock::now().0).unwrap_or_default();
-    SystemTime::UNIX_EPOCH + Duration::from_micros(since_epoch)
-}
-
 async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
@@ -147,6 +142,7 @@ fn surplus(mut entries: Vec<Entry>, bytes_max: u64) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn what_was_not_asked_for_longest_goes() {

@@ -1,8 +1,10 @@
-//! Packages for a twin that reaches nothing: while a plan is carried out, apt in the guest asks
-//! this server, which asks the repositories that its own machine has packages from.
+//! Packages and images of containers for a twin that reaches nothing: while a plan is carried out,
+//! apt in the guest asks this server, which asks the repositories that its own machine has packages
+//! from; and the guest's agent asks it for the images that came from the host.
 //!
 //! ```text
 //! apt in the guest ─► 127.0.0.1 there ─► SSH (-R) ─► socket ─► allowed? ─► kept? ─► apt-helper here
+//! the guest's agent ───────┘                           └─────► an image of this plan
 //! ```
 //!
 //! The way leads over the SSH connection that the server makes, into the guest's loopback, and is
@@ -12,8 +14,10 @@
 //!
 //! # Invariants
 //! - Nothing is fetched but files of those repositories, by GET.
+//! - Of images a guest gets those of the plan that is carried out in it.
 //! - Each file, all that is kept, and each fetch are bounded.
 
+pub(crate) mod images;
 mod kept;
 mod repositories;
 
@@ -27,6 +31,7 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
+use images::Gathered;
 use kept::Kept;
 use model::plan::{Action, Plan};
 pub use repositories::Repositories;
@@ -97,6 +102,11 @@ impl Relay {
     /// # Errors
     /// When its SSH does not let us in, or does not forward.
     pub async fn lend(&self, reach: &Reach) -> Result<Lent, Failure> {
+        self.lend_with(reach, Gathered::default()).await
+    }
+
+    /// The same, with images for the guest's engine.
+    async fn lend_with(&self, reach: &Reach, images: Gathered) -> Result<Lent, Failure> {
         // The path of a socket is short, so it is not below the data directory.
         let directory = tempfile::Builder::new().prefix("safetytwin-relay").tempdir()?;
         reach.prepare(directory.path())?;
@@ -120,10 +130,10 @@ impl Relay {
             // How it ended shows in that it is over.
             let _ended = job.run(ssh).await;
         });
-        let router = Router::new().fallback(answer).with_state(self.clone());
+        let router = Router::new().fallback(answer).with_state((self.clone(), Arc::new(images)));
         tasks.spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
-                tracing::warn!(%error, "packages can't be handed on");
+                tracing::warn!(%error, "packages and images can't be handed on");
             }
         });
         let opened = async {
@@ -136,7 +146,7 @@ impl Relay {
             Some(port) => Ok(Lent { port, _tasks: tasks, _directory: directory }),
             None => {
                 let last = last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                Err(Failure::new(format!("SSH opened no way for packages: {last}")))
+                Err(Failure::new(format!("SSH opened no way for packages and images: {last}")))
             }
         }
     }
@@ -197,9 +207,18 @@ impl IntoResponse for Refused {
     }
 }
 
-async fn answer(State(relay): State<Relay>, request: Request) -> Response {
+async fn answer(
+    State((relay, images)): State<(Relay, Arc<Gathered>)>,
+    request: Request,
+) -> Response {
     if request.method() != Method::GET {
         return (StatusCode::METHOD_NOT_ALLOWED, "files alone, by GET; no https").into_response();
+    }
+    // A proxy is asked for a whole address.
+    if request.uri().authority().is_none()
+        && let Some(answer) = images.answer(request.uri().path())
+    {
+        return answer;
     }
     let file = match relay.file(request.uri()).await {
         Ok(file) => file,
@@ -268,29 +287,31 @@ fn allocated(line: &str) -> Option<u16> {
 }
 
 impl Twins {
-    /// Opens a way for packages into a twin that needs one for a plan.
-    pub(super) async fn lend_packages(
+    /// Opens a way into a twin that needs packages or images for a plan.
+    pub(super) async fn lend_way(
         &self,
         name: &MachineName,
-        plan: &Plan,
+        (plan, images): (&Plan, Gathered),
         handle: &Handle,
     ) -> Result<Option<Lent>, Failure> {
-        let needs =
-            plan.steps().iter().any(|step| matches!(step.action, Action::PutPackage { .. }));
-        if !needs || !self.inner.settings.relays {
+        let is_package = |action: &Action| matches!(action, Action::PutPackage { .. });
+        let packages = self.inner.settings.relays
+            && plan.steps().iter().any(|step| is_package(&step.action))
+            && self.known(name).await?.network == Network::Isolated;
+        if !packages && images.is_empty() {
             return Ok(None);
         }
-        if self.known(name).await?.network != Network::Isolated {
-            return Ok(None);
-        }
-        let lent = match self.packages_relay().await {
-            Ok(relay) => relay.lend(&self.way_of_ssh(name).await?).await,
-            Err(failure) => Err(failure),
+        let lent = async {
+            let relay = match packages {
+                true => self.packages_relay().await?.clone(),
+                false => Relay::new(self.inner.repositories.clone(), Repositories::default()),
+            };
+            relay.lend_with(&self.way_of_ssh(name).await?, images).await
         };
-        match lent {
+        match lent.await {
             Ok(lent) => Ok(Some(lent)),
             Err(failure) => {
-                // What needs packages will say so; all else is done.
+                // What needs it will say so; all else is done.
                 handle.line(Says::Stderr, failure.message());
                 Ok(None)
             }
