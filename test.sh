@@ -44,7 +44,7 @@ need_root() {
 
 # The programs that steps run. All at once, since another selection has its dependencies built
 # anew with other features.
-programs() { cargo build --locked --quiet --workspace --bins --example plan --example build_image --example by_ansible --example relay; }
+programs() { cargo build --locked --quiet --workspace --bins --example plan --example build_image --example by_ansible --example relay --example images; }
 
 step_shell() {
     ensure_packages shellcheck
@@ -104,6 +104,7 @@ step_lab() {
     lab/apply "$binaries"
     lab/ansible "$binaries"
     lab/relay "$binaries"
+    lab/images "$binaries"
 }
 
 # The collectors against real systemd, D-Bus and Docker.
