@@ -116,7 +116,7 @@ impl Desk {
             Err(Trouble::Left(error)) => error,
             Err(Trouble::Unable(why, said)) => {
                 tracing::warn!(%image, why = why.as_str(), said, "can't be handed out");
-                let said = said.chars().take(SAID_MAX / 4).collect();
+                let said = said.chars().take(SAID_MAX).collect();
                 match self.line.tell(task, &ImageNews::Unable { why, said }).await {
                     Ok(_) => return,
                     Err(error) => error,

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 /// Bytes of a piece: what one request carries of a part.
 pub const PIECE: usize = 4 << 20;
-/// Bytes of what is said of a task that could not be done.
+/// Characters of what is said of a task that could not be done.
 pub const SAID_MAX: usize = 300;
 
 /// Images that are wanted of a host.
