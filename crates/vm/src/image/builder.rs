@@ -31,9 +31,11 @@ use std::path::{Path, PathBuf};
 pub const ROOT_LABEL: &str = "twin-root";
 const COMMAND_LINE: &str = "root=LABEL=twin-root rw console=ttyS0 quiet";
 
-/// What every image has, beside what is essential and its kernel.
+/// What every image has, beside what is essential and its kernel. Where that kernel has AppArmor,
+/// the engine starts no container without its parser.
 const PACKAGES: &[&str] = &[
     "acl",
+    "apparmor",
     "ca-certificates",
     "cloud-init",
     "dbus",
