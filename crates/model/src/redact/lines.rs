@@ -84,7 +84,8 @@ fn body_spans(
     open
 }
 
-/// What of this line belongs to an open secret. `None`: nothing, the line stands by itself.
+/// What of this line belongs to an open secret, and what stays open. `None`: the line stands by
+/// itself as well.
 fn carried(open: Open, line: &str, spans: &mut Vec<Range<usize>>) -> Option<Option<Open>> {
     let content = line.trim_start();
     let start = line.len() - content.len();
@@ -107,8 +108,10 @@ fn carried(open: Open, line: &str, spans: &mut Vec<Range<usize>>) -> Option<Opti
             if until > start {
                 spans.push(start..until);
             }
+            // Behind the closing quote the line goes on as any other, and that quote may as well
+            // have been one that opens.
             let goes_on = end.is_none() && left > 0;
-            Some(goes_on.then(|| Open::Quote { close, left: left.saturating_sub(1) }))
+            goes_on.then(|| Some(Open::Quote { close, left: left.saturating_sub(1) }))
         }
         Open::Bracket { bracket, close, depth, left } => {
             let opened = depth + line.matches(bracket).count();

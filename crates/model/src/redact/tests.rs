@@ -197,6 +197,8 @@ fn more_text() {
         "{\n\"password\":\n\"«x»\",\n\"port\": 1}\n",
         "{\"token\":[\"«x»\"],\"port\":1}\n",
         "secret = \"\"\"\n«x»\n\"\"\"\nport = 1\n",
+        "api_secret=\"«x»\n«y»\" token=«z» port=1\n",
+        "pw= \"\n«{»\"a_password\": \"«x»\"}\n",
         "app --password \\\n  «x» \\\n  --port 1\n",
         "- name: DB_PASSWORD\n  value: «x»\n- name: PORT\n  value: 1\n",
         "bob:«$apr1$abcdefgh$0123456789abcdefghij»\n",
