@@ -66,11 +66,13 @@ fn body_spans(
     shapes::words(body, spans);
     shapes::hashes(body, spans);
     shapes::urls(body, spans);
-    if let Some(next) = open.and_then(|open| carried(open, body, spans)) {
-        return next;
-    }
+    let carried = open.and_then(|open| carried(open, body, spans));
+    // Behind what belongs to a secret, or within it, others may be.
     let open = assignments::scan(redactor, body, spans);
     commands::in_line(redactor, body, 0, 0, spans);
+    if carried.is_some() {
+        return carried;
+    }
     let key = body.trim_start_matches([' ', '\t', '-', '{', '"']);
     let pair = key
         .strip_prefix("name")
@@ -84,15 +86,14 @@ fn body_spans(
     open
 }
 
-/// What of this line belongs to an open secret, and what stays open. `None`: the line stands by
-/// itself as well.
-fn carried(open: Open, line: &str, spans: &mut Vec<Range<usize>>) -> Option<Option<Open>> {
+/// What of this line belongs to an open secret, and what stays open behind it.
+fn carried(open: Open, line: &str, spans: &mut Vec<Range<usize>>) -> Option<Open> {
     let content = line.trim_start();
     let start = line.len() - content.len();
     match open {
         Open::Indented { indent, left, first } => {
             if content.is_empty() && left > 0 {
-                return Some(Some(Open::Indented { indent, left: left - 1, first }));
+                return Some(Open::Indented { indent, left: left - 1, first });
             }
             let quoted = first && content.starts_with(['"', '\'']) && !content.contains(':');
             let listed = content.starts_with("- ") && start >= indent;
@@ -100,7 +101,7 @@ fn carried(open: Open, line: &str, spans: &mut Vec<Range<usize>>) -> Option<Opti
                 return None;
             }
             spans.extend(nested(line));
-            Some(Some(Open::Indented { indent, left: left - 1, first: false }))
+            Some(Open::Indented { indent, left: left - 1, first: false })
         }
         Open::Quote { close, left } => {
             let end = line.find(&close);
@@ -108,10 +109,8 @@ fn carried(open: Open, line: &str, spans: &mut Vec<Range<usize>>) -> Option<Opti
             if until > start {
                 spans.push(start..until);
             }
-            // Behind the closing quote the line goes on as any other, and that quote may as well
-            // have been one that opens.
             let goes_on = end.is_none() && left > 0;
-            goes_on.then(|| Some(Open::Quote { close, left: left.saturating_sub(1) }))
+            goes_on.then(|| Open::Quote { close, left: left.saturating_sub(1) })
         }
         Open::Bracket { bracket, close, depth, left } => {
             let opened = depth + line.matches(bracket).count();
@@ -120,12 +119,7 @@ fn carried(open: Open, line: &str, spans: &mut Vec<Range<usize>>) -> Option<Opti
                 spans.extend(nested(line));
             }
             let goes_on = depth > 0 && left > 0;
-            Some(goes_on.then(|| Open::Bracket {
-                bracket,
-                close,
-                depth,
-                left: left.saturating_sub(1),
-            }))
+            goes_on.then(|| Open::Bracket { bracket, close, depth, left: left.saturating_sub(1) })
         }
         Open::Next { whole } => {
             let end = if whole {
@@ -138,13 +132,13 @@ fn carried(open: Open, line: &str, spans: &mut Vec<Range<usize>>) -> Option<Opti
             if !secret.is_empty() {
                 spans.push(start..start + secret.len());
             }
-            Some((whole && all.ends_with('\\')).then_some(Open::Next { whole }))
+            (whole && all.ends_with('\\')).then_some(Open::Next { whole })
         }
         Open::Pair => {
             let rest = content.trim_start_matches(['"', '\'']).strip_prefix("value")?;
             let value = rest.trim_start_matches(['"', '\'', ' ']).strip_prefix([':', '='])?;
             spans.extend(scalar(line, line.len() - value.len()));
-            Some(None)
+            None
         }
     }
 }

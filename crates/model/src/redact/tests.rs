@@ -198,6 +198,8 @@ fn more_text() {
         "{\"token\":[\"«x»\"],\"port\":1}\n",
         "secret = \"\"\"\n«x»\n\"\"\"\nport = 1\n",
         "api_secret=\"«x»\n«y»\" token=«z» port=1\n",
+        "app --password \\\n  «x» --token «y» z\n",
+        "secrets: [«a,»\n«b»\n], token: «x»\n",
         "pw= \"\n«{»\"a_password\": \"«x»\"}\n",
         "app --password \\\n  «x» \\\n  --port 1\n",
         "- name: DB_PASSWORD\n  value: «x»\n- name: PORT\n  value: 1\n",
