@@ -1,8 +1,8 @@
 //! Finds secrets among the words of a command. The words are those of a process or unit, or
 //! of a line of a script ([`in_line`]): the rules are the same.
 
-use super::Redactor;
 use super::names::{Strength, is_credible, is_key, strength};
+use super::{MARK, Redactor};
 use std::ops::Range;
 
 /// What the word after this one is.
@@ -174,7 +174,9 @@ fn is_key_option(bare: &str) -> bool {
 /// The value of `Authorization: Bearer …` and the like.
 fn header(word: &str) -> Option<Range<usize>> {
     let (name, value) = word.split_once(':')?;
-    if strength(name.trim()) == Strength::None {
+    // A mark has a colon, too.
+    let is_hidden = name.len().checked_sub(MARK.len() - 1).and_then(|at| word.get(at..));
+    if strength(name.trim()) == Strength::None || is_hidden.is_some_and(super::is_mark) {
         return None;
     }
     let start = word.len() - value.trim_start().len();
