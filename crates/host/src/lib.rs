@@ -20,6 +20,7 @@ pub mod files;
 pub mod gpu;
 pub mod journal;
 pub mod load;
+mod netlink;
 pub mod network;
 mod now;
 pub mod packages;

@@ -7,13 +7,11 @@
 //! - Nothing that ages by itself: no lifetimes, no temporary IPv6 addresses, no cached routes.
 //! - Counters belong to load.
 
-mod netlink;
-
 use crate::Root;
 use crate::bounded;
+use crate::netlink::{self, Attributes, Dump};
 use crate::text::printable;
 use model::entity::{Interface, Route};
-use netlink::{Attributes, Dump};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

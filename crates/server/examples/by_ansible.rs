@@ -5,16 +5,18 @@
 //! ```
 //!
 //! What its files hold lies below the directory FILES. The machine is at PORT of 127.0.0.1, and
-//! shows a key that KNOWN_HOSTS has for NAME; its apt asks at the port RELAY of its loopback. What Ansible says goes to the standard error; the
-//! outcomes go out as JSON, as the guest's agent tells them.
+//! shows a key that KNOWN_HOSTS has for NAME; its apt asks at the port RELAY of its loopback. What
+//! Ansible says goes to the standard error; the outcomes go out as JSON, as the guest's agent tells
+//! them.
+
+mod reach;
 
 use model::ContentId;
 use model::plan::{Action, Plan, PutFile};
 use model::spec::Source;
-use server::twins::ansible::{Ansible, Reach, Said};
+use server::twins::ansible::{Ansible, Said};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,14 +29,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let relay = rest.first().map(|port| port.parse()).transpose()?;
     let plan: Arc<Plan> = Arc::new(serde_json::from_str(&std::fs::read_to_string(plan)?)?);
-    let reach = Reach {
-        name: name.parse()?,
-        address: Ipv4Addr::LOCALHOST.into(),
-        port: port.parse()?,
-        user: "root".parse()?,
-        login: login.into(),
-        known_hosts: known_hosts.into(),
-    };
+    let reach = reach::of_words([name, port, login, known_hosts])?;
     let place = tempfile::tempdir()?;
     let directory = place.path().join("ansible");
     let ansible = Ansible { directory: &directory, playbook: None, reach: &reach, relay };

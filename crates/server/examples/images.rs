@@ -9,6 +9,8 @@
 //! the standard input is the file of a plan. For each, a line goes out with the run and the port of
 //! the machine's loopback at which its images are had until the next line; or with why there is none.
 
+mod reach;
+
 use model::HostId;
 use model::plan::Plan;
 use server::Server;
@@ -19,7 +21,6 @@ use server::twins::ansible::Reach;
 use server::twins::relay::Lent;
 use std::error::Error;
 use std::io::{self, BufRead, Write};
-use std::net::Ipv4Addr;
 use std::path::Path;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -31,14 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let [name, port, login, known_hosts, configuration, host] = words.as_slice() else {
         return Err("usage: images NAME PORT LOGIN KNOWN_HOSTS CONFIGURATION HOST".into());
     };
-    let reach = Reach {
-        name: name.parse()?,
-        address: Ipv4Addr::LOCALHOST.into(),
-        port: port.parse()?,
-        user: "root".parse()?,
-        login: login.into(),
-        known_hosts: known_hosts.into(),
-    };
+    let reach = reach::of_words([name, port, login, known_hosts])?;
     let host = HostId::new(host)?;
     let server = Server::bind(File::read(Path::new(configuration), true)?.check()?).await?;
     let (runs, twins) = (server.runs().clone(), server.twins().clone());

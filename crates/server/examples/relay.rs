@@ -9,10 +9,10 @@
 //! machine's apt. The port of the machine's loopback goes out as a line; the way is there until the
 //! standard input ends.
 
-use server::twins::ansible::Reach;
+mod reach;
+
 use server::twins::relay::{Relay, Repositories};
 use std::io::{self, Read, Write};
-use std::net::Ipv4Addr;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -21,14 +21,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [name, port, login, known_hosts, kept, named @ ..] = words.as_slice() else {
         return Err("usage: relay NAME PORT LOGIN KNOWN_HOSTS KEPT REPOSITORY...".into());
     };
-    let reach = Reach {
-        name: name.parse()?,
-        address: Ipv4Addr::LOCALHOST.into(),
-        port: port.parse()?,
-        user: "root".parse()?,
-        login: login.into(),
-        known_hosts: known_hosts.into(),
-    };
+    let reach = reach::of_words([name, port, login, known_hosts])?;
     let repositories = match named {
         [] => {
             Repositories::of_this_machine().await.map_err(|failure| failure.message().to_owned())?

@@ -16,37 +16,69 @@ const ARGUMENTS_MAX: usize = 256;
 /// Length at which the kernel cuts a process's name.
 const NAME_CUT: usize = 15;
 
+/// The beginning of a file. Its space is kept, and not cleared.
+#[derive(Debug)]
+struct Text {
+    space: Box<[u8]>,
+    length: usize,
+}
+
+impl Text {
+    fn of_at_most(bytes: usize) -> Self {
+        Self { space: vec![0; bytes].into(), length: 0 }
+    }
+
+    /// `false`, and nothing in it, when there is no such file.
+    fn read(&mut self, files: &ProcDirectory, pid: u32, name: &str) -> bool {
+        let text = files.read(pid, name, &mut self.space);
+        let is_there = text.is_some();
+        self.length = text.map_or(0, <[u8]>::len);
+        is_there
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.space.get(..self.length).unwrap_or_default()
+    }
+}
+
 /// Raw details, before the costlier work of naming and redacting.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Raw {
-    command_line: Vec<u8>,
+    command_line: Text,
     executable: Vec<u8>,
-    cgroup: Vec<u8>,
+    cgroup: Text,
     uid: Option<u32>,
     /// We may not see its executable.
     pub(super) denied: bool,
 }
 
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            command_line: Text::of_at_most(COMMAND_LINE_MAX),
+            executable: Vec::new(),
+            cgroup: Text::of_at_most(4096),
+            uid: None,
+            denied: false,
+        }
+    }
+}
+
 impl Raw {
     /// Reads a process into reused buffers. `false` when it is gone or about to be.
     pub(super) fn read(&mut self, files: &mut ProcDirectory, pid: u32) -> bool {
-        self.command_line.resize(COMMAND_LINE_MAX, 0);
-        let Some(length) = files.read(pid, "cmdline", &mut self.command_line).map(<[u8]>::len)
-        else {
+        if !self.command_line.read(files, pid, "cmdline") {
             return false;
-        };
-        self.command_line.truncate(length);
+        }
         self.executable.clear();
         self.denied = false;
         match files.link(pid, "exe") {
             Ok(Some(target)) => self.executable.extend_from_slice(target),
-            Ok(None) if length == 0 => return false,
+            Ok(None) if self.command_line.length == 0 => return false,
             Ok(None) => {}
             Err(_) => self.denied = true,
         }
-        self.cgroup.resize(4096, 0);
-        let length = files.read(pid, "cgroup", &mut self.cgroup).map_or(0, <[u8]>::len);
-        self.cgroup.truncate(length);
+        self.cgroup.read(files, pid, "cgroup");
         let mut status = [0; 1024];
         self.uid = files.read(pid, "status", &mut status).and_then(effective_uid);
         true
@@ -55,7 +87,7 @@ impl Raw {
     /// Changes with anything that [`Raw::identity`] is made of.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut hash = Xxh3::new();
-        for part in [&self.command_line, &self.executable, &self.cgroup] {
+        for part in [self.command_line.bytes(), &self.executable, self.cgroup.bytes()] {
             hash.update(&part.len().to_ne_bytes());
             hash.update(part);
         }
@@ -66,8 +98,8 @@ impl Raw {
     /// What the process is, in words that may be stored.
     pub(super) fn identity(&self, name: &[u8], names: &Names, redactor: &Redactor) -> Identity {
         let executable = (!self.executable.is_empty()).then(|| executable(&self.executable));
-        let words = arguments(&self.command_line);
-        let owner = Owner::parse(&self.cgroup);
+        let words = arguments(self.command_line.bytes());
+        let owner = Owner::parse(self.cgroup.bytes());
         Identity {
             name: full_name(name, executable.as_deref(), &words),
             arguments: redactor.arguments(&words),

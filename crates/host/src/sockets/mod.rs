@@ -1,6 +1,7 @@
 //! Where a machine listens, which process does, and which of its services talk to each other.
 //!
-//! Reads the tables in `/proc/net`. Which process holds a socket stands only in the lists of
+//! Reads the tables in `/proc/net`; of TCP the kernel is asked by netlink, where it can be. Which
+//! process holds a socket stands only in the lists of
 //! open files, which are costly: they are walked when a listening socket appears that was not
 //! there before, and then remembered.
 //!
@@ -17,9 +18,11 @@ mod table;
 pub(crate) use table::each_line;
 
 use crate::Root;
+use crate::netlink;
 use crate::process::{ProcDirectory, Scanner, View};
 use crate::text::decimal;
 use model::entity;
+use rustix::net::AddressFamily;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -147,6 +150,8 @@ pub struct Sockets {
     observed: BTreeSet<Connection>,
     round: u32,
     buffer: Vec<u8>,
+    /// Whether the kernel can be asked about TCP without its files.
+    by_netlink: bool,
 }
 
 /// What the tables say, before anyone is asked who holds what.
@@ -171,6 +176,7 @@ impl Sockets {
             observed: BTreeSet::new(),
             round: 0,
             buffer: Vec::new(),
+            by_netlink: root.is_live(),
         })
     }
 
@@ -206,34 +212,28 @@ impl Sockets {
     }
 
     fn read_tables(&mut self, depth: Depth) -> Result<Tables, Error> {
-        let mut tables = Tables::default();
+        let mut tables = self.read_tcp(depth)?;
         let passing_ports = self.passing_ports();
         let mut passing = HashSet::new();
-        for (file, protocol) in [("tcp", "tcp"), ("tcp6", "tcp"), ("udp", "udp"), ("udp6", "udp")] {
-            let path = self.root.proc(format!("net/{file}"));
+        for file in ["udp", "udp6"] {
             let before = &self.passing;
-            let read = each_line(&path, &mut self.buffer, |line| {
-                let Some(row) = Row::parse(line) else { return true };
-                let passes = protocol == "udp" && passing_ports.contains(&row.local.port());
-                match (protocol, row.state) {
-                    ("udp", CLOSED) if passes => {
-                        passing.insert(row.inode);
-                        // A question to a name server is over by the next time.
-                        if before.contains(&row.inode) {
-                            tables.listen(protocol, &row);
-                        }
+            let read =
+                each_line(&self.root.proc(format!("net/{file}")), &mut self.buffer, |line| {
+                    let Some(row) = Row::parse(line).filter(|row| row.state == CLOSED) else {
+                        return true;
+                    };
+                    let passes = passing_ports.contains(&row.local.port());
+                    // A question to a name server is over by the next time.
+                    if !passes || before.contains(&row.inode) {
+                        tables.listen("udp", &row);
                     }
-                    ("tcp", LISTENING) | ("udp", CLOSED) => tables.listen(protocol, &row),
-                    // The kernel lists those that listen first.
-                    ("tcp", _) if depth == Depth::Listeners => return false,
-                    ("tcp", ESTABLISHED) => tables.establish(row),
-                    _ => {}
-                }
-                passing.len() < SOCKETS_MAX
-            });
-            match read {
-                Err(source) if file == "tcp" => return Err(Error::Read { path, source }),
-                _ => {}
+                    if passes {
+                        passing.insert(row.inode);
+                    }
+                    passing.len() < SOCKETS_MAX
+                });
+            if let Err(error) = read {
+                tracing::debug!(%error, file, "sockets can't be read");
             }
         }
         self.passing = passing;
@@ -253,6 +253,39 @@ impl Sockets {
         });
         if let Err(error) = read {
             tracing::debug!(%error, "unix sockets can't be read");
+        }
+        Ok(tables)
+    }
+
+    /// Who listens by TCP, and who is connected.
+    fn read_tcp(&mut self, depth: Depth) -> Result<Tables, Error> {
+        if self.by_netlink {
+            let mut tables = Tables::default();
+            match tables.ask_for_tcp(depth) {
+                Ok(()) => return Ok(tables),
+                Err(error) => {
+                    tracing::debug!(%error, "TCP sockets come from /proc from now on");
+                    self.by_netlink = false;
+                }
+            }
+        }
+        let mut tables = Tables::default();
+        for file in ["tcp", "tcp6"] {
+            let path = self.root.proc(format!("net/{file}"));
+            let read = each_line(&path, &mut self.buffer, |line| {
+                // The kernel lists those that listen first.
+                Row::parse(line).is_none_or(|row| {
+                    tables.take_tcp(row);
+                    row.state == LISTENING || depth == Depth::Connections
+                })
+            });
+            match read {
+                Err(source) if file == "tcp" => return Err(Error::Read { path, source }),
+                _ => {}
+            }
+        }
+        if depth == Depth::Listeners {
+            tables.established.clear();
         }
         Ok(tables)
     }
@@ -361,6 +394,45 @@ impl Holder {
 }
 
 impl Tables {
+    /// Asks the kernel. A machine without IPv6 is no error.
+    fn ask_for_tcp(&mut self, depth: Depth) -> io::Result<()> {
+        let both = [AddressFamily::INET, AddressFamily::INET6];
+        for family in both {
+            self.ask_for_tcp_in(family, LISTENING)?;
+        }
+        if depth == Depth::Connections {
+            for family in both {
+                self.ask_for_tcp_in(family, ESTABLISHED)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn ask_for_tcp_in(&mut self, family: AddressFamily, state: u8) -> io::Result<()> {
+        let asked = netlink::tcp_sockets(family, 1 << state, |message| {
+            if let Some(row) = Row::of_message(message).filter(|row| row.state == state) {
+                self.take_tcp(row);
+            }
+            state == LISTENING || self.established.len() < CONNECTIONS_MAX || !self.truncated
+        });
+        match asked {
+            Err(error)
+                if family == AddressFamily::INET6 && error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            asked => asked,
+        }
+    }
+
+    fn take_tcp(&mut self, row: Row) {
+        match row.state {
+            LISTENING => self.listen("tcp", &row),
+            ESTABLISHED => self.establish(row),
+            _ => {}
+        }
+    }
+
     fn listen(&mut self, protocol: &'static str, row: &Row) {
         self.push(Listener {
             protocol,

@@ -1,8 +1,10 @@
-//! Reads `/proc/net/{tcp,tcp6,udp,udp6,unix}` line by line. Pure, but for [`each_line`].
+//! Reads `/proc/net/{tcp,tcp6,udp,udp6,unix}` line by line, and the kernel's messages that say the
+//! same of TCP. Pure, but for [`each_line`].
 //!
 //! A path of a unix socket is whatever its owner chose, newlines included; what then looks
 //! like further lines is only taken when it has the form of one.
 
+use crate::netlink::u32_at;
 use crate::text::{decimal, printable, words};
 use std::fs::File;
 use std::io::{self, Read};
@@ -35,6 +37,32 @@ impl Row {
         let uid = u32::try_from(decimal(fields.nth(3)?)?).ok()?;
         let inode = decimal(fields.nth(1)?)?;
         Some(Self { local, remote, state, uid, inode })
+    }
+
+    /// Of the struct `inet_diag_msg`.
+    pub(super) fn of_message(body: &[u8]) -> Option<Self> {
+        let is_ipv6 = match *body.first()? {
+            2 => false,
+            10 => true,
+            _ => return None,
+        };
+        let port = |at: usize| Some(u16::from_be_bytes(body.get(at..at + 2)?.try_into().ok()?));
+        let ip = |at: usize| -> Option<IpAddr> {
+            let bytes: [u8; 16] = body.get(at..at + 16)?.try_into().ok()?;
+            let [a, b, c, d, ..] = bytes;
+            Some(if is_ipv6 {
+                Ipv6Addr::from(bytes).into()
+            } else {
+                Ipv4Addr::new(a, b, c, d).into()
+            })
+        };
+        Some(Self {
+            local: SocketAddr::new(ip(8)?, port(4)?),
+            remote: SocketAddr::new(ip(24)?, port(6)?),
+            state: *body.get(1)?,
+            uid: u32_at(body, 64)?,
+            inode: u32_at(body, 68)?.into(),
+        })
     }
 }
 
@@ -226,6 +254,7 @@ mod tests {
         fn anything_goes_in(bytes: Vec<u8>, line in "[0-9]: [0-9A-F:]{0,40} [0-9A-F:]{0,40} 0A( [0-9]{1,3}){0,8}") {
             Row::parse(&bytes);
             UnixRow::parse(&bytes);
+            Row::of_message(&bytes);
             Row::parse(line.as_bytes());
         }
     }

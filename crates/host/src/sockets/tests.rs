@@ -171,3 +171,41 @@ fn this_machine() {
         assert_eq!(socket.process.as_deref(), Some(me.as_str()));
     }
 }
+
+#[test]
+fn the_kernel_says_the_same_by_netlink_and_in_its_files() {
+    let listeners: Vec<TcpListener> = ["127.0.0.1:0", "[::1]:0", "[::]:0"]
+        .into_iter()
+        .filter_map(|address| TcpListener::bind(address).ok())
+        .collect();
+    let clients: Vec<TcpStream> = (listeners.iter())
+        .map(|listener| listener.local_addr().unwrap().port())
+        .filter_map(|port| TcpStream::connect(("127.0.0.1", port)).ok())
+        .collect();
+    assert!(!clients.is_empty());
+    let ours = |address: SocketAddr| {
+        let is_at =
+            |listener: &TcpListener| listener.local_addr().unwrap().port() == address.port();
+        listeners.iter().any(is_at)
+    };
+    let seen = |by_netlink: bool, depth: Depth| {
+        let mut sockets = Sockets { by_netlink, ..Sockets::new(&Root::live()).unwrap() };
+        let tables = sockets.read_tcp(depth).unwrap();
+        assert_eq!(sockets.by_netlink, by_netlink, "the kernel answers");
+        let name = |row: &Row| format!("{} {} {} {}", row.local, row.remote, row.uid, row.inode);
+        let established = tables.established.iter();
+        let mut found: Vec<String> = (tables.listeners.iter())
+            .filter(|listener| listener.at.is_some_and(ours))
+            .map(|listener| format!("{} {:?} {}", listener.name, listener.uid, listener.inode))
+            .chain(established.filter(|row| ours(row.local) || ours(row.remote)).map(name))
+            .collect();
+        found.sort();
+        found
+    };
+    let listening = seen(true, Depth::Listeners);
+    assert_eq!(listening.len(), listeners.len());
+    assert_eq!(listening, seen(false, Depth::Listeners));
+    let all = seen(true, Depth::Connections);
+    assert_eq!(all.len(), listeners.len() + 2 * clients.len());
+    assert_eq!(all, seen(false, Depth::Connections));
+}

@@ -16,7 +16,7 @@ mod touched;
 
 use super::pass::{Pass, Saying};
 use super::sight::{self, Sight, matching};
-use super::source::{Report, Said};
+use super::source::{Ask, Report, Said};
 use super::{Command, Error, Sync, plan, tell};
 use crate::app::App;
 use crate::clock;
@@ -27,7 +27,7 @@ use model::{HostId, Time, with_causes};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use touched::{Touched, touch};
@@ -44,8 +44,9 @@ pub(super) struct Engine {
     app: Arc<App>,
     sync: Sync,
     sights: BTreeMap<HostId, Sight>,
-    /// To have a source list all it has.
-    asks: BTreeMap<HostId, mpsc::Sender<()>>,
+    /// To have a source list all it has; and how often all were asked.
+    asks: BTreeMap<HostId, watch::Sender<Ask>>,
+    asked: Ask,
     pass: Option<Pass>,
     next_pass: Time,
     /// When a source's whole listing is decided about, though something is missing in it.
@@ -64,6 +65,7 @@ impl Engine {
             sync,
             sights: BTreeMap::new(),
             asks: BTreeMap::new(),
+            asked: 0,
             pass: None,
             next_pass: now,
             later: BTreeMap::new(),
@@ -74,7 +76,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn add(&mut self, node: HostId, ask: mpsc::Sender<()>) {
+    pub(super) fn add(&mut self, node: HostId, ask: watch::Sender<Ask>) {
         self.sights.insert(node.clone(), Sight::default());
         self.asks.insert(node, ask);
     }
@@ -126,10 +128,11 @@ impl Engine {
                 sight.heard = Some(now);
             }
             Said::Alive => sight.heard = Some(now),
-            Said::Whole(objects) => {
+            Said::Whole(objects, ask) => {
                 let is_news = sight.whole_at.is_none() || sight.fault.is_some();
                 sight.objects = objects;
                 sight.whole_at = Some(now);
+                sight.answered = ask;
                 sight.heard = Some(now);
                 sight.fault = None;
                 self.silent.remove(&node);
@@ -235,9 +238,11 @@ impl Engine {
         self.later.remove(node);
         let Some(sight) = self.sights.get(node) else { return Vec::new() };
         let read = vsphere::listing(node, &sight.objects);
+        let answered = sight.answered;
         match self.decide(node, read, with_breaker).await {
             Ok((result, orphans)) => {
-                if let Some(pass) = &mut self.pass {
+                // What was listed before the pass began is no answer to it.
+                if let Some(pass) = self.pass.as_mut().filter(|pass| answered >= pass.ask) {
                     pass.finish(node, result);
                 }
                 self.end_pass();

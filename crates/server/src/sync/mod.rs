@@ -40,7 +40,7 @@ use model::{HostId, Time};
 use sinks::{Endpoints, MongoSink, Outbox, RedisSink};
 use std::sync::{Arc, Mutex, PoisonError};
 use store::Records;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -222,7 +222,7 @@ pub(crate) async fn run(app: Arc<App>, sync: Sync, mut commands: mpsc::Receiver<
         let (reports, receiver) = mpsc::channel(REPORTS);
         let mut engine = Engine::new(Arc::clone(&app), sync.clone(), clock::now());
         for source in &sync.settings.sources {
-            let (ask, asked) = mpsc::channel(1);
+            let (ask, asked) = watch::channel(0);
             engine.add(source.node.clone(), ask);
             tasks.spawn(source::run(source.clone(), reports.clone(), asked, stop.clone()));
         }

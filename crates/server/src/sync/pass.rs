@@ -1,5 +1,6 @@
 //! One full pass over all sources: who is waited for, what came of each, and its run.
 
+use super::source::Ask;
 use crate::runs::{Failure, Handle, RunId, Stream};
 use api::sync::SourceResult;
 use model::{HostId, Time};
@@ -22,6 +23,8 @@ pub(super) enum Why {
 pub(super) struct Pass {
     pub(super) why: Why,
     pub(super) begun: Time,
+    /// By which its sources were asked.
+    pub(super) ask: Ask,
     pub(super) waits_for: BTreeSet<HostId>,
     pub(super) results: BTreeMap<HostId, SourceResult>,
     /// What its run is to say.
@@ -45,10 +48,11 @@ pub(super) enum Saying {
 }
 
 impl Pass {
-    pub(super) fn new(why: Why, begun: Time, sources: BTreeSet<HostId>) -> Self {
+    pub(super) fn new(why: Why, begun: Time, ask: Ask, sources: BTreeSet<HostId>) -> Self {
         Self {
             why,
             begun,
+            ask,
             waits_for: sources,
             results: BTreeMap::new(),
             said: Vec::new(),
@@ -169,7 +173,7 @@ mod tests {
     #[test]
     fn a_pass_ends_when_all_sources_did() {
         let node = |name: &str| HostId::new(name).unwrap();
-        let mut pass = Pass::new(Why::Asked, Time(0), [node("a"), node("b")].into());
+        let mut pass = Pass::new(Why::Asked, Time(0), 1, [node("a"), node("b")].into());
         let good = SourceResult { ok: true, host: "a".into(), renamed: 1, ..Default::default() };
         pass.finish(&node("a"), good.clone());
         pass.finish(&node("a"), SourceResult::default());
@@ -197,7 +201,7 @@ mod tests {
         let (lines, mut receiver) = lines();
         pass.tell(Told { id: RunId::new(1), lines });
         assert!(matches!(receiver.try_recv(), Ok(Saying::Line(_))));
-        let quiet = Pass::new(Why::Schedule, Time(0), [].into());
+        let quiet = Pass::new(Why::Schedule, Time(0), 1, [].into());
         assert!(!quiet.is_of_note());
     }
 }

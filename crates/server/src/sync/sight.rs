@@ -5,6 +5,7 @@
 //! - While the source on which a VM was known lists it still, the same UUID elsewhere is a copy.
 //! - What a guest told of itself stays known while it tells nothing.
 
+use super::source::Ask;
 use inventory::{Completeness, Listing, Refused, Seen, Vm};
 use model::vm::{VmId, VmSource, VmState};
 use model::{HostId, Time};
@@ -18,6 +19,8 @@ pub(super) struct Sight {
     pub(super) about: Option<About>,
     /// When it was listed as a whole last. What it told since is part of the objects.
     pub(super) whole_at: Option<Time>,
+    /// Which time it was asked for that.
+    pub(super) answered: Ask,
     /// Since when, and why, it is not to be asked.
     pub(super) fault: Option<(Time, String)>,
     /// When it answered last.

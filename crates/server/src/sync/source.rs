@@ -13,7 +13,7 @@
 use super::file::Source;
 use model::HostId;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use vsphere::{About, Change, Error, Objects, Session, Watch};
 
@@ -35,13 +35,17 @@ pub(super) struct Report {
 #[derive(Debug)]
 pub(super) enum Said {
     Connected(About),
-    /// Everything there is: first of all, and when somebody asks.
-    Whole(Objects),
+    /// Everything there is: first of all, and when somebody asks. The last that was asked before
+    /// it was listed.
+    Whole(Objects, Ask),
     Changed(Vec<Change>),
     /// It answered, and nothing changed.
     Alive,
     Failed(Error),
 }
+
+/// Which time it was asked for a whole listing.
+pub(super) type Ask = u64;
 
 /// Nobody reads the reports any more.
 struct Gone;
@@ -62,7 +66,7 @@ impl Reporter {
 pub(super) async fn run(
     source: Source,
     reports: mpsc::Sender<Report>,
-    mut asked: mpsc::Receiver<()>,
+    mut asked: watch::Receiver<Ask>,
     stop: CancellationToken,
 ) {
     let reporter = Reporter { node: source.node.clone(), reports };
@@ -86,7 +90,7 @@ pub(super) async fn run(
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             // Somebody wants to know now.
-            asking = asked.recv() => if asking.is_none() { return },
+            asking = asked.changed() => if asking.is_err() { return },
             () = stop.cancelled() => return,
         }
     }
@@ -103,7 +107,7 @@ fn patience(error: &Error, failures: u32) -> Duration {
 async fn keep(
     source: &Source,
     reporter: &Reporter,
-    asked: &mut mpsc::Receiver<()>,
+    asked: &mut watch::Receiver<Ask>,
     failures: &mut u32,
 ) -> Result<(), Error> {
     let mut session = Session::open(&source.vsphere).await?;
@@ -140,12 +144,13 @@ impl From<Gone> for Ended {
 async fn work(
     session: &mut Session,
     reporter: &Reporter,
-    asked: &mut mpsc::Receiver<()>,
+    asked: &mut watch::Receiver<Ask>,
     failures: &mut u32,
 ) -> Result<(), Ended> {
     reporter.say(Said::Connected(session.about().clone())).await?;
+    let ask = *asked.borrow_and_update();
     let mut watch = session.watch().await?;
-    reporter.say(Said::Whole(first(&mut watch).await?)).await?;
+    reporter.say(Said::Whole(first(&mut watch).await?, ask)).await?;
     *failures = 0;
     tokio::select! {
         ended = follow(&mut watch, reporter) => ended,
@@ -178,11 +183,12 @@ async fn follow(watch: &mut Watch, reporter: &Reporter) -> Result<(), Ended> {
 async fn list(
     session: &mut Session,
     reporter: &Reporter,
-    asked: &mut mpsc::Receiver<()>,
+    asked: &mut watch::Receiver<Ask>,
 ) -> Result<(), Ended> {
-    while asked.recv().await.is_some() {
+    while asked.changed().await.is_ok() {
+        let ask = *asked.borrow_and_update();
         let objects = session.list().await?;
-        reporter.say(Said::Whole(objects)).await?;
+        reporter.say(Said::Whole(objects, ask)).await?;
     }
     Ok(())
 }

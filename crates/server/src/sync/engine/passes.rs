@@ -17,7 +17,8 @@ impl Engine {
     pub(super) async fn pass_time(&mut self) {
         let now = clock::now();
         if self.pass.is_none() && now >= self.next_pass {
-            self.begin_pass(Pass::new(Why::Schedule, now, self.nodes()));
+            let pass = self.new_pass(Why::Schedule, now);
+            self.begin_pass(pass);
         }
         let late = self.pass.as_ref().filter(|pass| now.since(pass.begun) > PATIENCE);
         for node in late.map(|pass| pass.waits_for.clone()).unwrap_or_default() {
@@ -49,18 +50,19 @@ impl Engine {
         self.sights.keys().cloned().collect()
     }
 
+    fn new_pass(&mut self, why: Why, begun: Time) -> Pass {
+        self.asked += 1;
+        Pass::new(why, begun, self.asked, self.nodes())
+    }
+
     fn begin_pass(&mut self, pass: Pass) {
+        for ask in self.asks.values() {
+            // One that is away tries again.
+            ask.send_replace(pass.ask);
+        }
         self.pass = Some(pass);
         for node in self.nodes() {
-            let Some(sight) = self.sights.get(&node) else { continue };
-            let fault = sight.fault.clone();
-            // One that connects lists what it has by itself.
-            if (sight.whole_at.is_some() || fault.is_some())
-                && let Some(ask) = self.asks.get(&node)
-            {
-                // One that was asked already lists all the same; one that is away tries again.
-                ask.try_send(()).ok();
-            }
+            let fault = self.sights.get(&node).and_then(|sight| sight.fault.clone());
             if let Some((_, fault)) = fault {
                 self.fail(&node, fault);
             }
@@ -118,7 +120,7 @@ impl Engine {
             Err(error) => drop(reply.send(Err(error.into()))),
             Ok(told) => {
                 let id = told.id;
-                let mut pass = Pass::new(Why::Asked, clock::now(), self.nodes());
+                let mut pass = self.new_pass(Why::Asked, clock::now());
                 pass.tell(told);
                 pass.say(Saying::Step("each source lists its VMs".to_owned()));
                 self.begin_pass(pass);
