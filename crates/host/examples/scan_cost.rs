@@ -78,9 +78,13 @@ fn measure(units: usize) -> Result<(), Box<dyn std::error::Error>> {
     let groups = Groups::make(units);
     let names = || groups.names.iter().map(|name| (name.as_str(), name.as_str()));
     let mut sampler = Sampler::new(&root);
-    let (first, load) = timed(|| sampler.sample(now(), &scanner, names()));
+    let mut sample = || {
+        let units = sampler.measure(now(), names());
+        sampler.sample(now(), &scanner, units)
+    };
+    let (first, load) = timed(&mut sample);
     println!("first sample    {first:>9.1?}  {} units", load.units.len());
-    let idle = (0..ROUNDS).map(|_| timed(|| sampler.sample(now(), &scanner, names())).0).collect();
+    let idle = (0..ROUNDS).map(|_| timed(&mut sample).0).collect();
     println!("sample          {:>9.1?}", median(idle));
     Ok(())
 }

@@ -77,8 +77,12 @@ fn observe(root: &Root) -> String {
         }
     }
     let mut sampler = Sampler::new(root);
-    sampler.sample(now(0), &scanner, UNITS);
-    let mut load = sampler.sample(now(10), &scanner, UNITS);
+    let mut sample = |at| {
+        let units = sampler.measure(at, UNITS);
+        sampler.sample(at, &scanner, units)
+    };
+    sample(now(0));
+    let mut load = sample(now(10));
     // How full the disk of the test machine is.
     load.filesystems.values_mut().for_each(|filesystem| *filesystem = Default::default());
     // The size of a page differs by architecture.

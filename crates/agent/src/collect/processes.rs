@@ -83,14 +83,15 @@ impl Sight {
     ) -> Picture {
         let now = self.now();
         self.scanner.name_containers(names);
-        let scan = self.scanner.scan(now, &self.redactor);
+        let all = units.iter().chain(user_vms.values().flatten());
+        let cgroups = all.filter_map(|unit| Some((unit.id.as_str(), unit.cgroup.as_deref()?)));
+        let measured = self.sampler.measure(now, cgroups);
+        let scan = self.scanner.scan_but(now, &self.redactor, &measured.quiet);
         let changed = scan.as_ref().map(|scan| scan.changed.clone()).unwrap_or_default();
         let sockets = self.sockets.observe(&self.scanner, Depth::Connections);
         let listening = sockets.as_ref().map_or(&[][..], |seen| &seen.sockets);
         let workloads = items(&self.workloads.observe(&self.scanner, listening, &gpus.processes));
-        let all = units.iter().chain(user_vms.values().flatten());
-        let cgroups = all.filter_map(|unit| Some((unit.id.as_str(), unit.cgroup.as_deref()?)));
-        let mut load = Box::new(self.sampler.sample(now, &self.scanner, cgroups));
+        let mut load = Box::new(self.sampler.sample(now, &self.scanner, measured));
         load.gpus.clone_from(&gpus.load);
         self.add_what_is_known_of_vms(&mut load, now);
         Picture { scan, groups: self.by_id(changed), sockets, workloads, load }

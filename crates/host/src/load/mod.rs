@@ -24,6 +24,7 @@ use source::{Counter, KeptFile};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use taps::Taps;
+pub use units::Measured;
 use units::Units;
 
 /// How many processes of each order are told: the busiest, and the largest.
@@ -86,21 +87,25 @@ impl Sampler {
         }
     }
 
-    /// Measures now. `units` gives the id and the control group of each unit that has one;
-    /// `scanner` should have scanned just before.
-    pub fn sample<'u>(
+    /// Measures the units, given by the id and the control group of each that has one. Comes before
+    /// a scan of the processes: those of units that did nothing need not be read then.
+    pub fn measure<'u>(
         &mut self,
         now: Now,
-        scanner: &Scanner,
         units: impl IntoIterator<Item = (&'u str, &'u str)>,
-    ) -> Load {
+    ) -> Measured {
+        self.units.measure_all(now.clock, units)
+    }
+
+    /// Measures all else; `scanner` should have scanned just before.
+    pub fn sample(&mut self, now: Now, scanner: &Scanner, units: Measured) -> Load {
         let Files { interfaces, disks, mounts, .. } = &mut self.files;
         let buffer = &mut self.buffer;
         let interfaces =
             interfaces.read(buffer).map(|table| self.interfaces.load(now.clock, table));
         let disks = disks.read(buffer).map(|table| self.disks.load(now.clock, table, &self.root));
         let filesystems = mounts.read(buffer).map(|table| filesystems::load(table, &self.root));
-        let mut units = self.units.load(now.clock, units);
+        let mut units = units.loads;
         self.taps.tell(&self.root, scanner, &mut units);
         Load {
             at: now.at,
@@ -219,7 +224,7 @@ mod tests {
         let mut sampler = Sampler::new(&root);
         let redactor = Redactor::new([7; 32], Vec::new());
         scanner.scan(now(Duration::ZERO), &redactor).unwrap();
-        let first = sampler.sample(now(Duration::ZERO), &scanner, []);
+        let first = sampler.sample(now(Duration::ZERO), &scanner, Measured::default());
         assert_eq!(first.host.cpu_percent, None);
         assert!(first.host.memory_total_bytes > first.host.memory_free_bytes);
         assert!(first.host.load_average.is_some() && first.host.uptime_seconds.is_some());
@@ -230,7 +235,7 @@ mod tests {
         let second = loop {
             let clock = begin.elapsed() + Duration::from_secs(1);
             scanner.scan(now(clock), &redactor).unwrap();
-            let load = sampler.sample(now(clock), &scanner, []);
+            let load = sampler.sample(now(clock), &scanner, Measured::default());
             if load.host.cpu_percent.is_some_and(|busy| busy > 0.0) {
                 break load;
             }
@@ -247,7 +252,9 @@ mod tests {
         let root = Root::at(directory.path());
         std::fs::create_dir(root.proc("")).unwrap();
         let scanner = Scanner::new(&root).unwrap();
-        let load = Sampler::new(&root).sample(Now::default(), &scanner, [("a", "/a")]);
+        let mut sampler = Sampler::new(&root);
+        let units = sampler.measure(Now::default(), [("a", "/a")]);
+        let load = sampler.sample(Now::default(), &scanner, units);
         assert_eq!(load, Load::default());
     }
 }

@@ -142,7 +142,8 @@ mod tests {
         scanner.scan(Now::default(), &redactor).unwrap();
         let mut sampler = Sampler::new(&root);
         let mut taps = || {
-            let load = sampler.sample(Now::default(), &scanner, [(UNIT, group.as_str())]);
+            let units = sampler.measure(Now::default(), [(UNIT, group.as_str())]);
+            let load = sampler.sample(Now::default(), &scanner, units);
             load.units[UNIT].vm.clone().unwrap().taps
         };
         assert_eq!(taps(), Some(vec!["vm-web".to_owned()]));

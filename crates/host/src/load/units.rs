@@ -11,6 +11,7 @@ use super::devices::Devices;
 use super::host::pressure;
 use super::source::Counter;
 use crate::Root;
+use crate::process::Quiet;
 use crate::text::{decimal, lines, printable, words};
 use model::load::{Pressure, UnitLoad, VmDiskLoad, VmLoad};
 use model::vm::may_be_microvm;
@@ -62,6 +63,13 @@ fn directory(path: &Path) -> Option<OwnedFd> {
     openat(CWD, path, flags, Mode::empty()).ok()
 }
 
+/// What units use, and which did nothing since they were measured before.
+#[derive(Debug, Default)]
+pub struct Measured {
+    pub(super) loads: BTreeMap<String, UnitLoad>,
+    pub quiet: Quiet,
+}
+
 #[derive(Debug, Default)]
 struct State {
     round: u32,
@@ -97,13 +105,13 @@ impl Units {
     }
 
     /// Measures each unit given by its id and control group.
-    pub(super) fn load<'u>(
+    pub(super) fn measure_all<'u>(
         &mut self,
         clock: Duration,
         units: impl IntoIterator<Item = (&'u str, &'u str)>,
-    ) -> BTreeMap<String, UnitLoad> {
+    ) -> Measured {
         self.round = self.round.wrapping_add(1);
-        let mut loads = BTreeMap::new();
+        let Measured { mut loads, mut quiet } = Measured::default();
         for (id, cgroup) in units.into_iter().take(UNITS_MAX) {
             let group = cgroup.trim_matches('/');
             let outside = group.is_empty() || group.split('/').any(|part| part == "..");
@@ -115,7 +123,7 @@ impl Units {
             }
             let Some(mut state) = self.states.get_mut(id).map(std::mem::take) else { continue };
             state.round = self.round;
-            if self.measure(&mut state, clock, group) {
+            if self.measure(&mut state, clock, group, &mut quiet) {
                 if may_be_microvm(id) {
                     self.measure_vm(&mut state, clock, group);
                 }
@@ -127,16 +135,25 @@ impl Units {
         }
         let round = self.round;
         self.states.retain(|_, state| state.round == round);
-        loads
+        Measured { loads, quiet }
     }
 
     /// `false` when the unit has no control group now.
-    fn measure(&mut self, state: &mut State, clock: Duration, group: &str) -> bool {
+    fn measure(
+        &mut self,
+        state: &mut State,
+        clock: Duration,
+        group: &str,
+        quiet: &mut Quiet,
+    ) -> bool {
         let before = state.processor.last();
         let used = self.processor_micros(group);
         let cpu = state.processor.rate(clock, used);
         state.last.cpu_percent = cpu.map(|micros| micros / 10_000.0);
         let idle = used.is_some() && used == before;
+        if idle && self.hierarchies.unified.is_some() {
+            quiet.insert(group);
+        }
         let calm = state.last.pressure.values().all(is_calm);
         if idle && calm && state.idle_samples < IDLE_SAMPLES {
             state.idle_samples += 1;
@@ -360,7 +377,34 @@ mod tests {
     }
 
     fn load(units: &mut Units, seconds: u64) -> Option<UnitLoad> {
-        units.load(Duration::from_secs(seconds), [("web.service", GROUP)]).remove("web.service")
+        units
+            .measure_all(Duration::from_secs(seconds), [("web.service", GROUP)])
+            .loads
+            .remove("web.service")
+    }
+
+    #[test]
+    fn what_did_nothing_is_quiet() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::at(directory.path());
+        fs::create_dir_all(root.sys("fs/cgroup")).unwrap();
+        fs::write(root.sys("fs/cgroup/cgroup.controllers"), "\n").unwrap();
+        let mut units = Units::new(&root);
+        let mut check = |usage: &str, expected: &[&str]| {
+            put(&root, "", "cpu.stat", usage);
+            let both = [("web.service", GROUP), ("gone.service", "/gone.service")];
+            let mut quiet = Quiet::default();
+            expected.iter().for_each(|group| quiet.insert(group));
+            assert_eq!(units.measure_all(Duration::ZERO, both).quiet, quiet, "{usage}");
+        };
+        check("usage_usec 1000000\n", &[]);
+        check("usage_usec 1000000\n", &[GROUP]);
+        check("usage_usec 1000001\n", &[]);
+        check("usage_usec 1000001\n", &[GROUP]);
+        // It was stopped and started: what it used begins anew.
+        check("usage_usec 3\n", &[]);
+        check("", &[]);
+        check("", &[]);
     }
 
     #[test]
@@ -452,7 +496,13 @@ mod tests {
             put(&root, "", "cpu.stat", &format!("usage_usec {usec}\n"));
             put(&root, "", "io.stat", stat);
             put(&root, "", "memory.events", events);
-            *units.load(Duration::from_secs(seconds), [VM]).remove(VM.0).unwrap().vm.unwrap()
+            *units
+                .measure_all(Duration::from_secs(seconds), [VM])
+                .loads
+                .remove(VM.0)
+                .unwrap()
+                .vm
+                .unwrap()
         };
         let first =
             vm(10, 1, "254:0 rbytes=0 wbytes=0\n8:16 rbytes=9 wbytes=9\nx:y rbytes=1\n", "");
@@ -475,7 +525,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut units = Units::new(&Root::at(directory.path()));
         let odd = [("a", ""), ("b", "/"), ("c", "/../../etc"), ("d", "x\0y"), ("e", "/absent")];
-        assert!(units.load(Duration::from_secs(1), odd).is_empty());
+        assert!(units.measure_all(Duration::from_secs(1), odd).loads.is_empty());
     }
 
     proptest! {

@@ -4,6 +4,7 @@
 use super::files::ProcDirectory;
 use super::groups::Identity;
 use super::owner::{Names, Owner};
+use super::quiet::{GroupKey, group_in};
 use super::stat::effective_uid;
 use crate::text::{base_name, printable, printable_lines};
 use model::redact::Redactor;
@@ -93,6 +94,11 @@ impl Raw {
         }
         hash.update(&self.uid.unwrap_or(u32::MAX).to_ne_bytes());
         hash.digest()
+    }
+
+    /// Of the unified hierarchy.
+    pub(super) fn control_group(&self) -> Option<GroupKey> {
+        group_in(self.cgroup.bytes())
     }
 
     /// What the process is, in words that may be stored.

@@ -1,12 +1,15 @@
 //! What is kept of one process between scans.
 
 use super::groups::Key;
+use super::quiet::GroupKey;
 use super::stat::Stat;
 use std::time::Duration;
 
 /// Least time between two readings that a rate is computed over.
 const RATE_SPAN: Duration = Duration::from_millis(100);
 
+/// Scans of which one reads a process all the same.
+const RESTS: u32 = 6;
 /// Within this daemons drop privileges, take their titles and open their files.
 const SETTLING_SECONDS: u64 = 180;
 
@@ -22,6 +25,10 @@ pub(super) struct Entry {
     pub(super) group: Option<Key>,
     /// Of the details the group was chosen by.
     pub(super) fingerprint: u64,
+    /// As it was when the details were read.
+    pub(super) control_group: Option<GroupKey>,
+    /// Ran since it was looked at in full.
+    pub(super) active: bool,
     /// Open files of interest.
     pub(super) files: Box<[Box<str>]>,
     /// Graphics devices it has open, by path.
@@ -59,6 +66,8 @@ impl Entry {
             resident_pages: stat.resident_pages,
             group: None,
             fingerprint: 0,
+            control_group: None,
+            active: true,
             files: Box::default(),
             graphics: Box::default(),
             round: 0,
@@ -92,6 +101,25 @@ impl Entry {
         self.cpu_percent = Some(100.0 * ticks / ticks_per_second / span.as_secs_f32());
         self.cpu_ticks = stat.cpu_ticks;
         self.read_at = clock;
+    }
+
+    /// Passes a scan unread, since nothing ran in its control group. `false` when it is to be read
+    /// all the same.
+    pub(super) fn rest(&mut self, pid: u32, round: u32, clock: Duration) -> bool {
+        let before = self.age;
+        self.age = before.saturating_add(1);
+        let is_settling = self.age <= Self::SETTLED;
+        let is_due =
+            (self.details_due(pid) || self.files_due(pid)) && (self.active || !is_settling);
+        // A zombie waits for another, and its number may be a new process's.
+        if self.stale || self.zombie || is_due || self.age.wrapping_add(pid).is_multiple_of(RESTS) {
+            self.age = before;
+            return false;
+        }
+        self.round = round;
+        self.read_at = clock;
+        self.cpu_percent = Some(0.0);
+        true
     }
 
     pub(super) fn cpu_percent(&self) -> Option<f32> {

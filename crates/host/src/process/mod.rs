@@ -13,7 +13,8 @@
 //! ([`Group::first_seen`]). Environments are never read.
 //!
 //! # Invariants
-//! - A known process costs one read of its `stat` a scan; all else is seldom.
+//! - A known process costs one read of its `stat` a scan; all else is seldom. Where nothing ran in
+//!   its control group it costs nothing, but for every sixth scan.
 //! - A process that vanishes while we look is normal, and no error.
 //! - Kernel threads and zombies are counted, and in no group.
 
@@ -24,12 +25,14 @@ mod files;
 mod groups;
 mod interest;
 mod owner;
+mod quiet;
 mod stat;
 mod view;
 
 pub use census::{Census, EVERY as CENSUS_EVERY};
 pub(crate) use files::ProcDirectory;
 pub(crate) use interest::is_model;
+pub use quiet::Quiet;
 pub use view::{Group, Scan, View};
 
 use crate::text::printable;
@@ -82,6 +85,8 @@ pub struct Scanner {
     names: Names,
     boot: Option<Time>,
     round: u32,
+    /// The last scan saw all processes.
+    is_whole: bool,
     ticks_per_second: u64,
     page_bytes: u64,
     pids: Vec<u32>,
@@ -103,6 +108,7 @@ impl Scanner {
             names: Names::default(),
             boot: None,
             round: 0,
+            is_whole: false,
             ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
             page_bytes: rustix::param::page_size() as u64,
             pids: Vec::new(),
@@ -116,7 +122,23 @@ impl Scanner {
     /// # Errors
     /// When `/proc` can't be listed; what is known then stays as it was.
     pub fn scan(&mut self, now: Now, redactor: &Redactor) -> Result<Scan, Error> {
+        self.scan_but(now, redactor, &Quiet::default())
+    }
+
+    /// The same, but for processes of groups that were quiet since before the last scan. What
+    /// others do to such a process (its memory, its parent) shows a minute later at most.
+    ///
+    /// # Errors
+    /// When `/proc` can't be listed; what is known then stays as it was.
+    pub fn scan_but(
+        &mut self,
+        now: Now,
+        redactor: &Redactor,
+        quiet: &Quiet,
+    ) -> Result<Scan, Error> {
         let mut pids = std::mem::take(&mut self.pids);
+        // What was quiet since a scan that saw nothing may have moved before.
+        let was_whole = std::mem::take(&mut self.is_whole);
         self.files
             .list(&mut pids)
             .map_err(|source| Error::List { path: self.root.proc(""), source })?;
@@ -128,8 +150,17 @@ impl Scanner {
         }
         self.round = self.round.wrapping_add(1);
         for &pid in &pids {
-            self.look(pid, now, redactor);
+            let known = self.entries.get_mut(&pid).filter(|_| was_whole);
+            let mut resting = known.filter(|entry| quiet.holds(entry.control_group));
+            if !resting.as_mut().is_some_and(|entry| entry.rest(pid, self.round, now.clock)) {
+                let is_quiet = resting.is_some();
+                self.look(pid, now, redactor);
+                if let Some(entry) = self.entries.get_mut(&pid).filter(|_| !is_quiet) {
+                    entry.active = true;
+                }
+            }
         }
+        self.is_whole = true;
         let hidden = !pids.is_empty() && !self.entries.contains_key(&1);
         self.pids = pids;
         self.forget_unseen();
@@ -260,6 +291,7 @@ impl Scanner {
             let fingerprint = self.raw.fingerprint();
             if was_stale || entry.fingerprint != fingerprint {
                 entry.fingerprint = fingerprint;
+                entry.control_group = self.raw.control_group();
                 entry.denied = self.raw.denied;
                 let identity = self.raw.identity(&entry.name, &self.names, redactor);
                 let files = &mut self.files;
@@ -270,6 +302,8 @@ impl Scanner {
                 }
             }
         }
+        let is_whole = was_stale || entry.details_due(pid);
+        entry.active &= !(is_whole && entry.files_due(pid));
         self.look_at_open_files(pid);
     }
 

@@ -291,3 +291,67 @@ fn processes_that_vanish_while_we_look() {
         assert!(group.process.pids.is_sorted());
     }
 }
+
+/// What one process of a group that did nothing costs: its `stat` is not read in most scans.
+#[test]
+fn processes_of_quiet_groups_rest() {
+    let (_directory, root) = machine();
+    let proc = root.proc("");
+    let mut quiet = Quiet::default();
+    quiet.insert("/system.slice/web.service");
+    let mut scanner = Scanner::new(&root).unwrap();
+    let busy = |pid, name| Sham {
+        pid,
+        name,
+        start: 500 + u64::from(pid),
+        ticks: 7,
+        command_line: "/usr/bin/web",
+        cgroup: "0::/system.slice/web.service",
+    };
+    // They began long ago. Nothing is known yet that could rest; nor of which it is known that it moved before.
+    scanner.scan_but(now(1001), &redactor(), &quiet).unwrap();
+    assert_eq!(names(&scanner), ["init [1]", "web [40, 41]"]);
+
+    // As if the counter had missed it: that it is not read shows.
+    put(&proc, &busy(41, "other"));
+    scanner.scan_but(now(1011), &redactor(), &quiet).unwrap();
+    assert_eq!(names(&scanner), ["init [1]", "web [40, 41]"]);
+    assert_eq!(scanner.process(41).unwrap().cpu_percent, Some(0.0));
+    // One of the next six reads it all the same.
+    let at = (2..9)
+        .find(|at| {
+            scanner.scan_but(now(1001 + 10 * at), &redactor(), &quiet).unwrap();
+            names(&scanner) != ["init [1]", "web [40, 41]"]
+        })
+        .unwrap();
+    assert_eq!(names(&scanner), ["init [1]", "other [41]", "web [40]"]);
+
+    // A group that did something is read at once; who ended is missed at once, quiet or not.
+    put(&proc, &busy(40, "third"));
+    fs::remove_dir_all(proc.join("41")).unwrap();
+    scanner.scan_but(now(1011 + 10 * at), &redactor(), &quiet).unwrap();
+    assert_eq!(scanner.process(41).map(|view| view.pid), None);
+    scanner.scan_but(now(1021 + 10 * at), &redactor(), &Quiet::default()).unwrap();
+    assert_eq!(names(&scanner), ["init [1]", "third [40]"]);
+}
+
+#[test]
+fn after_a_scan_that_saw_nothing_all_are_read() {
+    let (_directory, root) = machine();
+    let mut quiet = Quiet::default();
+    quiet.insert("/system.slice/web.service");
+    let mut scanner = Scanner::new(&root).unwrap();
+    scanner.scan(now(1), &redactor()).unwrap();
+    scanner.is_whole = false;
+    let web = Sham {
+        pid: 41,
+        name: "other",
+        start: 541,
+        command_line: "/usr/bin/web",
+        cgroup: "0::/system.slice/web.service",
+        ..SHAM
+    };
+    put(&root.proc(""), &web);
+    scanner.scan_but(now(11), &redactor(), &quiet).unwrap();
+    assert_eq!(names(&scanner), ["init [1]", "other [41]", "web [40]"]);
+}
