@@ -24,8 +24,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// How often the counters are read.
-pub const EVERY: Duration = Duration::from_millis(50);
+/// How often the counters are read, and how often while something is going on: twice as often.
+pub const EVERY: Duration = Duration::from_millis(100);
+/// What came or went is soon followed by more.
+const GOING_ON: Duration = Duration::from_secs(2);
 /// One part in so many of a processor is for listing where a process number was given out.
 const SHARE: u32 = 200;
 /// The same where only the number of threads moved.
@@ -126,13 +128,16 @@ impl Census {
 
 /// Tells when the counters move, until nobody waits for it any more.
 fn keep_watch(watched: &Weak<Watch>, mut last: Counters) {
+    let mut moved: Option<std::time::Instant> = None;
     loop {
-        thread::sleep(EVERY);
+        let goes_on = moved.is_some_and(|moved| moved.elapsed() < GOING_ON);
+        thread::sleep(if goes_on { EVERY / 2 } else { EVERY });
         let Some(watch) = watched.upgrade() else { return };
         match read(&watch.counters) {
             Ok(counters) if counters == last => {}
             Ok(counters) => {
                 last = counters;
+                moved = Some(std::time::Instant::now());
                 watch.moved.notify_one();
             }
             Err(_) => {

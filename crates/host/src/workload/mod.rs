@@ -15,7 +15,8 @@ use crate::process::{Scanner, View};
 use crate::sockets::each_line;
 use crate::text::{printable, words};
 use model::entity::{Socket, Workload};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 /// Telling libraries kept of one process.
 const LIBRARIES_MAX: usize = 32;
@@ -49,6 +50,8 @@ impl Look {
 pub struct Detector {
     root: Root,
     looks: HashMap<u32, Look>,
+    /// Groups whose names and arguments are no sign of a model: what their processes open may be.
+    plain: HashSet<Arc<str>>,
     round: u32,
     buffer: Vec<u8>,
 }
@@ -56,7 +59,13 @@ pub struct Detector {
 impl Detector {
     #[must_use]
     pub fn new(root: &Root) -> Self {
-        Self { root: root.clone(), looks: HashMap::new(), round: 0, buffer: Vec::new() }
+        Self {
+            root: root.clone(),
+            looks: HashMap::new(),
+            plain: HashSet::new(),
+            round: 0,
+            buffer: Vec::new(),
+        }
     }
 
     /// The workloads among the scanned processes, one for each group of processes.
@@ -72,7 +81,20 @@ impl Detector {
         for process in scanner.processes() {
             let Some(id) = process.group_id() else { continue };
             let own = gpus.get(&process.pid).map(Vec::as_slice).unwrap_or_default();
-            let Some(found) = self.judge_process(&process, own) else { continue };
+            let opens_nothing = own.is_empty()
+                && process.open_files.is_empty()
+                && process.graphics_devices.is_empty();
+            if opens_nothing && self.plain.contains(id) {
+                continue;
+            }
+            let Some(found) = self.judge_process(&process, own) else {
+                // One that deserved a closer look may show something in the next.
+                let was_looked_at = self.looks.contains_key(&process.pid);
+                if opens_nothing && !was_looked_at && self.looks.len() < PROCESSES_MAX {
+                    self.plain.insert(Arc::clone(id));
+                }
+                continue;
+            };
             match workloads.get_mut(&**id) {
                 Some(workload) => merge(workload, found),
                 None => {
@@ -92,6 +114,9 @@ impl Detector {
         }
         let round = self.round;
         self.looks.retain(|_, look| look.round == round);
+        if self.plain.len() > 2 * scanner.processes().count() {
+            self.plain.clear();
+        }
         workloads.into_values().collect()
     }
 
