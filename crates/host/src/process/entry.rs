@@ -29,6 +29,8 @@ pub(super) struct Entry {
     pub(super) control_group: Option<GroupKey>,
     /// Ran since it was looked at in full.
     pub(super) active: bool,
+    /// Nothing ran in its control group between the last two scans.
+    pub(super) quiet: bool,
     /// Open files of interest.
     pub(super) files: Box<[Box<str>]>,
     /// Graphics devices it has open, by path.
@@ -68,6 +70,7 @@ impl Entry {
             fingerprint: 0,
             control_group: None,
             active: true,
+            quiet: false,
             files: Box::default(),
             graphics: Box::default(),
             round: 0,
@@ -117,6 +120,7 @@ impl Entry {
             return false;
         }
         self.round = round;
+        self.quiet = true;
         self.read_at = clock;
         self.cpu_percent = Some(0.0);
         true

@@ -155,8 +155,9 @@ impl Scanner {
             if !resting.as_mut().is_some_and(|entry| entry.rest(pid, self.round, now.clock)) {
                 let is_quiet = resting.is_some();
                 self.look(pid, now, redactor);
-                if let Some(entry) = self.entries.get_mut(&pid).filter(|_| !is_quiet) {
-                    entry.active = true;
+                if let Some(entry) = self.entries.get_mut(&pid) {
+                    entry.quiet = is_quiet;
+                    entry.active |= !is_quiet;
                 }
             }
         }
@@ -232,6 +233,7 @@ impl Scanner {
             cpu_ticks: entry.cpu_ticks(),
             memory_bytes: entry.resident_pages.saturating_mul(self.page_bytes),
             threads: entry.threads,
+            is_quiet: entry.quiet,
             open_files: &entry.files,
             graphics_devices: &entry.graphics,
         }

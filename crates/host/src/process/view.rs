@@ -66,6 +66,8 @@ pub struct View<'a> {
     pub cpu_ticks: u64,
     pub memory_bytes: u64,
     pub threads: u32,
+    /// Nothing ran in its control group between the last two scans: it opened nothing.
+    pub is_quiet: bool,
     /// Open files of interest: databases, models.
     pub open_files: &'a [Box<str>],
     /// Graphics devices it has open, by path.

@@ -193,7 +193,7 @@ impl Sockets {
             .filter(|&inode| inode != 0)
             .collect();
         self.forget_holders(&wanted, scanner, depth);
-        self.find_holders(&wanted, scanner);
+        self.find_holders(&wanted, scanner, depth);
         self.remember_connections(&tables, &talks, scanner);
         let mut sockets = BTreeMap::new();
         let mut unresolved = 0;
@@ -300,20 +300,24 @@ impl Sockets {
         }
     }
 
-    /// Forgets sockets that are gone, and those whose holder is. Who talks to whom is not known
+    /// Forgets sockets that are gone, and holders. Who talks to whom is not known
     /// of listeners alone, and would else have to be found anew each time.
     fn forget_holders(&mut self, wanted: &HashSet<u64>, scanner: &Scanner, depth: Depth) {
-        self.holders.retain(|inode, holder| {
-            (wanted.contains(inode) || depth == Depth::Listeners)
-                && match holder {
-                    Ok(holder) => holder.is_there(scanner),
-                    Err(_missed) => true,
-                }
-        });
+        self.holders.retain(|inode, _| wanted.contains(inode) || depth == Depth::Listeners);
+        // Another may hold what the one that is gone did, and is looked for among all.
+        let at_once = Missed { round: self.round.wrapping_sub(1), times: 0 };
+        for holder in self.holders.values_mut() {
+            if holder.is_ok_and(|holder| !holder.is_there(scanner)) {
+                *holder = Err(at_once);
+            }
+        }
     }
 
     /// Finds who holds the sockets that are not known yet.
-    fn find_holders(&mut self, wanted: &HashSet<u64>, scanner: &Scanner) {
+    ///
+    /// One that is there for the first time after a scan is held by none that did nothing before
+    /// that. If it is all the same, which takes a race, it is found when it is looked for again.
+    fn find_holders(&mut self, wanted: &HashSet<u64>, scanner: &Scanner, depth: Depth) {
         let round = self.round;
         let is_unknown = |inode: &u64| match self.holders.get(inode) {
             None => true,
@@ -324,11 +328,13 @@ impl Sockets {
         if unknown.is_empty() {
             return;
         }
+        let all_are_new = unknown.iter().all(|inode| !self.holders.contains_key(inode));
+        let skips_quiet = all_are_new && depth == Depth::Connections;
         // Of all that share a socket the oldest is its owner, but for the first process,
         // which opens sockets on behalf of others.
         let mut processes: Vec<Holder> = scanner
             .processes()
-            .filter(|process| process.group_id().is_some())
+            .filter(|process| process.group_id().is_some() && !(skips_quiet && process.is_quiet))
             .map(|process| Holder { pid: process.pid, start_ticks: process.start_ticks })
             .collect();
         processes.sort_unstable_by_key(|holder| (holder.pid == 1, holder.start_ticks, holder.pid));

@@ -6,7 +6,7 @@ use crate::runs::{Cause, Kind, New, RunId, Subject};
 use crate::sync::pass::{self, Pass, Saying, Told, Why};
 use crate::sync::{Error, Reply};
 use api::sync::{SourceResult, SyncPass};
-use model::{HostId, with_causes};
+use model::{HostId, Time, with_causes};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
