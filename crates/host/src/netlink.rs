@@ -3,7 +3,7 @@
 //!
 //! # Invariants
 //! - No slice of an answer is taken on trust: lengths that don't fit end the iteration.
-//! - An answer has at most [`ANSWER_MAX`] bytes and comes within [`DEADLINE`].
+//! - What is kept of an answer has at most [`ANSWER_MAX`] bytes; each part comes within [`DEADLINE`].
 
 use rustix::fd::OwnedFd;
 use rustix::net::{
