@@ -6,6 +6,7 @@
 //! - What is kept of an answer has at most [`ANSWER_MAX`] bytes; each part comes within [`DEADLINE`].
 
 use rustix::fd::OwnedFd;
+use rustix::io::retry_on_intr;
 use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send,
     socket_with,
@@ -124,7 +125,8 @@ fn ask(
     let mut interrupted = false;
     let mut chunk = vec![0; 64 * 1024];
     loop {
-        let (count, _) = recv(&socket, chunk.as_mut_slice(), RecvFlags::empty())?;
+        let received = retry_on_intr(|| recv(&socket, chunk.as_mut_slice(), RecvFlags::empty()));
+        let (count, _) = received?;
         let part = chunk.get(..count).unwrap_or_default();
         let seen = scan(part)?;
         interrupted |= seen.interrupted;
@@ -151,12 +153,11 @@ fn scan(part: &[u8]) -> io::Result<Scan> {
     let mut rest = part;
     while let Some((header, body, tail)) = split(rest) {
         interrupted |= header.flags & INTERRUPTED != 0;
+        // A dump that fails may say so only at its end.
+        let code = u32_at(body, 0).map_or(0, u32::cast_signed);
         match header.kind {
-            DONE => return Ok(Scan { done: true, interrupted }),
-            ERROR => {
-                let code = u32_at(body, 0).map_or(0, u32::cast_signed);
-                return Err(io::Error::from_raw_os_error(code.saturating_neg()));
-            }
+            DONE if code >= 0 => return Ok(Scan { done: true, interrupted }),
+            DONE | ERROR => return Err(io::Error::from_raw_os_error(code.saturating_neg())),
             _ => rest = tail,
         }
     }
@@ -256,4 +257,45 @@ pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 /// The bytes before the terminating zero.
 pub(crate) fn c_string(bytes: &[u8]) -> &[u8] {
     bytes.split(|&b| b == 0).next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const DONE: u16 = 3;
+
+    #[test]
+    fn how_an_answer_ends() {
+        let check = |parts: &[(u16, i32)], expected: Result<bool, i32>| {
+            let part: Vec<u8> = parts
+                .iter()
+                .flat_map(|(kind, code)| message(*kind, 2, &code.to_ne_bytes()))
+                .collect();
+            let seen = scan(&part).map(|scan| scan.done);
+            assert_eq!(seen.map_err(|error| error.raw_os_error().unwrap_or(0)), expected);
+        };
+        check(&[(20, 7), (20, -7)], Ok(false));
+        check(&[(20, 7), (DONE, 0)], Ok(true));
+        // What can't be asked about, since a module of the kernel is missing.
+        check(&[(DONE, -2)], Err(2));
+        check(&[(20, 7), (DONE, -12)], Err(12));
+        check(&[(2, -95)], Err(95));
+        check(&[], Ok(false));
+        assert!(scan(&message(DONE, 2, &[])).unwrap().done);
+    }
+
+    proptest! {
+        #[test]
+        fn anything_goes_in(bytes: Vec<u8>, kind in 0_u16..40, body: Vec<u8>) {
+            for answer in [bytes.clone(), message(kind, 2, &body)] {
+                drop(scan(&answer));
+                for (_, body) in messages(&answer) {
+                    let attributes = Attributes::after(body, 12);
+                    attributes.get(1).into_iter().flat_map(next_hops).for_each(drop);
+                }
+            }
+        }
+    }
 }

@@ -116,6 +116,10 @@ impl Sight {
         self.by_id(changed)
     }
 
+    fn all(&self) -> Vec<(Arc<str>, Option<Group>)> {
+        self.scanner.groups().map(|group| (group.process.id.as_str().into(), Some(group))).collect()
+    }
+
     fn by_id(&self, ids: BTreeSet<Arc<str>>) -> Vec<(Arc<str>, Option<Group>)> {
         ids.into_iter().map(|id| (Arc::clone(&id), self.scanner.group(&id))).collect()
     }
@@ -132,7 +136,11 @@ struct Watcher {
     transients: Transients,
     /// Alive and not told, being transient so far.
     held: HashSet<Arc<str>>,
-    began: bool,
+    /// All groups are to be told: none were yet, or what changed was lost with a look that was late
+    /// or failed.
+    owes_all: bool,
+    /// What the facts say is not seen.
+    limits: Vec<String>,
     connections: Vec<Connection>,
     units: watch::Receiver<Option<Arc<Vec<Unit>>>>,
     /// What is not seen for lack of the kernel's events, and why there are none.
@@ -141,43 +149,44 @@ struct Watcher {
 
 pub(crate) async fn run(context: Context) {
     let sink = context.sink("processes");
-    let root = context.root.clone();
-    let sight =
-        Scanner::new(&root).map_err(|error| model::with_causes(&error)).and_then(|scanner| {
-            let sockets = Sockets::new(&root).map_err(|error| model::with_causes(&error))?;
-            Ok(Sight {
-                scanner,
-                sockets,
-                sampler: Sampler::new(&root),
-                workloads: Detector::new(&root),
-                redactor: context.redactor.clone(),
-                journal: Arc::clone(&context.journal),
-                vmms: Arc::clone(&context.vmms),
-                origin: std::time::Instant::now(),
-            })
-        });
-    let sight = match sight {
-        Ok(sight) => Apart::new(sight),
-        Err(error) => return sink.say(Seen::Fault(error)).await,
-    };
-    let watcher = Watcher {
-        units: context.units.subscribe(),
-        sight,
-        processes: sink,
-        sockets: context.sink("sockets"),
-        dependencies: context.sink("dependencies"),
-        workloads: context.sink("workloads"),
-        transients: Transients::default(),
-        held: HashSet::new(),
-        began: false,
-        connections: Vec::new(),
-        no_events: None,
-        context,
-    };
-    watcher.run().await;
+    match Watcher::new(context) {
+        Ok(watcher) => watcher.run().await,
+        Err(error) => sink.say(Seen::Fault(error)).await,
+    }
 }
 
 impl Watcher {
+    fn new(context: Context) -> Result<Self, String> {
+        let root = &context.root;
+        let scanner = Scanner::new(root).map_err(|error| model::with_causes(&error))?;
+        let sockets = Sockets::new(root).map_err(|error| model::with_causes(&error))?;
+        let sight = Sight {
+            scanner,
+            sockets,
+            sampler: Sampler::new(root),
+            workloads: Detector::new(root),
+            redactor: context.redactor.clone(),
+            journal: Arc::clone(&context.journal),
+            vmms: Arc::clone(&context.vmms),
+            origin: std::time::Instant::now(),
+        };
+        Ok(Self {
+            units: context.units.subscribe(),
+            sight: Apart::new(sight),
+            processes: context.sink("processes"),
+            sockets: context.sink("sockets"),
+            dependencies: context.sink("dependencies"),
+            workloads: context.sink("workloads"),
+            transients: Transients::default(),
+            held: HashSet::new(),
+            owes_all: true,
+            limits: Vec::new(),
+            connections: Vec::new(),
+            no_events: None,
+            context,
+        })
+    }
+
     async fn run(mut self) {
         if self.context.asked_last.is_used() {
             return self.when_asked().await;
@@ -240,6 +249,8 @@ impl Watcher {
                 }
                 _ = reopen.tick(), if matches!(comings, Comings::Unknown) => {
                     comings = self.follow();
+                    // What was not seen for lack of them is.
+                    self.owes_all |= !matches!(comings, Comings::Unknown);
                 }
                 () = shutdown.cancelled() => return,
             }
@@ -290,10 +301,12 @@ impl Watcher {
         let user_vms = self.context.user_vms.borrow().clone();
         let names = self.context.containers.borrow().clone();
         let gpus = self.context.gpus.borrow().clone();
+        let all_groups = self.owes_all;
         match self
             .sight
             .look(self.context.deadline(), move |sight| {
-                sight.picture(&units, &user_vms, names, &gpus)
+                let picture = sight.picture(&units, &user_vms, names, &gpus);
+                if all_groups { Picture { groups: sight.all(), ..picture } } else { picture }
             })
             .await
         {
@@ -302,7 +315,8 @@ impl Watcher {
         }
     }
 
-    async fn hung(&self, error: &apart::Error) {
+    async fn hung(&mut self, error: &apart::Error) {
+        self.owes_all = true;
         for sink in [&self.processes, &self.sockets, &self.dependencies, &self.workloads] {
             sink.fault(error).await;
         }
@@ -326,19 +340,18 @@ impl Watcher {
         if !self.context.config.processes {
             return;
         }
-        if self.began {
-            // Those held back that have stayed are told now.
-            let held: Vec<Arc<str>> = self.held.drain().collect();
-            let again = self
-                .sight
-                .look(self.context.deadline(), move |sight| sight.by_id(held.into_iter().collect()))
-                .await;
-            let mut groups = changed;
-            groups.extend(again.unwrap_or_default());
-            self.tell_groups(groups).await;
+        let mut limits = scan.limits();
+        limits.extend(self.no_events.clone());
+        if !self.owes_all {
+            self.tell_what_changed(changed).await;
+            // Limits are told with all that they are the limits of. One that comes and goes is no
+            // news each time.
+            self.owes_all |= limits.iter().any(|limit| !self.limits.contains(limit));
             return;
         }
-        self.began = true;
+        self.owes_all = false;
+        self.held.clear();
+        self.limits.clone_from(&limits);
         let now = Instant::now();
         let mut found = Vec::new();
         for (id, group) in changed {
@@ -346,9 +359,21 @@ impl Watcher {
             self.transients.alive(&id, now);
             found.push(item(&group.process));
         }
-        let mut limits = scan.limits();
-        limits.extend(self.no_events.clone());
         self.processes.all(vec![Scope::Kind(Kind::PROCESS)], found, limits).await;
+    }
+
+    async fn tell_what_changed(&mut self, mut groups: Vec<(Arc<str>, Option<Group>)>) {
+        // Those held back that have stayed are told now.
+        let held: BTreeSet<Arc<str>> = self.held.drain().collect();
+        if !held.is_empty() {
+            match self.sight.look(self.context.deadline(), move |sight| sight.by_id(held)).await {
+                Ok(again) => groups.extend(again),
+                Err(error) => return self.hung(&error).await,
+            }
+        }
+        if !self.tell_groups(groups).await {
+            self.processes.unchanged().await;
+        }
     }
 
     /// Tells which groups changed, but for the transient ones; whether there was anything.
@@ -379,6 +404,7 @@ impl Watcher {
         match self.sight.look(self.context.deadline(), move |sight| sight.refresh(&pids)).await {
             Ok(groups) => self.tell_groups(groups).await,
             Err(error) => {
+                self.owes_all = true;
                 self.processes.fault(&error).await;
                 false
             }
@@ -392,6 +418,7 @@ impl Watcher {
         match seen.await {
             Ok(Ok(seen)) => self.tell_sockets(&seen, false).await,
             Ok(Err(error)) => self.sockets.fault(&error).await,
+            // Nothing of the processes is lost with it.
             Err(error) => self.sockets.fault(&error).await,
         }
     }
@@ -488,5 +515,64 @@ impl Comings {
             }
             Self::Unknown => std::future::pending().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, File};
+    use crate::engine::Report;
+    use std::path::Path;
+    use std::process::Command;
+    use tokio::sync::mpsc;
+
+    fn watcher() -> (Watcher, mpsc::Receiver<Report>) {
+        let config = File::parse("", Path::new("agent.yaml")).and_then(File::check).unwrap();
+        let (reports, seen) = mpsc::channel(1024);
+        let context = Context::new(config, [7; 32], reports, watch::channel(Vec::new()).1);
+        (Watcher::new(context).unwrap(), seen)
+    }
+
+    /// The processes in the last report that told all of them, if there was one.
+    fn all_told(seen: &mut mpsc::Receiver<Report>) -> Option<Vec<String>> {
+        let mut told = None;
+        while let Ok(Report { collector, seen }) = seen.try_recv() {
+            if let ("processes", Seen::All { items, .. }) = (collector, seen) {
+                told = Some(items.iter().map(|(subject, _)| subject.to_string()).collect());
+            }
+        }
+        told
+    }
+
+    #[tokio::test]
+    async fn what_a_late_look_saw_is_told_by_the_next() {
+        let (mut watcher, mut seen) = watcher();
+        watcher.look().await;
+        let first = all_told(&mut seen).unwrap();
+        watcher.look().await;
+        assert_eq!(all_told(&mut seen), None, "only what changed");
+
+        let mut child = Command::new("sleep").arg("98765").spawn().unwrap();
+        let patient = Arc::clone(&watcher.context.config);
+        let hasty = Config { look_deadline: Duration::ZERO, ..(*patient).clone() };
+        watcher.context.config = Arc::new(hasty);
+        watcher.look().await;
+        assert!(watcher.owes_all);
+        assert_eq!(all_told(&mut seen), None);
+        watcher.context.config = patient;
+        let until = Instant::now() + Duration::from_secs(30);
+        let mut again = None;
+        while watcher.owes_all && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            watcher.look().await;
+            again = all_told(&mut seen).or(again);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let again = again.unwrap();
+        let is_it = |subject: &String| subject.starts_with("process:sleep#");
+        assert!(again.iter().any(is_it), "{again:?}");
+        assert!(again.len() >= first.len() / 2, "{} and then {}", first.len(), again.len());
     }
 }

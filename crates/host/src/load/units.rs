@@ -147,11 +147,12 @@ impl Units {
         quiet: &mut Quiet,
     ) -> bool {
         let before = state.processor.last();
-        let used = self.processor_micros(group);
+        let unified = self.unified_micros(group);
+        let used = unified.or_else(|| self.old_micros(group));
         let cpu = state.processor.rate(clock, used);
         state.last.cpu_percent = cpu.map(|micros| micros / 10_000.0);
         let idle = used.is_some() && used == before;
-        if idle && self.hierarchies.unified.is_some() {
+        if idle && unified.is_some() {
             quiet.insert(group);
         }
         let calm = state.last.pressure.values().all(is_calm);
@@ -222,14 +223,16 @@ impl Units {
             })
     }
 
-    fn processor_micros(&mut self, group: &str) -> Option<u64> {
+    fn unified_micros(&mut self, group: &str) -> Option<u64> {
         let Self { hierarchies, path, buffer, .. } = self;
-        file(&hierarchies.unified, path, buffer, [group, "cpu.stat"])
-            .and_then(|text| value_of(text, b"usage_usec"))
-            .or_else(|| {
-                let text = file(&hierarchies.processor, path, buffer, [group, "cpuacct.usage"])?;
-                Some(decimal(text.trim_ascii())? / 1000)
-            })
+        let text = file(&hierarchies.unified, path, buffer, [group, "cpu.stat"])?;
+        value_of(text, b"usage_usec")
+    }
+
+    fn old_micros(&mut self, group: &str) -> Option<u64> {
+        let Self { hierarchies, path, buffer, .. } = self;
+        let text = file(&hierarchies.processor, path, buffer, [group, "cpuacct.usage"])?;
+        Some(decimal(text.trim_ascii())? / 1000)
     }
 
     fn memory_bytes(&mut self, group: &str) -> Option<u64> {

@@ -126,6 +126,13 @@ impl Entry {
         true
     }
 
+    /// It ran, though nothing did in the group that it was in: it was moved to another. How long
+    /// it ran for is not known, and all of it is read again.
+    pub(super) fn is_elsewhere(&mut self) {
+        self.cpu_percent = None;
+        self.stale = true;
+    }
+
     pub(super) fn cpu_percent(&self) -> Option<f32> {
         self.cpu_percent
     }

@@ -153,11 +153,14 @@ impl Scanner {
             let known = self.entries.get_mut(&pid).filter(|_| was_whole);
             let mut resting = known.filter(|entry| quiet.holds(entry.control_group));
             if !resting.as_mut().is_some_and(|entry| entry.rest(pid, self.round, now.clock)) {
-                let is_quiet = resting.is_some();
+                let quiet_since = resting.map(|entry| entry.cpu_ticks());
                 self.look(pid, now, redactor);
                 if let Some(entry) = self.entries.get_mut(&pid) {
-                    entry.quiet = is_quiet;
-                    entry.active |= !is_quiet;
+                    entry.quiet = quiet_since.is_some();
+                    entry.active |= quiet_since.is_none();
+                    if quiet_since.is_some_and(|ticks| ticks != entry.cpu_ticks()) {
+                        entry.is_elsewhere();
+                    }
                 }
             }
         }

@@ -355,3 +355,29 @@ fn after_a_scan_that_saw_nothing_all_are_read() {
     scanner.scan_but(now(11), &redactor(), &quiet).unwrap();
     assert_eq!(names(&scanner), ["init [1]", "other [41]", "web [40]"]);
 }
+
+#[test]
+fn a_process_that_was_moved_from_a_quiet_group_is_found() {
+    let (_directory, root) = machine();
+    let mut quiet = Quiet::default();
+    quiet.insert("/system.slice/web.service");
+    let mut scanner = Scanner::new(&root).unwrap();
+    scanner.scan_but(now(1001), &redactor(), &quiet).unwrap();
+    let mut unit = None;
+    for at in 1..=8 {
+        let moved = Sham {
+            pid: 41,
+            name: "web",
+            start: 541,
+            ticks: 900 * at,
+            command_line: "/usr/bin/web --token=abc --port 80",
+            cgroup: "0::/system.slice/other.service",
+        };
+        put(&root.proc(""), &moved);
+        scanner.scan_but(now(1001 + 10 * at), &redactor(), &quiet).unwrap();
+        let view = scanner.process(41).unwrap();
+        assert!(view.cpu_percent.unwrap_or_default() <= 100.0, "{:?}", view.cpu_percent);
+        unit = view.unit().map(str::to_owned);
+    }
+    assert_eq!(unit.as_deref(), Some("other.service"));
+}

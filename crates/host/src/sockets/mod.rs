@@ -74,8 +74,10 @@ pub struct Observation {
     pub connections: Vec<Connection>,
     /// Listening sockets whose process is not known, by our rights or because it has none.
     pub unresolved: usize,
-    /// There were more sockets or connections than are looked at.
+    /// There were more sockets than are looked at.
     pub truncated: bool,
+    /// There were more connections than are looked at, when they were last.
+    pub connections_truncated: bool,
 }
 
 impl Observation {
@@ -91,6 +93,10 @@ impl Observation {
         }
         if self.truncated {
             limits.push(format!("sockets beyond the first {SOCKETS_MAX}"));
+        }
+        if self.connections_truncated {
+            limits
+                .push(format!("who talks to whom beyond the first {CONNECTIONS_MAX} connections"));
         }
         limits
     }
@@ -152,6 +158,7 @@ pub struct Sockets {
     buffer: Vec<u8>,
     /// Whether the kernel can be asked about TCP without its files.
     by_netlink: bool,
+    connections_truncated: bool,
 }
 
 /// What the tables say, before anyone is asked who holds what.
@@ -160,6 +167,7 @@ struct Tables {
     listeners: Vec<Listener>,
     established: Vec<Row>,
     truncated: bool,
+    connections_truncated: bool,
 }
 
 impl Sockets {
@@ -177,6 +185,7 @@ impl Sockets {
             round: 0,
             buffer: Vec::new(),
             by_netlink: root.is_live(),
+            connections_truncated: false,
         })
     }
 
@@ -193,7 +202,10 @@ impl Sockets {
             .filter(|&inode| inode != 0)
             .collect();
         self.forget_holders(&wanted, scanner, depth);
-        self.find_holders(&wanted, scanner, depth);
+        self.find_holders(&wanted, &tables, scanner, depth);
+        if depth == Depth::Connections {
+            self.connections_truncated = tables.connections_truncated;
+        }
         self.remember_connections(&tables, &talks, scanner);
         let mut sockets = BTreeMap::new();
         let mut unresolved = 0;
@@ -208,6 +220,7 @@ impl Sockets {
             connections: self.observed.iter().cloned().collect(),
             unresolved,
             truncated: tables.truncated,
+            connections_truncated: self.connections_truncated,
         })
     }
 
@@ -264,8 +277,8 @@ impl Sockets {
             match tables.ask_for_tcp(depth) {
                 Ok(()) => return Ok(tables),
                 Err(error) => {
-                    tracing::debug!(%error, "TCP sockets come from /proc from now on");
-                    self.by_netlink = false;
+                    tracing::debug!(%error, "TCP sockets come from /proc");
+                    self.by_netlink = !is_for_good(&error);
                 }
             }
         }
@@ -315,9 +328,16 @@ impl Sockets {
 
     /// Finds who holds the sockets that are not known yet.
     ///
-    /// One that is there for the first time after a scan is held by none that did nothing before
-    /// that. If it is all the same, which takes a race, it is found when it is looked for again.
-    fn find_holders(&mut self, wanted: &HashSet<u64>, scanner: &Scanner, depth: Depth) {
+    /// A connection that is there for the first time after a scan is held by none that did nothing
+    /// before that. If it is all the same, it is found when it is looked for again: until then a
+    /// dependency is not seen. Who listens is looked for among all.
+    fn find_holders(
+        &mut self,
+        wanted: &HashSet<u64>,
+        tables: &Tables,
+        scanner: &Scanner,
+        depth: Depth,
+    ) {
         let round = self.round;
         let is_unknown = |inode: &u64| match self.holders.get(inode) {
             None => true,
@@ -328,8 +348,9 @@ impl Sockets {
         if unknown.is_empty() {
             return;
         }
-        let all_are_new = unknown.iter().all(|inode| !self.holders.contains_key(inode));
-        let skips_quiet = all_are_new && depth == Depth::Connections;
+        let skips_quiet = depth == Depth::Connections
+            && !unknown.iter().any(|inode| self.holders.contains_key(inode))
+            && !tables.listeners.iter().any(|listener| unknown.contains(&listener.inode));
         // Of all that share a socket the oldest is its owner, but for the first process,
         // which opens sockets on behalf of others.
         let mut processes: Vec<Holder> = scanner
@@ -393,6 +414,12 @@ impl Sockets {
     }
 }
 
+/// Whether the kernel can't be asked, now or ever: what it takes is not there, or not allowed.
+fn is_for_good(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, NotFound, PermissionDenied, Unsupported};
+    matches!(error.kind(), NotFound | PermissionDenied | Unsupported | InvalidInput)
+}
+
 impl Holder {
     fn is_there(&self, scanner: &Scanner) -> bool {
         scanner.process(self.pid).is_some_and(|view| view.start_ticks == self.start_ticks)
@@ -419,7 +446,7 @@ impl Tables {
             if let Some(row) = Row::of_message(message).filter(|row| row.state == state) {
                 self.take_tcp(row);
             }
-            state == LISTENING || self.established.len() < CONNECTIONS_MAX || !self.truncated
+            state == LISTENING || !self.connections_truncated
         });
         match asked {
             Err(error)
@@ -461,7 +488,7 @@ impl Tables {
         if self.established.len() < CONNECTIONS_MAX {
             self.established.push(row);
         } else {
-            self.truncated = true;
+            self.connections_truncated = true;
         }
     }
 }

@@ -209,3 +209,25 @@ fn the_kernel_says_the_same_by_netlink_and_in_its_files() {
     assert_eq!(all.len(), listeners.len() + 2 * clients.len());
     assert_eq!(all, seen(false, Depth::Connections));
 }
+
+#[test]
+fn too_many_connections_hide_nobody_who_listens() {
+    let (_directory, root) = machine();
+    let mut tcp = row(&here(6379), "00000000:0000", LISTENING, 200);
+    for number in 0..=CONNECTIONS_MAX {
+        let port = u16::try_from(number % 60_000 + 1).unwrap();
+        tcp += &row(&here(6379), &here(port), ESTABLISHED, 1000 + number as u64);
+    }
+    fs::write(root.proc("net/tcp"), tcp).unwrap();
+    let scanner = scanned(&root);
+    let mut sockets = Sockets::new(&root).unwrap();
+    for depth in [Depth::Connections, Depth::Listeners] {
+        let seen = sockets.observe(&scanner, depth).unwrap();
+        let ids: Vec<_> = seen.sockets.iter().map(|socket| socket.id.as_str()).collect();
+        assert!(
+            ids.contains(&"tcp 127.0.0.1:6379") && ids.contains(&"unix /run/x.sock"),
+            "{ids:?}"
+        );
+        assert!(!seen.truncated && seen.connections_truncated, "{depth:?}");
+    }
+}

@@ -160,6 +160,7 @@ impl Engine {
                     }
                 };
                 sight.fault = Some((since, fault.clone()));
+                sight.needs_somebody = error.needs_somebody();
                 self.touch_others(&node);
                 self.fail(&node, fault);
             }

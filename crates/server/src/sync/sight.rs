@@ -23,6 +23,8 @@ pub(super) struct Sight {
     pub(super) answered: Ask,
     /// Since when, and why, it is not to be asked.
     pub(super) fault: Option<(Time, String)>,
+    /// Only a person mends the fault.
+    pub(super) needs_somebody: bool,
     /// When it answered last.
     pub(super) heard: Option<Time>,
 }

@@ -84,6 +84,8 @@ pub(super) async fn run(
             patience(&error, failures)
         };
         failures = failures.saturating_add(1);
+        // That it failed is the answer to whoever asked before.
+        asked.mark_unchanged();
         if reporter.say(Said::Failed(error)).await.is_err() {
             return;
         }

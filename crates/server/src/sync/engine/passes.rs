@@ -56,9 +56,13 @@ impl Engine {
     }
 
     fn begin_pass(&mut self, pass: Pass) {
-        for ask in self.asks.values() {
-            // One that is away tries again.
-            ask.send_replace(pass.ask);
+        for (node, ask) in &self.asks {
+            // One that is away tries again; but not with a wrong password, lest the account be
+            // locked, unless a person says so.
+            let sight = self.sights.get(node).filter(|sight| sight.fault.is_some());
+            if pass.why == Why::Asked || !sight.is_some_and(|sight| sight.needs_somebody) {
+                ask.send_replace(pass.ask);
+            }
         }
         self.pass = Some(pass);
         for node in self.nodes() {
