@@ -418,7 +418,6 @@ impl Watcher {
         match seen.await {
             Ok(Ok(seen)) => self.tell_sockets(&seen, false).await,
             Ok(Err(error)) => self.sockets.fault(&error).await,
-            // Nothing of the processes is lost with it.
             Err(error) => self.sockets.fault(&error).await,
         }
     }

@@ -379,6 +379,14 @@ mod tests {
         fs::write(group.join(file), text).unwrap();
     }
 
+    fn unified_machine() -> (tempfile::TempDir, Root) {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::at(directory.path());
+        fs::create_dir_all(root.sys("fs/cgroup")).unwrap();
+        fs::write(root.sys("fs/cgroup/cgroup.controllers"), "cpu io memory pids\n").unwrap();
+        (directory, root)
+    }
+
     fn load(units: &mut Units, seconds: u64) -> Option<UnitLoad> {
         units
             .measure_all(Duration::from_secs(seconds), [("web.service", GROUP)])
@@ -388,10 +396,7 @@ mod tests {
 
     #[test]
     fn what_did_nothing_is_quiet() {
-        let directory = tempfile::tempdir().unwrap();
-        let root = Root::at(directory.path());
-        fs::create_dir_all(root.sys("fs/cgroup")).unwrap();
-        fs::write(root.sys("fs/cgroup/cgroup.controllers"), "\n").unwrap();
+        let (_directory, root) = unified_machine();
         let mut units = Units::new(&root);
         let mut check = |usage: &str, expected: &[&str]| {
             put(&root, "", "cpu.stat", usage);
@@ -412,10 +417,7 @@ mod tests {
 
     #[test]
     fn unified() {
-        let directory = tempfile::tempdir().unwrap();
-        let root = Root::at(directory.path());
-        fs::create_dir_all(root.sys("fs/cgroup")).unwrap();
-        fs::write(root.sys("fs/cgroup/cgroup.controllers"), "cpu io memory pids\n").unwrap();
+        let (_directory, root) = unified_machine();
         put(&root, "", "cpu.stat", "usage_usec 1000000\nuser_usec 1\n");
         put(&root, "", "memory.current", "4096\n");
         put(&root, "", "pids.current", "3\n");

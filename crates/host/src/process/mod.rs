@@ -307,8 +307,8 @@ impl Scanner {
                 }
             }
         }
-        let is_whole = was_stale || entry.details_due(pid);
-        entry.active &= !(is_whole && entry.files_due(pid));
+        let has_details = was_stale || entry.details_due(pid);
+        entry.active &= !(has_details && entry.files_due(pid));
         self.look_at_open_files(pid);
     }
 

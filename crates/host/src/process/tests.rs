@@ -292,28 +292,35 @@ fn processes_that_vanish_while_we_look() {
     }
 }
 
+/// One of the workers, as another.
+const OTHER: Sham<'_> = Sham {
+    pid: 41,
+    name: "other",
+    start: 541,
+    ticks: 7,
+    command_line: "/usr/bin/web",
+    cgroup: "0::/system.slice/web.service",
+};
+
+fn web_is_quiet() -> Quiet {
+    let mut quiet = Quiet::default();
+    quiet.insert("/system.slice/web.service");
+    quiet
+}
+
 /// What one process of a group that did nothing costs: its `stat` is not read in most scans.
 #[test]
 fn processes_of_quiet_groups_rest() {
     let (_directory, root) = machine();
     let proc = root.proc("");
-    let mut quiet = Quiet::default();
-    quiet.insert("/system.slice/web.service");
+    let quiet = web_is_quiet();
     let mut scanner = Scanner::new(&root).unwrap();
-    let busy = |pid, name| Sham {
-        pid,
-        name,
-        start: 500 + u64::from(pid),
-        ticks: 7,
-        command_line: "/usr/bin/web",
-        cgroup: "0::/system.slice/web.service",
-    };
-    // They began long ago. Nothing is known yet that could rest; nor of which it is known that it moved before.
+    // They began long ago. Nothing is known yet that could rest.
     scanner.scan_but(now(1001), &redactor(), &quiet).unwrap();
     assert_eq!(names(&scanner), ["init [1]", "web [40, 41]"]);
 
     // As if the counter had missed it: that it is not read shows.
-    put(&proc, &busy(41, "other"));
+    put(&proc, &OTHER);
     scanner.scan_but(now(1011), &redactor(), &quiet).unwrap();
     assert_eq!(names(&scanner), ["init [1]", "web [40, 41]"]);
     assert_eq!(scanner.process(41).unwrap().cpu_percent, Some(0.0));
@@ -327,7 +334,7 @@ fn processes_of_quiet_groups_rest() {
     assert_eq!(names(&scanner), ["init [1]", "other [41]", "web [40]"]);
 
     // A group that did something is read at once; who ended is missed at once, quiet or not.
-    put(&proc, &busy(40, "third"));
+    put(&proc, &Sham { pid: 40, name: "third", start: 540, ..OTHER });
     fs::remove_dir_all(proc.join("41")).unwrap();
     scanner.scan_but(now(1011 + 10 * at), &redactor(), &quiet).unwrap();
     assert_eq!(scanner.process(41).map(|view| view.pid), None);
@@ -338,20 +345,11 @@ fn processes_of_quiet_groups_rest() {
 #[test]
 fn after_a_scan_that_saw_nothing_all_are_read() {
     let (_directory, root) = machine();
-    let mut quiet = Quiet::default();
-    quiet.insert("/system.slice/web.service");
+    let quiet = web_is_quiet();
     let mut scanner = Scanner::new(&root).unwrap();
     scanner.scan(now(1), &redactor()).unwrap();
     scanner.is_whole = false;
-    let web = Sham {
-        pid: 41,
-        name: "other",
-        start: 541,
-        command_line: "/usr/bin/web",
-        cgroup: "0::/system.slice/web.service",
-        ..SHAM
-    };
-    put(&root.proc(""), &web);
+    put(&root.proc(""), &OTHER);
     scanner.scan_but(now(11), &redactor(), &quiet).unwrap();
     assert_eq!(names(&scanner), ["init [1]", "other [41]", "web [40]"]);
 }
@@ -359,20 +357,13 @@ fn after_a_scan_that_saw_nothing_all_are_read() {
 #[test]
 fn a_process_that_was_moved_from_a_quiet_group_is_found() {
     let (_directory, root) = machine();
-    let mut quiet = Quiet::default();
-    quiet.insert("/system.slice/web.service");
+    let quiet = web_is_quiet();
     let mut scanner = Scanner::new(&root).unwrap();
     scanner.scan_but(now(1001), &redactor(), &quiet).unwrap();
     let mut unit = None;
     for at in 1..=8 {
-        let moved = Sham {
-            pid: 41,
-            name: "web",
-            start: 541,
-            ticks: 900 * at,
-            command_line: "/usr/bin/web --token=abc --port 80",
-            cgroup: "0::/system.slice/other.service",
-        };
+        let cgroup = "0::/system.slice/other.service";
+        let moved = Sham { name: "web", ticks: 900 * at, cgroup, ..OTHER };
         put(&root.proc(""), &moved);
         scanner.scan_but(now(1001 + 10 * at), &redactor(), &quiet).unwrap();
         let view = scanner.process(41).unwrap();

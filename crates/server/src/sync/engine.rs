@@ -44,8 +44,9 @@ pub(super) struct Engine {
     app: Arc<App>,
     sync: Sync,
     sights: BTreeMap<HostId, Sight>,
-    /// To have a source list all it has; and how often all were asked.
+    /// To have a source list all it has.
     asks: BTreeMap<HostId, watch::Sender<Ask>>,
+    /// How often all were asked.
     asked: Ask,
     pass: Option<Pass>,
     next_pass: Time,
