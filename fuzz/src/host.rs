@@ -7,8 +7,10 @@ mod running;
 
 pub use answers::{MadeSigns, host_nvidia, host_unit, host_workload};
 pub use docker::{host_docker, host_docker_socket, host_image_archive};
-pub use files::{host_accounts, host_apk, host_dpkg, host_files, host_mounts, host_platform};
-pub use running::{host_journal, host_load, host_processes, host_sockets};
+pub use files::{
+    host_accounts, host_apk, host_dpkg, host_files, host_mounts, host_platform, host_rpm,
+};
+pub use running::{host_journal, host_kernel, host_load, host_processes, host_sockets};
 
 use model::Facts;
 use model::entity::Entity;

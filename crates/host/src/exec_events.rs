@@ -246,14 +246,14 @@ fn receive(socket: &OwnedFd) -> Result<Option<Message>, Errno> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Message {
+pub(crate) enum Message {
     /// To a request: 0, or an error's number.
     Answer(u32),
     Event(Event),
 }
 
 impl Message {
-    fn parse(datagram: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(datagram: &[u8]) -> Option<Self> {
         let word = |offset: u32| -> Option<u32> {
             let offset = usize::try_from(offset).ok()?;
             let bytes = datagram.get(offset..offset + 4)?;

@@ -17,6 +17,9 @@ pub mod disks;
 pub mod docker;
 pub mod exec_events;
 pub mod files;
+#[cfg(fuzzing)]
+#[path = "../../../fuzz/inside/host.rs"]
+pub mod fuzzing;
 pub mod gpu;
 pub mod journal;
 pub mod load;

@@ -139,13 +139,14 @@ fn ask(
     }
 }
 
-struct Scan {
-    done: bool,
+#[derive(Debug)]
+pub(crate) struct Scan {
+    pub(crate) done: bool,
     interrupted: bool,
 }
 
 /// Looks for the end of the answer, or the error in its place.
-fn scan(part: &[u8]) -> io::Result<Scan> {
+pub(crate) fn scan(part: &[u8]) -> io::Result<Scan> {
     const ERROR: u16 = 2;
     const DONE: u16 = 3;
     const INTERRUPTED: u16 = 0x10;

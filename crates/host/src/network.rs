@@ -95,7 +95,7 @@ fn hardware(text: &str) -> Option<[u8; 6]> {
     bytes?.try_into().ok()
 }
 
-fn parse_way(answer: &[u8]) -> Option<Way> {
+pub(crate) fn parse_way(answer: &[u8]) -> Option<Way> {
     const INTERFACE: u16 = 4;
     const GATEWAY: u16 = 5;
     const SOURCE: u16 = 7;
@@ -122,7 +122,7 @@ fn add_hardware(root: &Root, interface: &mut Interface) {
         driver.as_deref().and_then(|path| path.file_name()).map(|name| printable(name.as_bytes()));
 }
 
-fn parse(links: &[u8], addresses: &[u8], routes: &[u8]) -> Network {
+pub(crate) fn parse(links: &[u8], addresses: &[u8], routes: &[u8]) -> Network {
     let mut interfaces = BTreeMap::new();
     for (kind, body) in netlink::messages(links) {
         if kind == netlink::NEW_LINK {

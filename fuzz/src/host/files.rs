@@ -55,6 +55,12 @@ pub fn host_apk(data: &[u8]) {
     });
 }
 
+/// `rpm`'s answers.
+pub fn host_rpm(data: &[u8]) {
+    let [packages, files] = crate::machine::parts(data);
+    printable(&::host::fuzzing::rpm(packages, files));
+}
+
 /// `/proc/1/mountinfo`, and a block device.
 pub fn host_mounts(data: &[u8]) {
     const FILES: [&str; 4] = [

@@ -60,6 +60,15 @@ pub fn host_processes(data: &[u8]) {
     });
 }
 
+/// The kernel's messages: of the network, of TCP sockets, of processes.
+pub fn host_kernel(data: &[u8]) {
+    let [links, addresses, routes] = crate::machine::parts(data);
+    let network = ::host::fuzzing::network(links, addresses, routes);
+    printable(&network.interfaces);
+    printable(&network.routes);
+    ::host::fuzzing::messages(data);
+}
+
 /// The tables of sockets, all held by one process.
 pub fn host_sockets(data: &[u8]) {
     const FILES: [&str; 6] = [

@@ -10,7 +10,7 @@
 
 mod apk;
 mod dpkg;
-mod rpm;
+pub(crate) mod rpm;
 
 use crate::Root;
 use crate::bounded;
@@ -49,8 +49,8 @@ pub enum Error {
 
 /// What a database says: its packages, and which files of each are configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Database {
-    packages: BTreeMap<String, Package>,
+pub(crate) struct Database {
+    pub(crate) packages: BTreeMap<String, Package>,
     configuration: BTreeMap<String, Vec<String>>,
 }
 

@@ -47,7 +47,7 @@ pub(super) fn read(root: &Root) -> Result<Database, Error> {
 }
 
 /// `NAME <tab> EPOCH:VERSION-RELEASE <tab> ARCHITECTURE` per line.
-pub(super) fn parse(answer: &[u8]) -> Database {
+pub(crate) fn parse(answer: &[u8]) -> Database {
     let mut database = Database::default();
     let mut entries: Vec<(String, Package)> =
         crate::text::lines(answer).filter_map(entry).collect();
@@ -83,13 +83,14 @@ fn entry(line: &[u8]) -> Option<(String, Package)> {
     (name != "gpg-pubkey").then_some((name, package))
 }
 
-struct File<'l> {
+#[derive(Debug)]
+pub(crate) struct File<'l> {
     flags: &'l str,
-    package: &'l str,
-    path: &'l str,
+    pub(crate) package: &'l str,
+    pub(crate) path: &'l str,
 }
 
-fn file(line: &[u8]) -> Option<File<'_>> {
+pub(crate) fn file(line: &[u8]) -> Option<File<'_>> {
     let line = std::str::from_utf8(line).ok()?;
     let (flags, line) = line.split_once('\t')?;
     let (package, path) = line.split_once('\t')?;

@@ -16,18 +16,24 @@ use super::ProcDirectory;
 use crate::Root;
 use crate::exec_events::Event;
 use rustix::io::pread;
+use rustix::thread::set_current_timer_slack;
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// How often the counters are read, and how often while something is going on: twice as often.
-pub const EVERY: Duration = Duration::from_millis(100);
+/// How often the counters are read on a machine at rest. To wake for it is most of its price.
+pub const EVERY: Duration = Duration::from_millis(200);
+/// How often while something is going on.
+const EVERY_GOING_ON: Duration = Duration::from_millis(50);
 /// What came or went is soon followed by more.
 const GOING_ON: Duration = Duration::from_secs(2);
+/// The kernel may be so much late, so as to wake us together with others: nanoseconds.
+const SLACK: Option<NonZeroU64> = NonZeroU64::new(10_000_000);
 /// One part in so many of a processor is for listing where a process number was given out.
 const SHARE: u32 = 200;
 /// The same where only the number of threads moved.
@@ -129,9 +135,11 @@ impl Census {
 /// Tells when the counters move, until nobody waits for it any more.
 fn keep_watch(watched: &Weak<Watch>, mut last: Counters) {
     let mut moved: Option<std::time::Instant> = None;
+    // A kernel that refuses is only the dearer for it.
+    let _refused = set_current_timer_slack(SLACK);
     loop {
         let goes_on = moved.is_some_and(|moved| moved.elapsed() < GOING_ON);
-        thread::sleep(if goes_on { EVERY / 2 } else { EVERY });
+        thread::sleep(if goes_on { EVERY_GOING_ON } else { EVERY });
         let Some(watch) = watched.upgrade() else { return };
         match read(&watch.counters) {
             Ok(counters) if counters == last => {}

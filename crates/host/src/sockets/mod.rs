@@ -13,9 +13,7 @@
 //! Not seen: sockets of other network namespaces (containers), who is connected to a unix
 //! socket, and listeners beyond [`SOCKETS_MAX`].
 
-mod table;
-
-pub(crate) use table::each_line;
+pub(crate) mod table;
 
 use crate::Root;
 use crate::netlink;
@@ -27,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use table::{CLOSED, ESTABLISHED, LISTENING, Row, UnixRow};
+use table::{CLOSED, ESTABLISHED, LISTENING, Row, UnixRow, each_line};
 
 /// Listening sockets that are kept.
 pub const SOCKETS_MAX: usize = 4096;

@@ -13,7 +13,7 @@ use std::path::Path;
 
 /// A socket of the internet families.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Row {
+pub(crate) struct Row {
     pub(super) local: SocketAddr,
     pub(super) remote: SocketAddr,
     pub(super) state: u8,
@@ -40,7 +40,7 @@ impl Row {
     }
 
     /// Of the struct `inet_diag_msg`.
-    pub(super) fn of_message(body: &[u8]) -> Option<Self> {
+    pub(crate) fn of_message(body: &[u8]) -> Option<Self> {
         let is_ipv6 = match *body.first()? {
             2 => false,
             10 => true,

@@ -12,7 +12,7 @@ pub use judge::{Signs, Verdict, deserves_a_closer_look, judge};
 
 use crate::Root;
 use crate::process::{Scanner, View};
-use crate::sockets::each_line;
+use crate::sockets::table::each_line;
 use crate::text::{printable, words};
 use model::entity::{Socket, Workload};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
