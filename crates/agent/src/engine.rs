@@ -3,7 +3,8 @@
 //! ```text
 //!   quiet ──change──► leading (5 ms) ──► flush ──► quiet
 //!     ▲                                    ▲
-//!     └── change within 100 ms of a flush ─┴─ gathering (until 100 ms quiet, at most 1 s)
+//!     └── change within 100 ms of a flush ─┴─ gathering (until 100 ms quiet, at most 1 s; 20 ms
+//!                                             after a VM came to another state)
 //! ```
 //!
 //! A lone change goes out at once; a burst goes out as one delta. Load passes through and is
@@ -21,6 +22,7 @@ use crate::spool::patch_body;
 use api::wire::Body;
 use model::entity::Collector;
 use model::load::Load;
+use model::vm::may_be_microvm;
 use model::{Facts, Item, Kind, Patch, Subject, Time};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -32,6 +34,10 @@ use tokio_util::sync::CancellationToken;
 const LEAD: Duration = Duration::from_millis(5);
 const QUIET: Duration = Duration::from_millis(100);
 const MOST: Duration = Duration::from_secs(1);
+/// A VM that came to another state waits for no burst to be over: others act on it.
+const URGENT: Duration = Duration::from_millis(20);
+/// The field of a unit that says whether it runs.
+const ACTIVE_STATE: &str = "active_state";
 /// How long the first delta waits for collectors that have not looked yet: what they see later
 /// would seem to be new on the machine.
 const FIRST: Duration = Duration::from_secs(2);
@@ -142,6 +148,8 @@ pub(crate) struct Engine {
     looked: watch::Sender<Looked>,
     last_look: HashMap<&'static str, Instant>,
     pending: Option<Pending>,
+    /// By when what changed is to be passed on, whatever else comes.
+    urgent: Option<Instant>,
     last_flush: Option<Instant>,
     /// Where the last sample of load is wanted, too.
     samples: Option<watch::Sender<Option<Arc<Sample>>>>,
@@ -179,6 +187,7 @@ impl Engine {
             looked,
             last_look: HashMap::new(),
             pending: None,
+            urgent: None,
             last_flush: None,
             samples: None,
         }
@@ -351,6 +360,9 @@ impl Engine {
                 self.pending = Some(Pending { at: clock::now(), since: now, due, leading });
             }
         }
+        if let (Some(pending), Some(urgent)) = (&mut self.pending, self.urgent) {
+            pending.due = pending.due.min(urgent);
+        }
     }
 
     fn complete(&mut self, scopes: &[Scope], items: Vec<(Subject, Item)>) {
@@ -374,9 +386,19 @@ impl Engine {
     }
 
     fn put(&mut self, subject: Subject, item: Item) {
-        if self.facts.get(&subject) != Some(&item) {
-            self.changed.insert(subject.clone());
+        if self.facts.get(&subject) == Some(&item) {
+            return;
+        }
+        self.changed.insert(subject.clone());
+        let is_vm = subject.kind() == Kind::UNIT && may_be_microvm(subject.id());
+        if !is_vm {
             self.facts.put(subject, item);
+            return;
+        }
+        let before = self.facts.field(&subject, ACTIVE_STATE);
+        self.facts.put(subject.clone(), item);
+        if self.facts.field(&subject, ACTIVE_STATE) != before {
+            self.urgent.get_or_insert_with(|| Instant::now() + URGENT);
         }
     }
 
@@ -435,6 +457,7 @@ impl Engine {
     /// together a little later.
     fn flush(&mut self, outgoing: &mpsc::Sender<Outgoing>) {
         let Some(pending) = self.pending.take() else { return };
+        self.urgent = None;
         let patch = Patch::of(&self.recorded, &self.facts, &self.changed);
         if patch.is_empty() && self.begun {
             self.changed.clear();
@@ -563,6 +586,31 @@ mod tests {
             count
         };
         assert!((2..=3).contains(&deltas), "{deltas}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vm_that_came_to_another_state_waits_for_no_burst() {
+        let mut bench = Bench::start(8);
+        let unit = |name: &str, state: &str| {
+            let fields: Fields = [(ACTIVE_STATE.to_owned(), Value::Text(state.to_owned()))].into();
+            (Subject::escaped(Kind::UNIT, name), Item::new(&fields))
+        };
+        let vm = |state| unit("microvm@web.service", state);
+        bench.all(vec![vm("active"), unit("a.service", "active")]).await;
+        bench.delta().await;
+        tokio::time::advance(Duration::from_secs(5)).await;
+        bench.say(Seen::Some { put: vec![vm("deactivating")], gone: vec![] }).await;
+        bench.delta().await;
+        let mut told = async |what: (Subject, Item)| {
+            let start = Instant::now();
+            bench.say(Seen::Some { put: vec![what], gone: vec![] }).await;
+            bench.delta().await;
+            start.elapsed()
+        };
+        let (of_vm, of_other) =
+            (told(vm("inactive")).await, told(unit("a.service", "failed")).await);
+        assert!(of_vm <= URGENT * 2, "{of_vm:?}");
+        assert!(of_other >= QUIET, "{of_other:?}");
     }
 
     #[tokio::test(start_paused = true)]

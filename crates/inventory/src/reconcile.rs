@@ -16,6 +16,10 @@ use crate::recovery::Tried;
 use model::vm::{VmHealth, VmId, VmSource};
 use model::{HostId, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+/// How far back orphans count as those of now.
+const AT_ONCE: Duration = Duration::from_secs(300);
 
 /// How many may become orphans at once before somebody has to say that it is so. Both have to
 /// be reached.
@@ -24,12 +28,23 @@ pub struct Breaker {
     /// Of those on the nodes that were listed completely, in percent.
     pub share: usize,
     pub count: usize,
+    /// What became an orphan since then counts, too: of a source that tells piece by piece what
+    /// left it, each piece is small.
+    pub since: Option<Time>,
+}
+
+impl Breaker {
+    /// As it is for what is told piece by piece.
+    #[must_use]
+    pub fn of_pieces(self, now: Time) -> Self {
+        Self { since: Some(now.minus(AT_ONCE)), ..self }
+    }
 }
 
 impl Default for Breaker {
     /// Half of them, and five at least.
     fn default() -> Self {
-        Self { share: 50, count: 5 }
+        Self { share: 50, count: 5, since: None }
     }
 }
 
@@ -210,14 +225,22 @@ fn decide_unseen(
     let unlisted = ours.iter().filter(|record| !chosen.contains_key(&record.id));
     let of = chosen.values().filter(|seen| is_complete(&seen.node)).count()
         + unlisted.filter(|record| is_complete(&record.node)).count();
-    let trips = breaker.is_some_and(|breaker| {
-        missing.len() >= breaker.count.max(1) && missing.len() * 100 >= breaker.share * of
+    let is_recent = |record: &Record, breaker: &Breaker| {
+        let Presence::Orphan { since } = record.presence else { return false };
+        record.source == listing.source
+            && is_complete(&record.node)
+            && !chosen.contains_key(&record.id)
+            && breaker.since.is_some_and(|recent| since >= recent)
+    };
+    let all = || records.values().map(|vm| &vm.record);
+    let trips = breaker.filter(|_| !missing.is_empty()).and_then(|breaker| {
+        let recent = all().filter(|record| is_recent(record, &breaker)).count();
+        let (gone, of) = (missing.len() + recent, of + recent);
+        (gone >= breaker.count.max(1) && gone * 100 >= breaker.share * of).then_some((gone, of))
     });
-    if trips {
-        let reason = format!(
-            "held: {} of {of} would be orphans at once, which somebody has to confirm",
-            missing.len()
-        );
+    if let Some((gone, of)) = trips {
+        let reason =
+            format!("held: {gone} of {of} would be orphans at once, which somebody has to confirm");
         let holds = missing.iter().filter_map(|record| stale(record, Act::Hold, reason.clone()));
         outcome.decisions.extend(holds);
         let vms = missing.iter().map(|record| record.id.clone()).collect();

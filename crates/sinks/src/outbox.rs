@@ -17,10 +17,12 @@
 //!   at least once. After that it is delivered no more.
 //! - What is recorded of an entry is recorded by one at a time.
 
+mod catching_up;
 mod delivery;
 mod endpoint;
 mod queue;
 
+pub use catching_up::Standing;
 pub use delivery::deliver;
 pub use endpoint::Endpoints;
 
@@ -311,6 +313,34 @@ impl Outbox {
         self.queue().remove(id);
         self.0.woken.notify_one();
         Ok(true)
+    }
+
+    /// After another told of the same VMs: what waits here and leads to something else than what
+    /// they are now is put together anew, so that it does. How many entries were not right.
+    ///
+    /// # Errors
+    /// When it can't be written; then it is as it was.
+    pub fn catch_up(
+        &self,
+        is_now: impl Fn(&str) -> Option<Standing>,
+        now: Time,
+    ) -> Result<usize, Error> {
+        let _writing = lock(&self.0.writing);
+        let anew = catching_up::anew(self.list(), is_now);
+        if anew.wrong.is_empty() {
+            return Ok(0);
+        }
+        let mut changes = Changes::default();
+        for id in &anew.wrong {
+            changes.delete(ENTRIES, id)?;
+        }
+        let entries = self.enqueue(&mut changes, &anew.drafts, now)?;
+        self.0.records.write(changes)?;
+        for id in &anew.wrong {
+            self.queue().remove(id);
+        }
+        self.added(entries);
+        Ok(anew.wrong.len())
     }
 
     /// Records what became of what was under way in a lane, and lets the lane go on.

@@ -26,7 +26,7 @@ pub mod xml;
 
 pub use listing::{Read, listing, partly};
 pub use objects::{Change, Machine, Objects, Place, Thing};
-pub use session::{About, Session, Updates, Watch};
+pub use session::{About, PAGE, Session, Updates, Watch};
 pub use soap::{answer, updates};
 pub use tls::{Fingerprint, FingerprintError, Trust};
 
@@ -137,6 +137,12 @@ impl Error {
     #[must_use]
     pub fn is_session_over(&self) -> bool {
         matches!(self, Self::Fault { kind, .. } if matches!(kind.as_str(), "NotAuthenticated" | "ManagedObjectNotFound" | "InvalidCollectorVersion"))
+    }
+
+    /// More was told at once than is taken: fewer objects are to be asked for.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        matches!(self, Self::TooLarge { .. } | Self::Answer { source: xml::Error::Large, .. })
     }
 
     /// The same will be answered until somebody changes the configuration. Asked too often with

@@ -57,6 +57,8 @@ pub struct Change {
     pub thing: Thing,
     /// It is not there any more, or not to be seen.
     pub leaves: bool,
+    /// It was there before: of one that is not known, too little is told to know it.
+    pub modifies: bool,
     /// By path. Without a value it has none now.
     pub properties: Vec<(String, Option<Element>)>,
     /// Paths that we may not read.
@@ -108,7 +110,14 @@ pub struct Objects {
 impl Objects {
     /// Takes what became of an object.
     pub fn apply(&mut self, change: Change) {
-        let Change { id, thing, leaves, properties, denied } = change;
+        let Change { id, thing, leaves, modifies, properties, denied } = change;
+        let is_known = match thing {
+            Thing::Machine => self.machines.contains_key(&id),
+            Thing::Place => self.places.contains_key(&id),
+        };
+        if modifies && !is_known {
+            return;
+        }
         match (thing, leaves) {
             (Thing::Machine, true) => {
                 self.machines.remove(&id);
@@ -281,6 +290,13 @@ mod tests {
             });
         }
         assert_eq!(objects.folder_of(&objects.machines["vm-1"]).unwrap(), "DC0/vm");
+        // It left before, and this was told late.
+        objects.apply(Change {
+            id: "vm-9".into(),
+            modifies: true,
+            ..change("name", value("late"))
+        });
+        assert!(!objects.machines.contains_key("vm-9"));
         // In a circle.
         objects.places.get_mut("f1").unwrap().parent = Some("f2".into());
         assert!(objects.folder_of(&objects.machines["vm-1"]).is_some());

@@ -16,10 +16,10 @@ use crate::{Error, Settings};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// Objects of one page, or of one answer about changes.
-const PAGE: usize = 500;
-/// Pages of one listing: half a million objects.
-const MAX_PAGES: usize = 1000;
+/// Objects of one page, or of one answer about changes, unless they are too large.
+pub const PAGE: usize = 500;
+/// Pages of one listing.
+const MAX_PAGES: usize = 10_000;
 
 /// What a source says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,14 +36,16 @@ pub struct Session {
     collector: String,
     sessions: String,
     view: String,
+    page: usize,
 }
 
 impl Session {
-    /// Connects and logs in.
+    /// Connects and logs in. So many objects are asked for at once: [`PAGE`], or fewer where an
+    /// answer [was too large](Error::is_too_large).
     ///
     /// # Errors
     /// When the server can't be reached, is not whom it should be, or refuses us.
-    pub async fn open(settings: &Settings) -> Result<Self, Error> {
+    pub async fn open(settings: &Settings, page: usize) -> Result<Self, Error> {
         let mut channel = Channel::new(settings)?;
         let body = call("RetrieveServiceContent", ("ServiceInstance", "ServiceInstance"), "");
         let answer = channel.call("RetrieveServiceContent", &body).await?;
@@ -86,9 +88,22 @@ impl Session {
             escaped(&root)
         );
         let body = call("CreateContainerView", ("ViewManager", &views), &arguments);
-        let answer = channel.call("CreateContainerView", &body).await?;
-        let view = returned(&channel, "CreateContainerView", &answer)?;
-        Ok(Self { channel, about, collector, sessions, view })
+        let mut session = Self { channel, about, collector, sessions, view: String::new(), page };
+        match session.look_at(&body).await {
+            Ok(()) => Ok(session),
+            Err(error) => {
+                if let Err(also) = session.close().await {
+                    tracing::debug!(error = %also, "could not log out");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn look_at(&mut self, body: &str) -> Result<(), Error> {
+        let answer = self.channel.call("CreateContainerView", body).await?;
+        self.view = returned(&self.channel, "CreateContainerView", &answer)?;
+        Ok(())
     }
 
     #[must_use]
@@ -102,8 +117,9 @@ impl Session {
     /// When one of the pages did not come: what came until then is no listing.
     pub async fn list(&mut self) -> Result<Objects, Error> {
         let arguments = format!(
-            "<specSet>{}</specSet><options><maxObjects>{PAGE}</maxObjects></options>",
-            self.specification()
+            "<specSet>{}</specSet><options><maxObjects>{}</maxObjects></options>",
+            self.specification(),
+            self.page
         );
         let collector = self.collector.clone();
         let this = ("PropertyCollector", collector.as_str());
@@ -138,7 +154,7 @@ impl Session {
             format!("<spec>{}</spec><partialUpdates>false</partialUpdates>", self.specification());
         let body = call("CreateFilter", ("PropertyCollector", &collector), &arguments);
         channel.call("CreateFilter", &body).await?;
-        Ok(Watch { channel, collector, version: String::new() })
+        Ok(Watch { channel, collector, version: String::new(), page: self.page })
     }
 
     /// Logs out, so that the server need not keep the session until it runs out.
@@ -183,6 +199,7 @@ pub struct Watch {
     collector: String,
     /// What was seen so far.
     version: String,
+    page: usize,
 }
 
 /// What became of objects.
@@ -201,9 +218,10 @@ impl Watch {
     /// known then.
     pub async fn next(&mut self, at_most: Duration) -> Result<Updates, Error> {
         let arguments = format!(
-            "<version>{}</version><options><maxWaitSeconds>{}</maxWaitSeconds><maxObjectUpdates>{PAGE}</maxObjectUpdates></options>",
+            "<version>{}</version><options><maxWaitSeconds>{}</maxWaitSeconds><maxObjectUpdates>{}</maxObjectUpdates></options>",
             escaped(&self.version),
-            at_most.as_secs()
+            at_most.as_secs(),
+            self.page
         );
         let body = call("WaitForUpdatesEx", ("PropertyCollector", &self.collector), &arguments);
         let answer = self.channel.call_within("WaitForUpdatesEx", &body, at_most).await?;

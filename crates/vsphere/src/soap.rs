@@ -73,6 +73,7 @@ fn change(element: &Element) -> Option<Change> {
         id: reference.text.clone(),
         thing,
         leaves: element.text_of("kind") == Some("leave"),
+        modifies: element.text_of("kind") == Some("modify"),
         ..Change::default()
     };
     for set in element.all("changeSet").chain(element.all("propSet")) {
@@ -136,6 +137,6 @@ mod tests {
         assert_eq!(changes[0].properties[0].1.as_ref().unwrap().text, "web");
         assert_eq!(changes[0].properties[1], ("guest.hostName".to_owned(), None));
         assert_eq!(changes[0].denied, ["config.uuid"]);
-        assert!(changes[1].leaves);
+        assert!(changes[0].modifies && !changes[1].modifies && changes[1].leaves);
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
-use vsphere::{Error, Fingerprint, Password, Requests, Session, Settings, Trust};
+use vsphere::{Error, Fingerprint, PAGE, Password, Requests, Session, Settings, Trust};
 
 const CONTENT: &str = r#"<RetrieveServiceContentResponse xmlns="urn:vim25"><returnval><rootFolder type="Folder">group-d1</rootFolder><propertyCollector type="PropertyCollector">pc</propertyCollector><viewManager type="ViewManager">vm</viewManager><about><fullName>a test</fullName><apiType>HostAgent</apiType></about><sessionManager type="SessionManager">sm</sessionManager></returnval></RetrieveServiceContentResponse>"#;
 const VIEW: &str = r#"<CreateContainerViewResponse xmlns="urn:vim25"><returnval type="ContainerView">v1</returnval></CreateContainerViewResponse>"#;
@@ -131,7 +131,7 @@ async fn check(call: &'static str, answer: Answer, expected: &str) -> Error {
     let settings = server(but(call, answer)).await;
     let begin = Instant::now();
     let done = async {
-        let mut session = Session::open(&settings).await?;
+        let mut session = Session::open(&settings, PAGE).await?;
         session.list().await
     };
     let error = done.await.unwrap_err();
@@ -145,7 +145,7 @@ async fn check(call: &'static str, answer: Answer, expected: &str) -> Error {
 #[tokio::test]
 async fn a_good_server_is_listed() {
     let settings = server(but("", Answer::Nothing)).await;
-    let mut session = Session::open(&settings).await.unwrap();
+    let mut session = Session::open(&settings, PAGE).await.unwrap();
     assert_eq!(session.about().name, "a test");
     assert!(session.list().await.unwrap().machines.is_empty());
     session.close().await.unwrap();
@@ -194,11 +194,11 @@ async fn refusals() {
 async fn who_it_is_not() {
     let good = server(but("", Answer::Nothing)).await;
     for trust in [Trust::System, Trust::Fingerprint(Fingerprint::of(b"another"))] {
-        let error = Session::open(&Settings { trust, ..good.clone() }).await.unwrap_err();
+        let error = Session::open(&Settings { trust, ..good.clone() }, PAGE).await.unwrap_err();
         assert!(matches!(&error, Error::Tls { .. }), "{error:?}");
         assert!(error.needs_somebody());
     }
-    assert!(Session::open(&Settings { trust: Trust::Anybody, ..good.clone() }).await.is_ok());
+    assert!(Session::open(&Settings { trust: Trust::Anybody, ..good.clone() }, PAGE).await.is_ok());
     let gone = Settings { port: 1, ..good };
-    assert!(matches!(Session::open(&gone).await, Err(Error::Connect { .. })));
+    assert!(matches!(Session::open(&gone, PAGE).await, Err(Error::Connect { .. })));
 }

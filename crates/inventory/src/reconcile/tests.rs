@@ -4,7 +4,7 @@ use expect_test::{Expect, expect};
 use model::vm::VmState;
 use proptest::prelude::*;
 
-const BREAKER: Breaker = Breaker { share: 50, count: 3 };
+const BREAKER: Breaker = Breaker { share: 50, count: 3, since: None };
 
 fn host(name: &str) -> HostId {
     HostId::new(name).unwrap()
@@ -106,6 +106,27 @@ fn what_is_listed() {
             rename web: it was called web and is called web2
         "#]],
     );
+}
+
+#[test]
+fn what_leaves_piece_by_piece_is_held_as_if_it_left_at_once() {
+    let mut records = BTreeMap::new();
+    let mut left = |count: usize, seconds: i64| {
+        let there: Vec<String> = (count..10).map(|n| format!("vm{n} on n1")).collect();
+        let there: Vec<&str> = there.iter().map(String::as_str).collect();
+        let now = Time::from_seconds(seconds);
+        let outcome = reconcile(&records, &listing(&["n1"], &there), Some(BREAKER.of_pieces(now)));
+        for decision in &outcome.decisions {
+            apply(&mut records, decision, now);
+        }
+        (outcome.orphans().len(), outcome.held.map(|held| (held.vms.len(), held.of)))
+    };
+    assert_eq!(left(0, 1000), (0, None));
+    assert_eq!(left(2, 1010), (2, None));
+    assert_eq!(left(4, 1020), (2, None));
+    assert_eq!(left(6, 1030), (0, Some((2, 10))), "six of ten within half a minute");
+    // What went long before is another matter.
+    assert_eq!(left(6, 1400), (2, None));
 }
 
 #[test]

@@ -243,6 +243,7 @@ impl From<sync::Error> for ApiError {
             Error::Already => Self::new(StatusCode::CONFLICT, "already_syncing", message),
             Error::StandsBy(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stands_by", message),
             Error::NothingHeld(_) => Self::new(StatusCode::CONFLICT, "nothing_held", message),
+            Error::MoreIsHeld(_) => Self::new(StatusCode::CONFLICT, "more_is_held", message),
             Error::NoEntry(_) => Self::new(StatusCode::NOT_FOUND, "unknown_entry", message),
             Error::Runs(error) => error.into(),
             Error::Vms(error) => error.into(),

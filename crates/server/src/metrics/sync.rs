@@ -70,6 +70,9 @@ pub(super) fn register(app: &App, registry: &mut Registry) {
     let stands_by: Gauge = Gauge::default();
     stands_by.set(i64::from(standing.stands_by.is_some()));
     registry.register("sync_stands_by", "1 while this instance does not sync", stands_by);
+    let interval: Gauge<f64, AtomicU64> = Gauge::default();
+    interval.set(sync.interval().as_secs_f64());
+    registry.register("sync_interval_seconds", "From one full pass to the next", interval);
     if let Some(last) = &standing.last {
         let age: Gauge<f64, AtomicU64> = Gauge::default();
         age.set(now.since(last.at).as_secs_f64());

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   changes of a source ──► those VMs alone
-//!   a whole listing ──────► all of the source's VMs: what is missing is an orphan; with several
-//!                           sources only after GRACE, in which another may come to list it
+//!   a whole listing ──────► all of the source's VMs: what is missing is an orphan, after GRACE,
+//!                           in which another may come to list it, or more may go
 //!   time, commands ───────► full passes, each source asked for a whole listing
 //! ```
 //!
@@ -33,7 +33,8 @@ use tokio_util::sync::CancellationToken;
 use touched::{Touched, touch};
 
 const TICK: Duration = Duration::from_millis(500);
-/// For so long a VM that left one source may come to another.
+/// For so long a VM that left one source may come to another. What goes within it goes at once,
+/// which is for the breaker to judge.
 const GRACE: Duration = Duration::from_secs(3);
 /// What could not be recorded is tried again after this.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -142,11 +143,12 @@ impl Engine {
                     self.touch_others(&node);
                 }
             }
-            Said::Changed(changes) => {
+            Said::Changed(updates) => {
                 sight.heard = Some(now);
+                sight.midway = updates.more;
                 let touched = self.touched.entry(node.clone()).or_default();
                 let mut left = BTreeSet::new();
-                for change in changes {
+                for change in updates.changes {
                     left.extend(touch(touched, sight, change));
                 }
                 self.come_elsewhere(&node, &left);
@@ -160,6 +162,7 @@ impl Engine {
                         now
                     }
                 };
+                sight.midway = false;
                 sight.fault = Some((since, fault.clone()));
                 sight.needs_somebody = error.needs_somebody();
                 self.touch_others(&node);
@@ -195,6 +198,11 @@ impl Engine {
             if sight.doubt().is_some() {
                 continue;
             }
+            if sight.midway {
+                // The rest is on its way.
+                self.touched.insert(node, touched);
+                continue;
+            }
             let read = if touched.whole || touched.all {
                 let ids = sight.objects.machines.keys().map(String::as_str);
                 vsphere::partly(&node, &sight.objects, ids)
@@ -202,7 +210,7 @@ impl Engine {
                 vsphere::partly(&node, &sight.objects, touched.ids.iter().map(String::as_str))
             };
             if touched.whole || touched.left {
-                if !self.waits_for_others(&node) {
+                if self.missing(&node).is_empty() {
                     self.decide_whole(&node, true).await;
                     continue;
                 }
@@ -216,11 +224,9 @@ impl Engine {
         }
     }
 
-    /// Whether something is missing that another source may come to list.
-    fn waits_for_others(&self, node: &HostId) -> bool {
-        let Some(sight) = self.sights.get(node).filter(|_| self.sights.len() > 1) else {
-            return false;
-        };
+    /// What a source does not list, and did.
+    fn missing(&self, node: &HostId) -> Vec<VmId> {
+        let Some(sight) = self.sights.get(node) else { return Vec::new() };
         let listed: BTreeSet<String> = sight
             .objects
             .machines
@@ -232,7 +238,7 @@ impl Engine {
                 && !matches!(vm.record.presence, Presence::Orphan { .. })
                 && !listed.contains(vm.record.id.as_str())
         };
-        !self.ours(is_missing).is_empty()
+        self.ours(is_missing)
     }
 
     /// Decides about all that a source lists, and all that it does not.
@@ -300,7 +306,8 @@ impl Engine {
     }
 
     fn breaker(&self) -> Breaker {
-        self.sync.settings.breaker.unwrap_or_else(|| self.app.vms.breaker())
+        let breaker = self.sync.settings.breaker.unwrap_or_else(|| self.app.vms.breaker());
+        breaker.of_pieces(clock::now())
     }
 
     fn count(
@@ -412,10 +419,16 @@ impl Engine {
     }
 
     async fn confirm(&mut self, node: HostId) -> Result<Vec<VmId>, Error> {
-        let held = self.app.vms.table().nodes.get(&node).is_some_and(|node| !node.held.is_empty());
+        let held = self.app.vms.table().nodes.get(&node).map(|node| node.held.clone());
+        let held = held.unwrap_or_default();
         let in_step = self.sights.get(&node).is_some_and(|sight| sight.doubt().is_none());
-        if !held || !in_step {
+        if held.is_empty() || !in_step {
             return Err(Error::NothingHeld(node));
+        }
+        // Nobody said so of what went since it was looked at.
+        if self.missing(&node).iter().any(|id| !held.contains(id)) {
+            self.decide_whole(&node, true).await;
+            return Err(Error::MoreIsHeld(node));
         }
         Ok(self.decide_whole(&node, false).await)
     }

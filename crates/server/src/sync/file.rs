@@ -265,8 +265,11 @@ fn breaker(share: Option<usize>, count: Option<usize>) -> Result<Option<Breaker>
         return Ok(None);
     }
     let usual = Breaker::default();
-    let breaker =
-        Breaker { share: share.unwrap_or(usual.share), count: count.unwrap_or(usual.count) };
+    let breaker = Breaker {
+        share: share.unwrap_or(usual.share),
+        count: count.unwrap_or(usual.count),
+        ..usual
+    };
     if !(1..=100).contains(&breaker.share) {
         return Err(("sync.breaker_share", "is a percentage from 1 to 100".to_owned()));
     }

@@ -6,10 +6,11 @@ use crate::app::App;
 use model::vm::VmId;
 use model::with_causes;
 use sinks::{MongoSink, VmDocument};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Documents that are written at once.
@@ -30,7 +31,22 @@ pub(super) struct Mirror {
 #[derive(Debug, Default)]
 struct Waiting {
     ids: BTreeSet<VmId>,
+    /// MongoDB did not take these, while it took others; and when they are tried again.
+    refused: BTreeMap<VmId, Instant>,
     fault: Option<String>,
+}
+
+impl Waiting {
+    /// Takes up what was refused long enough ago; when the next is to be.
+    fn take_up(&mut self, now: Instant) -> Option<Instant> {
+        let due: Vec<VmId> =
+            self.refused.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
+        for id in due {
+            self.refused.remove(&id);
+            self.ids.insert(id);
+        }
+        self.refused.values().min().copied()
+    }
 }
 
 impl Mirror {
@@ -48,20 +64,39 @@ impl Mirror {
     /// How many wait, and why.
     pub(super) fn standing(&self) -> (usize, Option<String>) {
         let waiting = self.locked();
-        (waiting.ids.len(), waiting.fault.clone())
+        let refused = waiting.refused.keys().filter(|id| !waiting.ids.contains(*id)).count();
+        (waiting.ids.len() + refused, waiting.fault.clone())
+    }
+
+    /// What was written, and what of it MongoDB did not take: that waits, and holds up no other.
+    fn settle(&self, written: &BTreeSet<VmId>, failed: &[(String, String)]) {
+        let mut waiting = self.locked();
+        waiting.refused.retain(|id, _| !written.contains(id));
+        let again = Instant::now() + REFUSED;
+        let ids = failed.iter().filter_map(|(uuid, _)| Some((uuid.parse().ok()?, again)));
+        waiting.refused.extend(ids);
+        if let Some((uuid, why)) = failed.first() {
+            tracing::warn!(uuid, why, count = failed.len(), "MongoDB did not take documents");
+            let count = waiting.refused.len();
+            waiting.fault = Some(format!("it did not take {count} documents: {why}"));
+        } else if waiting.refused.is_empty() {
+            waiting.fault = None;
+        }
     }
 
     fn locked(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn next(&self) -> BTreeSet<VmId> {
+    /// What is to be written now, or when there may be something.
+    fn next(&self) -> (BTreeSet<VmId>, Option<Instant>) {
         let mut waiting = self.locked();
+        let later = waiting.take_up(Instant::now());
         let rest = match waiting.ids.iter().nth(BATCH).cloned() {
             Some(first_of_rest) => waiting.ids.split_off(&first_of_rest),
             None => BTreeSet::new(),
         };
-        std::mem::replace(&mut waiting.ids, rest)
+        (std::mem::replace(&mut waiting.ids, rest), later)
     }
 }
 
@@ -69,10 +104,12 @@ impl Mirror {
 pub(super) async fn run(app: Arc<App>, sync: Sync, mongo: MongoSink, stop: CancellationToken) {
     let mut failures = 0_u32;
     loop {
-        let ids = sync.mirror.next();
+        let (ids, later) = sync.mirror.next();
         if ids.is_empty() {
+            let later = later.unwrap_or_else(|| Instant::now() + REFUSED);
             tokio::select! {
                 () = sync.mirror.wake.notified() => continue,
+                () = tokio::time::sleep_until(later) => continue,
                 () = stop.cancelled() => return,
             }
         }
@@ -87,7 +124,8 @@ pub(super) async fn run(app: Arc<App>, sync: Sync, mongo: MongoSink, stop: Cance
         let pause = match written {
             Ok(written) => {
                 failures = 0;
-                refused(&sync, &written.failed)
+                sync.mirror.settle(&ids, &written.failed);
+                continue;
             }
             Err(error) => {
                 let fault = with_causes(&error);
@@ -98,27 +136,14 @@ pub(super) async fn run(app: Arc<App>, sync: Sync, mongo: MongoSink, stop: Cance
                 sync.mirror.mark(ids);
                 failures = failures.saturating_add(1);
                 let factor = 2_u32.saturating_pow(failures - 1);
-                Some(BACKOFF.saturating_mul(factor).min(MAX_BACKOFF))
+                BACKOFF.saturating_mul(factor).min(MAX_BACKOFF)
             }
         };
-        let Some(pause) = pause else { continue };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return,
         }
     }
-}
-
-/// Keeps what MongoDB did not take, and how long to wait with that.
-fn refused(sync: &Sync, failed: &[(String, String)]) -> Option<Duration> {
-    let Some((uuid, why)) = failed.first() else {
-        sync.mirror.locked().fault = None;
-        return None;
-    };
-    tracing::warn!(uuid, why, count = failed.len(), "MongoDB did not take documents");
-    sync.mirror.locked().fault = Some(format!("it did not take {} documents: {why}", failed.len()));
-    sync.mirror.mark(failed.iter().filter_map(|(uuid, _)| uuid.parse().ok()));
-    Some(REFUSED)
 }
 
 fn documents(app: &App, sync: &Sync, ids: &BTreeSet<VmId>) -> Vec<VmDocument> {
@@ -130,4 +155,29 @@ fn documents(app: &App, sync: &Sync, ids: &BTreeSet<VmId>) -> Vec<VmDocument> {
         Some(tell::document(vm, &source.address))
     };
     ids.iter().filter_map(document).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_refused_holds_up_no_other() {
+        let mirror = Mirror::new(true);
+        let id = |n: u8| format!("423c1d0e-0000-0000-0000-00000000000{n}").parse::<VmId>().unwrap();
+        mirror.mark([id(1), id(2)]);
+        let (ids, _) = mirror.next();
+        mirror.settle(&ids, &[(id(1).to_string(), "a rule of the collection".to_owned())]);
+        assert_eq!(mirror.standing().0, 1);
+        mirror.mark([id(3)]);
+        let (ids, later) = mirror.next();
+        assert_eq!(ids, [id(3)].into());
+        mirror.settle(&ids, &[]);
+        assert!(mirror.standing().1.is_some(), "one is refused still");
+        tokio::time::sleep_until(later.unwrap()).await;
+        let (ids, _) = mirror.next();
+        assert_eq!(ids, [id(1)].into());
+        mirror.settle(&ids, &[]);
+        assert_eq!(mirror.standing(), (0, None));
+    }
 }

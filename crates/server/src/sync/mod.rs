@@ -33,12 +33,15 @@ use crate::clock;
 use crate::runs::{Cause, RunId};
 use api::sync::{SelectedResult, SyncPlan, SyncStanding};
 use engine::Engine;
+use inventory::Presence;
 use lease::Lease;
 use mirror::Mirror;
 use model::vm::VmId;
 use model::{HostId, Time};
+use sinks::outbox::Standing;
 use sinks::{Endpoints, MongoSink, Outbox, RedisSink};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use store::Records;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -61,6 +64,8 @@ pub(crate) enum Error {
     StandsBy(String),
     #[error("nothing of {0} is held")]
     NothingHeld(HostId),
+    #[error("more VMs of {0} went since that was held; look at twin sync plan, and confirm again")]
+    MoreIsHeld(HostId),
     #[error("the outbox has no entry {0:?}; twin sync outbox lists them")]
     NoEntry(String),
     #[error(transparent)]
@@ -154,6 +159,11 @@ impl Sync {
         standing
     }
 
+    /// From one full pass to the next.
+    pub(crate) fn interval(&self) -> Duration {
+        self.settings.interval
+    }
+
     /// Whether VMs of this node come from here.
     pub(crate) fn speaks_for(&self, node: &HostId) -> bool {
         self.settings.sources.iter().any(|source| source.node == *node)
@@ -243,7 +253,11 @@ pub(crate) async fn run(app: Arc<App>, sync: Sync, mut commands: mpsc::Receiver<
             () = engine.run(receiver, &mut commands, &stop) => {}
             why = lost => {
                 tracing::warn!(why, "this instance does not sync any more");
-                sync.locked().stands_by = Some(why);
+                let mut standing = sync.locked();
+                standing.stands_by = Some(why);
+                // What it saw ages from now on, and says nothing.
+                standing.in_process = false;
+                standing.sources.clear();
             }
         }
         stop.cancel();
@@ -305,5 +319,27 @@ async fn adopt(app: &Arc<App>, sync: &Sync) -> Result<(), String> {
     let known = plan::known(mongo, &sync.settings.sources);
     let known = known.await.map_err(|error| model::with_causes(&error))?;
     tracing::info!(documents = known.len(), "VMs are known from MongoDB");
-    app.vms.adopt(known).await.map_err(|error| model::with_causes(&error))
+    app.vms.adopt(known).await.map_err(|error| model::with_causes(&error))?;
+    let (vms, outbox) = (app.vms.clone(), sync.outbox.clone());
+    let caught_up = tokio::task::spawn_blocking(move || {
+        let is_now = |uuid: &str| {
+            let table = vms.table();
+            let record = &table.vms.get(&uuid.parse::<VmId>().ok()?)?.record;
+            let orphan_since = match record.presence {
+                Presence::Orphan { since } => Some(since),
+                Presence::Present | Presence::Stale { .. } => None,
+            };
+            Some(Standing { name: record.name.to_string(), orphan_since })
+        };
+        outbox.catch_up(is_now, clock::now())
+    });
+    match caught_up.await {
+        Ok(Ok(0)) => Ok(()),
+        Ok(Ok(count)) => {
+            tracing::info!(count, "what waited was overtaken by what another told");
+            Ok(())
+        }
+        Ok(Err(error)) => Err(model::with_causes(&error)),
+        Err(_) => Err("what waits in the outbox could not be looked at".to_owned()),
+    }
 }

@@ -35,7 +35,7 @@ pub async fn preview(settings: Settings) -> Result<SyncPlan, sinks::Error> {
 
 async fn look(source: &Source) -> Sight {
     let listed = async {
-        let mut session = vsphere::Session::open(&source.vsphere).await?;
+        let mut session = vsphere::Session::open(&source.vsphere, vsphere::PAGE).await?;
         let objects = session.list().await;
         if let Err(error) = session.close().await {
             tracing::debug!(%error, source = %source.node, "could not log out");
@@ -88,7 +88,7 @@ pub(super) fn planned(
                 vsphere::partly(node, &sight.objects, all)
             };
             let listing = sight::listing(node, read, sights, &records);
-            let outcome = reconcile(&records, &listing, Some(breaker));
+            let outcome = reconcile(&records, &listing, Some(breaker.of_pieces(now)));
             plan.decisions.extend(still_held(node, &outcome, &records));
             for decision in outcome.decisions {
                 // What is left out was told the first time.
@@ -163,7 +163,8 @@ mod tests {
             .iter()
             .map(|(name, sight)| (node(name), sight.clone()))
             .collect::<BTreeMap<_, _>>();
-        let plan = planned(&sights, known(on), Breaker { share: 50, count: 2 }, Time(2));
+        let plan =
+            planned(&sights, known(on), Breaker { share: 50, count: 2, since: None }, Time(2));
         let mut told: Vec<String> = plan
             .decisions
             .iter()
@@ -202,7 +203,7 @@ mod tests {
         let plan = planned(
             &[(node("a"), sight(&[three]))].into(),
             known(&on),
-            Breaker { share: 50, count: 2 },
+            Breaker { share: 50, count: 2, since: None },
             Time(2),
         );
         let count =
@@ -218,7 +219,7 @@ mod tests {
             };
             apply(&mut records, &decision, Time(1));
         }
-        let breaker = Breaker { share: 50, count: 2 };
+        let breaker = Breaker { share: 50, count: 2, since: None };
         let again = planned(&[(node("a"), sight(&[three]))].into(), records, breaker, Time(2));
         assert_eq!(
             (count(&again, DecisionKind::Hold), count(&again, DecisionKind::Orphan)),

@@ -27,6 +27,8 @@ pub(super) struct Sight {
     pub(super) needs_somebody: bool,
     /// When it answered last.
     pub(super) heard: Option<Time>,
+    /// It is about to tell more of what it is telling.
+    pub(super) midway: bool,
 }
 
 impl Sight {
@@ -120,7 +122,7 @@ pub(super) fn matching<'s>(sight: &'s Sight, wanted: &[String]) -> BTreeSet<&'s 
 }
 
 fn keep_what_was_told(seen: &mut Seen, known: &Vm) {
-    for label in ["hostname", "address", "addresses"] {
+    for label in ["hostname", "address", "addresses", "tools"] {
         if let Some(value) = known.record.labels.get(label)
             && !seen.labels.contains_key(label)
         {

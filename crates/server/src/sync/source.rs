@@ -9,13 +9,15 @@
 //! # Invariants
 //! - What one source does or fails to do holds up no other.
 //! - Reports wait for their reader: a source is asked no faster than is decided.
+//! - A whole listing is not older than any change that was told before it: its pages are read one
+//!   after another, and what changed meanwhile is applied to it.
 
 use super::file::Source;
 use model::HostId;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use vsphere::{About, Change, Error, Objects, Session, Watch};
+use vsphere::{About, Change, Error, Objects, PAGE, Session, Updates, Watch};
 
 /// A request that waits for changes is answered after this time in any case.
 const WAIT: Duration = Duration::from_secs(120);
@@ -24,6 +26,10 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// After what only a person mends, lest the host lock the account.
 const PERSON: Duration = Duration::from_secs(60);
 const MAX_PERSON: Duration = Duration::from_secs(600);
+/// Whoever stops does not wait longer for a log-out.
+const LOG_OUT: Duration = Duration::from_secs(2);
+/// Changes that are kept while a listing is read. When more came it is read anew.
+const MEANWHILE_MAX: usize = 20_000;
 
 /// What a source says.
 #[derive(Debug)]
@@ -38,7 +44,8 @@ pub(super) enum Said {
     /// Everything there is: first of all, and when somebody asks. The last that was asked before
     /// it was listed.
     Whole(Objects, Ask),
-    Changed(Vec<Change>),
+    /// More of the same are there already, if it says so.
+    Changed(Updates),
     /// It answered, and nothing changed.
     Alive,
     Failed(Error),
@@ -70,13 +77,20 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) {
     let reporter = Reporter { node: source.node.clone(), reports };
-    let mut failures = 0_u32;
+    let (mut failures, mut page) = (0_u32, PAGE);
     loop {
-        let ended = tokio::select! {
-            ended = keep(&source, &reporter, &mut asked, &mut failures) => ended,
+        let opened = tokio::select! {
+            opened = Session::open(&source.vsphere, page) => opened,
             () = stop.cancelled() => return,
         };
+        let ended = match opened {
+            Ok(session) => keep(session, &reporter, &mut asked, &mut failures, &stop).await,
+            Err(error) => Err(error),
+        };
         let Err(error) = ended else { return };
+        if error.is_too_large() {
+            page = (page / 4).max(1);
+        }
         // A session ends now and then; that is nothing to wait for, once.
         let wait = if error.is_session_over() && failures == 0 {
             Duration::ZERO
@@ -104,21 +118,26 @@ fn patience(error: &Error, failures: u32) -> Duration {
     first.saturating_mul(2_u32.saturating_pow(failures)).min(most)
 }
 
-/// One session from its beginning to its end, which is a fault. It is well only when nobody
-/// reads any more.
+/// One session to its end, which is a fault. It is well only when nobody reads any more, or it is
+/// to stop.
 async fn keep(
-    source: &Source,
+    mut session: Session,
     reporter: &Reporter,
     asked: &mut watch::Receiver<Ask>,
     failures: &mut u32,
+    stop: &CancellationToken,
 ) -> Result<(), Error> {
-    let mut session = Session::open(&source.vsphere).await?;
-    let ended = work(&mut session, reporter, asked, failures).await;
+    let ended = tokio::select! {
+        ended = work(&mut session, reporter, asked, failures) => ended,
+        () = stop.cancelled() => Ok(()),
+    };
     // One that is over already can't be ended.
-    if !matches!(&ended, Err(Ended::Fault(error)) if error.is_session_over())
-        && let Err(error) = session.close().await
-    {
-        tracing::debug!(%error, source = %source.node, "could not log out");
+    if !matches!(&ended, Err(Ended::Fault(error)) if error.is_session_over()) {
+        match tokio::time::timeout(LOG_OUT, session.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, source = %reporter.node, "could not log out"),
+            Err(_late) => tracing::debug!(source = %reporter.node, "could not log out in time"),
+        }
     }
     match ended {
         Ok(()) | Err(Ended::Gone) => Ok(()),
@@ -154,11 +173,16 @@ async fn work(
     let mut watch = session.watch().await?;
     reporter.say(Said::Whole(first(&mut watch).await?, ask)).await?;
     *failures = 0;
+    let meanwhile = Meanwhile::default();
     tokio::select! {
-        ended = follow(&mut watch, reporter) => ended,
-        ended = list(session, reporter, asked) => ended,
+        ended = follow(&mut watch, reporter, &meanwhile) => ended,
+        ended = list(session, reporter, asked, &meanwhile) => ended,
     }
 }
+
+/// What was told since a listing was begun, while one is read. Locked for as long as a report is
+/// on its way, so that they come in order.
+type Meanwhile = Mutex<Option<Vec<Change>>>;
 
 /// What there is, by the watch itself: its first changes are everything.
 async fn first(watch: &mut Watch) -> Result<Objects, Error> {
@@ -174,11 +198,26 @@ async fn first(watch: &mut Watch) -> Result<Objects, Error> {
     }
 }
 
-async fn follow(watch: &mut Watch, reporter: &Reporter) -> Result<(), Ended> {
+async fn follow(
+    watch: &mut Watch,
+    reporter: &Reporter,
+    meanwhile: &Meanwhile,
+) -> Result<(), Ended> {
     loop {
-        let changes = watch.next(WAIT).await?.changes;
-        let said = if changes.is_empty() { Said::Alive } else { Said::Changed(changes) };
-        reporter.say(said).await?;
+        let updates = watch.next(WAIT).await?;
+        let mut meanwhile = meanwhile.lock().await;
+        keep_for_listing(&mut meanwhile, &updates.changes);
+        let is_news = !updates.changes.is_empty() || updates.more;
+        reporter.say(if is_news { Said::Changed(updates) } else { Said::Alive }).await?;
+    }
+}
+
+fn keep_for_listing(meanwhile: &mut Option<Vec<Change>>, changes: &[Change]) {
+    let Some(kept) = meanwhile else { return };
+    if kept.len() + changes.len() > MEANWHILE_MAX {
+        *meanwhile = None;
+    } else {
+        kept.extend_from_slice(changes);
     }
 }
 
@@ -186,11 +225,21 @@ async fn list(
     session: &mut Session,
     reporter: &Reporter,
     asked: &mut watch::Receiver<Ask>,
+    meanwhile: &Meanwhile,
 ) -> Result<(), Ended> {
     while asked.changed().await.is_ok() {
         let ask = *asked.borrow_and_update();
-        let objects = session.list().await?;
-        reporter.say(Said::Whole(objects, ask)).await?;
+        loop {
+            *meanwhile.lock().await = Some(Vec::new());
+            let mut objects = session.list().await?;
+            let mut meanwhile = meanwhile.lock().await;
+            let Some(changes) = meanwhile.take() else { continue };
+            for change in changes {
+                objects.apply(change);
+            }
+            reporter.say(Said::Whole(objects, ask)).await?;
+            break;
+        }
     }
     Ok(())
 }
@@ -198,6 +247,19 @@ async fn list(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_told_while_a_listing_is_read_is_kept_for_it() {
+        let changes = vec![Change::default(); MEANWHILE_MAX];
+        let mut meanwhile = None;
+        keep_for_listing(&mut meanwhile, &changes);
+        assert!(meanwhile.is_none(), "no listing is read");
+        meanwhile = Some(Vec::new());
+        keep_for_listing(&mut meanwhile, &changes);
+        assert_eq!(meanwhile.as_ref().map(Vec::len), Some(MEANWHILE_MAX));
+        keep_for_listing(&mut meanwhile, &changes[..1]);
+        assert!(meanwhile.is_none(), "more than is kept: the listing is read anew");
+    }
 
     #[test]
     fn it_waits_longer_each_time() {

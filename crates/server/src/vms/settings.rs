@@ -24,10 +24,11 @@ pub struct Settings {
 
 impl InventoryFile {
     pub(crate) fn check(&self) -> Result<Settings, String> {
-        let Breaker { share, count } = Breaker::default();
+        let Breaker { share, count, since } = Breaker::default();
         let breaker = Breaker {
             share: self.breaker_share.unwrap_or(share),
             count: self.breaker_count.unwrap_or(count),
+            since,
         };
         let stale_after = self.stale_after_seconds.unwrap_or(120);
         if !(1..=100).contains(&breaker.share) {
