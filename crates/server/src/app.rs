@@ -1,6 +1,7 @@
 //! What every request works with.
 
 use crate::metrics::Metrics;
+use crate::pulse::Pulse;
 use crate::rendered::Rendered;
 use crate::replays::Replays;
 use crate::runs::Runs;
@@ -47,6 +48,7 @@ impl From<&Committed> for Recorded {
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) history: History,
+    pub(crate) pulse: Pulse,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) tokens: Tokens,
     pub(crate) tokens_required: bool,

@@ -23,6 +23,7 @@ mod container_images;
 mod http;
 mod images;
 mod metrics;
+mod pulse;
 mod rendered;
 mod replays;
 mod resolve;

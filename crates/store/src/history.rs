@@ -6,7 +6,7 @@ use crate::keys;
 use crate::read::Past;
 use crate::shared::Shared;
 use crate::types::{Append, Appended, Entry, Filter, Head, HostInfo, Options, Stats};
-use crate::writer::Writer;
+use crate::writer::{Writer, guarded};
 use model::{Facts, HostId, Patch, Subject, Time, Version};
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -79,6 +79,19 @@ impl History {
         // Nobody listens any more when the waiting thread is gone.
         self.append(append, move |outcome| drop(send.send(outcome)));
         receive.recv().map_err(|_gone| Error::Closed)?
+    }
+
+    /// Asks the writer for a sign of life, and writes nothing. `reply` is called on the writer's
+    /// thread once what is queued now is done; it is dropped uncalled when the writer has ended.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when the queue is full; [`Error::Closed`] when the writer has ended.
+    pub fn ask(&self, reply: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        let job = Job::Exclusive(Box::new(move |_writer| guarded(reply)));
+        self.offer(job).map_err(|refused| {
+            let (_job, error) = *refused;
+            error
+        })
     }
 
     /// Queues a job, or gives it back when there is no room.
@@ -359,5 +372,25 @@ impl Drop for Inner {
         {
             tracing::error!("the history's writer panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_that_ended_gives_no_sign_of_life() {
+        let directory = tempfile::tempdir().unwrap();
+        let history = History::open(directory.path(), Options::default()).unwrap();
+        let lives = || {
+            let (send, receive) = mpsc::channel();
+            let asked = history.ask(move || send.send(()).unwrap());
+            asked.is_ok() && receive.recv().is_ok()
+        };
+        assert!(lives());
+        let fault = |_writer: &mut Writer| -> Result<(), Error> { panic!("the writer ends here") };
+        assert!(matches!(history.exclusively(fault), Err(Error::Closed)));
+        assert!(!lives());
     }
 }

@@ -263,7 +263,7 @@ impl Writer {
 }
 
 /// Calls what others gave us. Their panic must not end the writer.
-fn guarded(call: impl FnOnce()) {
+pub(crate) fn guarded(call: impl FnOnce()) {
     if std::panic::catch_unwind(AssertUnwindSafe(call)).is_err() {
         tracing::error!("a callback of the history panicked");
     }

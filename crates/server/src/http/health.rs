@@ -9,6 +9,9 @@ use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long the history may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Metrics for Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "health", responses((status = 200, content_type = "application/openmetrics-text", body = String)))]
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
@@ -26,7 +29,7 @@ pub(crate) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Whether it can do its work: the history answers, and it is not stopping.
+/// Whether it can do its work: the history answers and writes, and it is not stopping.
 #[utoipa::path(get, path = "/readyz", tag = "health", responses((status = 200, body = String), (status = 503, body = api::ErrorBody)))]
 pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, ApiError> {
     let not_ready =
@@ -34,15 +37,17 @@ pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, 
     if app.shutdown.is_cancelled() {
         return Err(not_ready("the server is stopping"));
     }
-    let stats =
-        tokio::time::timeout(Duration::from_secs(5), app.read(|app| Ok(app.history.stats()))).await;
-    match stats {
-        Ok(Ok(stats)) if stats.failing => {
-            Err(not_ready("the history can't be written; the log says why (is the disk full?)"))
-        }
-        Ok(Ok(stats)) if stats.queue < stats.queue_limit => Ok("ready\n"),
-        Ok(Ok(_)) => Err(not_ready("the history's queue is full")),
-        Ok(Err(error)) => Err(error.into()),
-        Err(_) => Err(not_ready("the history does not answer")),
+    let stats = tokio::time::timeout(PATIENCE, app.read(|app| Ok(app.history.stats()))).await;
+    let stats = stats.map_err(|_elapsed| not_ready("the history does not answer"))??;
+    if stats.failing {
+        let message = "the history can't be written; the log says why (is the disk full?)";
+        return Err(not_ready(message));
     }
+    if stats.queue >= stats.queue_limit {
+        return Err(not_ready("the history's queue is full"));
+    }
+    if !app.pulse.beats(&app.history, PATIENCE).await {
+        return Err(not_ready("the history takes nothing: its writer has ended, or hangs"));
+    }
+    Ok("ready\n")
 }
