@@ -1,14 +1,16 @@
 //! What the server counts, and how it is told to Prometheus.
 
+mod form;
 mod sync;
 mod vms;
+
+pub(crate) use form::Form;
 
 use crate::app::App;
 use crate::clock;
 use api::following::FollowState;
 use model::entity::Collector;
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -17,6 +19,7 @@ use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
+use store::Head;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct RequestLabels {
@@ -68,8 +71,8 @@ impl Default for Metrics {
     }
 }
 
-/// Everything, in the text format. Reads the history: not for async threads.
-pub(crate) fn render(app: &App) -> Result<String, store::Error> {
+/// Everything, as text. Reads the history: not for async threads.
+pub(crate) fn render(app: &App, form: Form) -> Result<String, store::Error> {
     let mut registry = Registry::with_prefix("safetytwin");
     let metrics = &app.metrics;
     registry.register("http_requests", "Requests by route and status", metrics.requests.clone());
@@ -89,11 +92,10 @@ pub(crate) fn render(app: &App) -> Result<String, store::Error> {
     twins(app, &mut registry);
     vms::register(app, &mut registry);
     sync::register(app, &mut registry);
-    let mut text = String::new();
-    if let Err(error) = encode(&mut text, &registry) {
+    Ok(form.text(&registry).unwrap_or_else(|error| {
         tracing::error!(%error, "metrics could not be encoded");
-    }
-    Ok(text)
+        String::new()
+    }))
 }
 
 fn history(app: &App, registry: &mut Registry) -> Result<(), store::Error> {
@@ -136,8 +138,7 @@ fn hosts(app: &App, registry: &mut Registry) -> Result<(), store::Error> {
         version.get_or_create(&label).set(i64::try_from(info.head.0).unwrap_or(i64::MAX));
         let seen = app.seen_at(&info.host).unwrap_or(info.seen_at);
         seen_age.get_or_create(&label).set(now.since(seen).as_secs_f64());
-        if let Some(head) = app.history.head(&info.host)? {
-            let count = head.facts.entities::<Collector>().filter(|c| c.fault.is_some()).count();
+        if let Some(count) = faults_of(app.history.head(&info.host))? {
             faults.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
@@ -145,6 +146,17 @@ fn hosts(app: &App, registry: &mut Registry) -> Result<(), store::Error> {
     registry.register("host_seen_age_seconds", "Since a host was last heard of", seen_age);
     registry.register("host_faults", "Parts of a host's picture that are stale", faults);
     Ok(())
+}
+
+/// Faults in the newest state of a host. A damaged one is a fault of that host, as in the list of
+/// hosts, and no reason to be silent about the others.
+fn faults_of(head: Result<Option<Head>, store::Error>) -> Result<Option<usize>, store::Error> {
+    let is_fault = |collector: &Collector| collector.fault.is_some();
+    match head {
+        Ok(head) => Ok(head.map(|head| head.facts.entities().filter(is_fault).count())),
+        Err(error) if error.is_damage() => Ok(Some(1)),
+        Err(error) => Err(error),
+    }
 }
 
 fn twins(app: &App, registry: &mut Registry) {
@@ -193,5 +205,23 @@ impl OpenStream {
 impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.metrics.streams.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{Facts, Version};
+    use store::Error;
+
+    #[test]
+    fn damage_is_a_fault_of_its_host() {
+        let whole = Head { version: Version(1), facts: Facts::default() };
+        assert_eq!(faults_of(Ok(Some(whole))).unwrap(), Some(0));
+        assert_eq!(faults_of(Ok(None)).unwrap(), None);
+        let what = "a keyframe".to_owned();
+        let damaged = Error::Corrupt { host: None, version: Some(Version(1)), what };
+        assert_eq!(faults_of(Err(damaged)).unwrap(), Some(1));
+        assert!(matches!(faults_of(Err(Error::Closed)), Err(Error::Closed)));
     }
 }

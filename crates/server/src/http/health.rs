@@ -2,9 +2,9 @@
 
 use super::error::ApiError;
 use crate::app::App;
-use crate::metrics::render;
+use crate::metrics::{Form, render};
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,15 +12,16 @@ use std::time::Duration;
 /// How long the history may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Metrics for Prometheus.
-#[utoipa::path(get, path = "/metrics", tag = "health", responses((status = 200, content_type = "application/openmetrics-text", body = String)))]
-pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let text = app.read(render).await?;
-    Ok((
-        [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-        text,
-    )
-        .into_response())
+/// Metrics for Prometheus; as OpenMetrics where `Accept` names it.
+#[utoipa::path(get, path = "/metrics", tag = "health",
+    responses((status = 200, content((String = "text/plain"), (String = "application/openmetrics-text")))))]
+pub(crate) async fn metrics(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let form = Form::asked(&headers);
+    let text = app.read(move |app| render(app, form)).await?;
+    Ok(([(header::CONTENT_TYPE, form.media_type())], text).into_response())
 }
 
 /// Whether the process lives.
