@@ -65,6 +65,9 @@ pub enum Error {
         #[source]
         source: ApplyError,
     },
+    /// The delta leads to more items than a host may have. It is not stored.
+    #[error("a host has at most {limit} items, this one {found}")]
+    TooManyItems { limit: usize, found: usize },
     #[error("no history of {host}")]
     UnknownHost { host: HostId },
     #[error("{what} is larger than the {limit} bytes allowed")]

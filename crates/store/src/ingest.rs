@@ -9,7 +9,7 @@
 
 use crate::error::Error;
 use crate::record::Meta;
-use crate::types::{Body, Delta};
+use crate::types::{Body, Delta, MAX_ITEMS};
 use model::{ApplyError, Digest, Facts, HostId, Item, Op, Patch, Subject, Time, diff};
 use std::time::Duration;
 
@@ -54,6 +54,7 @@ pub(crate) fn step(
     }
     let patch = match delta.body {
         Body::State(state) => {
+            limited(facts.len(), state.len())?;
             let patch = diff(facts, &state);
             *facts = state;
             patch
@@ -70,6 +71,7 @@ pub(crate) fn step(
 
 /// Applies a patch, and gives the difference it made.
 fn apply(host: &HostId, facts: &mut Facts, patch: Patch, next: Digest) -> Result<Patch, Error> {
+    let before = facts.len();
     let mut truth = Patch::default();
     let mut refused = None;
     for (subject, op) in patch.0 {
@@ -86,9 +88,18 @@ fn apply(host: &HostId, facts: &mut Facts, patch: Patch, next: Digest) -> Result
     if refused.is_none() && found != next {
         refused = Some(Error::DigestMismatch { host: host.clone(), expected: next, found });
     }
+    let refused = refused.or_else(|| limited(before, facts.len()).err());
     let Some(error) = refused else { return Ok(truth) };
     truth.inverse().apply(facts).expect("what was applied just now leads back");
     Err(error)
+}
+
+/// Refuses states that no machine has. One that was recorded all the same may become smaller.
+fn limited(before: usize, after: usize) -> Result<(), Error> {
+    if after > before.max(MAX_ITEMS) {
+        return Err(Error::TooManyItems { limit: MAX_ITEMS, found: after });
+    }
+    Ok(())
 }
 
 /// Does to one item what [`Patch::apply`] does, and gives the op as it was in truth; `None`
@@ -167,6 +178,33 @@ mod tests {
         check(11, patch(&before, &before), Ok(Step::Unchanged));
         check(20, Body::State(after.clone()), Ok(Step::Changed(diff(&before, &after))));
         check(20, Body::State(before.clone()), Ok(Step::Unchanged));
+    }
+
+    #[test]
+    fn no_state_grows_beyond_the_limit() {
+        let items = |count: usize| -> Facts {
+            let subject = |n| Subject::escaped(model::Kind::UNIT, &format!("{n}.service"));
+            (0..count).map(|n| (subject(n), Item::new(&model::Fields::new()))).collect()
+        };
+        let (full, larger, largest) =
+            (items(MAX_ITEMS), items(MAX_ITEMS + 1), items(MAX_ITEMS + 2));
+        let check = |before: &Facts, body, expected: Option<&Facts>| {
+            let mut facts = before.clone();
+            match step(&meta(), &mut facts, None, delta(1, body)) {
+                Ok(step) => assert!(matches!(step, Step::Changed(_)), "{step:?}"),
+                Err(Error::TooManyItems { limit, found }) => {
+                    assert_eq!((limit, found), (MAX_ITEMS, MAX_ITEMS + 1));
+                }
+                Err(error) => panic!("{error}"),
+            }
+            assert!(facts == *expected.unwrap_or(before));
+        };
+        check(&full, patch(&full, &larger), None);
+        check(&full, Body::State(larger.clone()), None);
+        check(&larger, patch(&larger, &full), Some(&full));
+        // From before there was a limit.
+        check(&largest, patch(&largest, &larger), Some(&larger));
+        check(&largest, Body::State(larger.clone()), Some(&larger));
     }
 
     proptest! {

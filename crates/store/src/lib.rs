@@ -81,5 +81,5 @@ pub use history::History;
 pub use records::{Changes, Records};
 pub use types::{
     Append, Appended, Body, Committed, Content, Delta, Entry, Filter, Gap, Head, HostInfo,
-    OnCommit, Options, Report, Retention, Stats, StreamInfo,
+    MAX_ITEMS, OnCommit, Options, Report, Retention, Stats, StreamInfo,
 };

@@ -9,6 +9,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Items a host may have. A large machine has some thousands.
+pub const MAX_ITEMS: usize = 50_000;
+
 /// Deltas of one host, in the order in which they happened.
 #[derive(Debug, Clone)]
 pub struct Append {

@@ -90,6 +90,9 @@ impl From<store::Error> for ApiError {
             Error::TooLarge { .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
             }
+            Error::TooManyItems { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_items", message)
+            }
             Error::DigestMismatch { .. } | Error::Inapplicable { .. } => {
                 Self::new(StatusCode::CONFLICT, "base_mismatch", message)
             }

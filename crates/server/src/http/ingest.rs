@@ -13,10 +13,8 @@ use axum::response::{IntoResponse, Response};
 use model::{ContentId, Facts, HostId, Kind, Op, Value, Version, with_causes};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use store::Append;
+use store::{Append, MAX_ITEMS};
 
-/// Items a host may have. A large machine has some thousands.
-const MAX_ITEMS: usize = 50_000;
 /// Deltas in one request.
 const MAX_DELTAS: usize = 10_000;
 
@@ -80,11 +78,12 @@ pub(crate) async fn deltas(
     Ok(packed(&acknowledged))
 }
 
-/// Refuses states that no machine has.
+/// Refuses states that no machine has before they are queued. What changes lead to is for the
+/// history to refuse.
 pub(super) fn limit_items(facts: &Facts) -> Result<(), ApiError> {
-    if facts.len() > MAX_ITEMS {
-        let message = format!("a host has at most {MAX_ITEMS} items, this one {}", facts.len());
-        return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_many_items", message));
+    let found = facts.len();
+    if found > MAX_ITEMS {
+        return Err(store::Error::TooManyItems { limit: MAX_ITEMS, found }.into());
     }
     Ok(())
 }
