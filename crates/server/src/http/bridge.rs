@@ -3,7 +3,7 @@
 use super::auth::Caller;
 use super::bridge_twin;
 use super::error::ApiError;
-use super::extract::{Asked, Body};
+use super::extract::{Asked, Body, Segments};
 use super::hosts::page_limit;
 use super::ingest::limit_items;
 use crate::app::App;
@@ -11,7 +11,7 @@ use crate::clock;
 use crate::replays::{Asking, Known, MAX_KEY};
 use crate::snapshots::{Deleted, Snapshot};
 use api::bridge::{self, Snapshots, Status, Updated};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -177,7 +177,7 @@ async fn saved(app: &App) -> Result<Snapshots, ApiError> {
 pub(crate) async fn revert(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Path(name): Path<String>,
+    Segments(name): Segments<String>,
 ) -> Result<Response, ApiError> {
     if let Some((twin, snapshot)) = of_machine(&app, &name).await? {
         let run = app.twins.revert(&twin, &snapshot, caller.cause()).await?;
@@ -222,7 +222,7 @@ async fn of_machine(
 pub(crate) async fn delete(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Path(name): Path<String>,
+    Segments(name): Segments<String>,
 ) -> Result<Response, ApiError> {
     let wanted = name.clone();
     if let Some((twin, snapshot)) = of_machine(&app, &name).await? {

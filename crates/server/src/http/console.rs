@@ -2,6 +2,7 @@
 
 use super::auth::Caller;
 use super::error::ApiError;
+use super::extract::Upgrade;
 use super::twins::Name;
 use crate::app::App;
 use crate::metrics::OpenStream;
@@ -9,7 +10,7 @@ use crate::twins::Console;
 use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{Message, WebSocket};
 use axum::response::Response;
 use std::io::SeekFrom;
 use std::path::Path;
@@ -36,7 +37,7 @@ pub(crate) async fn console(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Name(name): Name,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Result<Response, ApiError> {
     let console = app.twins.console(&name).await?;
     let (open, stopping) = (OpenStream::new(&app), app.shutdown.clone());
@@ -121,6 +122,7 @@ async fn last(log: &Path) -> std::io::Result<Vec<u8>> {
 mod tests {
     use super::*;
     use axum::Router;
+    use axum::extract::ws::WebSocketUpgrade;
     use axum::routing::any;
     use std::net::Ipv4Addr;
     use std::sync::Mutex;

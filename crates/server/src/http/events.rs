@@ -12,7 +12,7 @@
 
 use super::auth::Caller;
 use super::error::{ApiError, unknown_host};
-use super::extract::Host;
+use super::extract::{Host, Upgrade};
 use super::hosts::off_thread;
 use super::log::{pairs, shown, subjects};
 use crate::app::{App, Event};
@@ -20,7 +20,7 @@ use crate::metrics::OpenStream;
 use crate::resolve::fits;
 use api::answer::Entry;
 use axum::Extension;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{Message, WebSocket};
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{self, KeepAlive, Sse};
@@ -332,7 +332,7 @@ pub(crate) async fn host_socket(
     Extension(caller): Extension<Caller>,
     Host(host): Host,
     RawQuery(query): RawQuery,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Result<Response, ApiError> {
     let allowed = caller.allowed(&app);
     let follower = Follower::start(app, host, query.as_deref().unwrap_or_default(), None).await?;

@@ -2,12 +2,12 @@
 
 use super::auth::Caller;
 use super::error::ApiError;
-use super::extract::Body;
+use super::extract::{Body, Segments};
 use crate::app::App;
 use crate::images::{Work, agent};
 use api::answer::{self, NewImage};
 use api::run::Begun;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -30,7 +30,7 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<answer::Ima
     responses((status = 200, body = answer::Image), (status = 404, body = api::ErrorBody)))]
 pub(crate) async fn show(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    Segments(name): Segments<String>,
 ) -> Result<Json<answer::Image>, ApiError> {
     let listed = off_thread(&app, move |store| {
         let id = store.find(&name)?;
@@ -46,7 +46,7 @@ pub(crate) async fn show(
         (status = 409, body = api::ErrorBody, description = "a twin began from it")))]
 pub(crate) async fn delete(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    Segments(name): Segments<String>,
 ) -> Result<StatusCode, ApiError> {
     let used = app.twins.images_in_use().await?;
     off_thread(&app, move |store| store.delete(&store.find(&name)?, &used)).await?;

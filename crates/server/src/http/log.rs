@@ -1,7 +1,7 @@
 //! What changed: the log of a host or of single things, differences, load, contents.
 
 use super::error::{ApiError, unknown_host};
-use super::extract::{Asked, Host};
+use super::extract::{Asked, Host, Segments};
 use super::hosts::{
     expired, is_known, located, moment, off_thread, page_limit, rendered, state_at, tag, version_at,
 };
@@ -11,7 +11,7 @@ use crate::rendered::{Key, Life};
 use crate::resolve::{related, resolve};
 use api::answer::{self, Around, Change};
 use axum::Json;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use model::{ContentId, HostId, Kind, Moment, Patch, Significance, Subject, Time, Version};
@@ -414,7 +414,7 @@ pub(crate) async fn load(
     responses((status = 200, content_type = "text/plain"), (status = 404, body = api::ErrorBody)))]
 pub(crate) async fn content(
     State(app): State<Arc<App>>,
-    Path((_host, id)): Path<(String, String)>,
+    Segments((_host, id)): Segments<(String, String)>,
 ) -> Result<Response, ApiError> {
     let id: ContentId = id
         .parse()

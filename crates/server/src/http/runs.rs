@@ -5,14 +5,14 @@
 
 use super::auth::Caller;
 use super::error::ApiError;
-use super::extract::Asked;
+use super::extract::{Asked, Upgrade};
 use super::hosts::page_limit;
 use crate::app::App;
 use crate::metrics::OpenStream;
 use crate::runs::{Filter, Follow, RunId, Subject};
 use api::run::{Run, RunKind, RunLog, RunRecord, RunState, Runs};
 use axum::body::{Body, Bytes};
-use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -204,7 +204,7 @@ pub(crate) async fn socket(
     Extension(caller): Extension<Caller>,
     Id(id): Id,
     Asked(query): Asked<SocketQuery>,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Result<Response, ApiError> {
     let follow = app.runs.follow(id, query.from.unwrap_or(0), true)?;
     let (open, allowed) = (OpenStream::new(&app), caller.allowed(&app));

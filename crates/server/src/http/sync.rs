@@ -5,7 +5,7 @@
 
 use super::auth::Caller;
 use super::error::ApiError;
-use super::extract::Asked;
+use super::extract::{Asked, Segments};
 use crate::app::App;
 use crate::clock;
 use crate::runs::Cause;
@@ -15,7 +15,7 @@ use api::sync::{
     SyncBegun, SyncPlan, SyncStanding,
 };
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json, Router};
 use serde::Deserialize;
@@ -83,7 +83,7 @@ pub(crate) async fn outbox(
     responses((status = 200, body = OutboxRetried), (status = 404, body = api::ErrorBody)))]
 pub(crate) async fn retry(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
 ) -> Result<Json<OutboxRetried>, ApiError> {
     let (outbox, wanted) = (sync(&app)?.outbox().clone(), id.clone());
     if !apart(move || outbox.retry(&wanted, clock::now())).await? {
@@ -109,7 +109,7 @@ pub(crate) async fn retry_dead(
 pub(crate) async fn discard(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
 ) -> Result<StatusCode, ApiError> {
     let (outbox, wanted) = (sync(&app)?.outbox().clone(), id.clone());
     if !apart(move || outbox.discard(&wanted)).await? {
