@@ -107,8 +107,13 @@ pub struct VmUsage {
     pub cpu_percent: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_limit_percent: Option<u64>,
+    /// Without files in memory that nobody used for a while.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// The most that it had since it was started, what it had of files included. Absent where the
+    /// node's kernel does not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_peak_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_bytes: Option<u64>,
     /// Percent of 10 s in which some of it waited for memory.

@@ -103,7 +103,10 @@ pub struct Usage {
     pub at: Time,
     /// Of one processor.
     pub cpu_percent: Option<f64>,
+    /// Without files in memory that nobody used for a while.
     pub memory_bytes: Option<u64>,
+    /// The most memory that it had since it was started, what it had of files included.
+    pub memory_peak_bytes: Option<u64>,
     pub tasks: Option<u64>,
     pub read_bytes_per_second: Option<f64>,
     pub written_bytes_per_second: Option<f64>,

@@ -66,6 +66,8 @@ pub struct Pressure {
 pub struct UnitLoad {
     /// Of one processor: 200 is two processors busy.
     pub cpu_percent: Option<f64>,
+    /// Of a unit that runs a microVM without what the kernel takes back first: files that nobody
+    /// used for a while.
     pub memory_bytes: Option<u64>,
     pub tasks: Option<u64>,
     pub read_bytes_per_second: Option<f64>,
@@ -86,6 +88,10 @@ pub struct VmLoad {
     /// By block device.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub disks: BTreeMap<String, VmDiskLoad>,
+    /// The most memory that it had since it was started, what it has of files included. Absent
+    /// where the kernel does not keep it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_peak_bytes: Option<u64>,
     /// Processes of it that were killed because memory ran out, since it was started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_kills: Option<u64>,

@@ -298,6 +298,7 @@ async fn use_beyond_limits_is_told() {
             memory_bytes: Some(99 << 20),
             vm: Some(Box::new(VmLoad {
                 taps: Some(vec!["vm-web".to_owned()]),
+                memory_peak_bytes: Some(100 << 20),
                 disks: [("vda".to_owned(), disk)].into(),
                 ..VmLoad::default()
             })),
@@ -312,6 +313,7 @@ async fn use_beyond_limits_is_told() {
     assert_eq!(web["score"], 0.5, "{web}");
     assert_eq!(web["usage"]["cpu_percent"], 42.0);
     assert_eq!(web["usage"]["memory_limit_bytes"], 100 << 20);
+    assert_eq!(web["usage"]["memory_peak_bytes"], 100 << 20);
     let traffic =
         |into: f64, out: f64| json!({"in_bytes_per_second": into, "out_bytes_per_second": out});
     assert_eq!(web["usage"]["disks"], json!({"vda": traffic(5.0, 6.0)}));
@@ -327,6 +329,7 @@ async fn use_beyond_limits_is_told() {
         "safetytwin_vm_state{vm=\"web@n1\",node=\"n1\"} 3",
         "safetytwin_vm_health_score{vm=\"web@n1\",node=\"n1\"} 0.5",
         "safetytwin_vm_memory_bytes{vm=\"web@n1\",node=\"n1\"} 103809024",
+        "safetytwin_vm_memory_peak_bytes{vm=\"web@n1\",node=\"n1\"} 104857600",
     ] {
         assert!(text.lines().any(|one| one == line), "{line} in {text}");
     }

@@ -83,6 +83,7 @@ fn load() -> Load {
     };
     let vm = VmLoad {
         taps: Some(vec!["vm-web".to_owned()]),
+        memory_peak_bytes: Some(768),
         oom_kills: Some(0),
         vmm: Some(vmm),
         ..VmLoad::default()
@@ -116,6 +117,7 @@ async fn figures_of_a_node() {
         "safetytwin_node_vm_state{vm=\"web@n1\"} 3",
         "safetytwin_node_vm_state{vm=\"alice:notes@n1\"} 3",
         "safetytwin_node_vm_memory_bytes{vm=\"web@n1\"} 512",
+        "safetytwin_node_vm_memory_peak_bytes{vm=\"web@n1\"} 768",
         "safetytwin_node_vm_memory_limit_bytes{vm=\"web@n1\"} 1024",
         "safetytwin_node_vm_interface_received_bytes_per_second{vm=\"web@n1\",device=\"vm-web\"} 7",
         "safetytwin_node_vm_vmm_answers{vm=\"web@n1\"} 0",

@@ -107,6 +107,8 @@ fn machine(page: &mut Page, seen: &Seen, known: &VmLoad, load: &Load, age: Durat
         page.gauge("node_vm_interface_sent_bytes_per_second", help)
             .put_some(&labels, seen.received_bytes_per_second);
     }
+    let help = "The most memory that it had since it was started";
+    page.gauge("node_vm_memory_peak_bytes", help).put_some(&[vm], known.memory_peak_bytes);
     let help = "Processes that were killed because memory ran out, since it was started";
     page.gauge("node_vm_oom_kills", help).put_some(&[vm], known.oom_kills);
     let help = "Errors in the journal of its node within the last hour";

@@ -325,6 +325,7 @@ fn glance(vm: &Vm, view: &View) -> String {
         ("owner", vm.labels.get("owner").cloned()),
         ("cpu", usage.and_then(|u| u.cpu_percent).map(|cpu| format!("{cpu:.1} %"))),
         ("memory", usage.and_then(memory)),
+        ("peak", usage.and_then(|u| u.memory_peak_bytes).map(bytes)),
         ("read", rate(usage.and_then(|u| u.read_bytes_per_second))),
         ("written", rate(usage.and_then(|u| u.written_bytes_per_second))),
         ("disks", usage.and_then(|u| moved(&u.disks, ["read", "written"]))),

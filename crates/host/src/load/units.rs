@@ -6,6 +6,7 @@
 //! - A unit that used no processor time since the last sample did nothing: its memory and
 //!   tasks are not read again, but for every sixth time.
 //! - More is read of a unit that runs a microVM, and of no other.
+//! - What a microVM's disks leave in the page cache unused is not its memory.
 
 use super::devices::Devices;
 use super::host::pressure;
@@ -191,6 +192,10 @@ impl Units {
         let rates = state.disks.rates(clock, readings);
         vm.disks = rates.into_iter().map(|(name, rates)| (name, told(rates))).collect();
         vm.oom_kills = self.oom_kills(group);
+        vm.memory_peak_bytes = self.memory_peak_bytes(group);
+        let unused = self.unused_file_bytes(group).unwrap_or(0);
+        let memory = &mut state.last.memory_bytes;
+        *memory = memory.map(|bytes| bytes.saturating_sub(unused));
     }
 
     /// Bytes read from and written to each device, by its name.
@@ -220,6 +225,29 @@ impl Units {
             .or_else(|| {
                 let text = file(&hierarchies.unified, path, buffer, [group, "memory.events"])?;
                 value_of(text, b"oom_kill")
+            })
+    }
+
+    /// The most memory that the group ever had. The kernel keeps it for both hierarchies, for the
+    /// unified one since 5.19.
+    fn memory_peak_bytes(&mut self, group: &str) -> Option<u64> {
+        let Self { hierarchies, path, buffer, .. } = self;
+        file(&hierarchies.memory, path, buffer, [group, "memory.max_usage_in_bytes"])
+            .and_then(|text| decimal(text.trim_ascii()))
+            .or_else(|| {
+                let text = file(&hierarchies.unified, path, buffer, [group, "memory.peak"])?;
+                decimal(text.trim_ascii())
+            })
+    }
+
+    /// Files in memory that nobody used for a while.
+    fn unused_file_bytes(&mut self, group: &str) -> Option<u64> {
+        let Self { hierarchies, path, buffer, .. } = self;
+        file(&hierarchies.memory, path, buffer, [group, "memory.stat"])
+            .and_then(|text| value_of(text, b"total_inactive_file"))
+            .or_else(|| {
+                let text = file(&hierarchies.unified, path, buffer, [group, "memory.stat"])?;
+                value_of(text, b"inactive_file")
             })
     }
 
@@ -523,6 +551,34 @@ mod tests {
         // It rests; and then its counters begin anew.
         assert_eq!(vm(12, 2, "254:0 rbytes=500 wbytes=7\n", "").disks["vda"], disk(0.0, 0.0));
         assert_eq!(vm(13, 3, "254:0 rbytes=1 wbytes=1\n", "").disks["vda"], VmDiskLoad::default());
+    }
+
+    #[test]
+    fn memory_of_a_microvm() {
+        let check = |root: &Root, id: &str, memory: u64, peak: Option<u64>| {
+            let mut loads =
+                Units::new(root).measure_all(Duration::from_secs(1), [(id, GROUP)]).loads;
+            let UnitLoad { memory_bytes, vm, .. } = loads.remove(id).unwrap();
+            assert_eq!((memory_bytes, vm.and_then(|vm| vm.memory_peak_bytes)), (Some(memory), peak));
+        };
+        let (_directory, root) = unified_machine();
+        put(&root, "", "cpu.stat", "usage_usec 1\n");
+        put(&root, "", "memory.current", "4096\n");
+        check(&root, "microvm@web.service", 4096, None);
+        put(&root, "", "memory.peak", "8192\n");
+        put(&root, "", "memory.stat", "anon 1\nfile 3200\nactive_file 200\ninactive_file 3000\n");
+        check(&root, "microvm@web.service", 1096, Some(8192));
+        check(&root, "alice/microvm-web.service", 1096, Some(8192));
+        // Of others no more is read.
+        check(&root, "web.service", 4096, None);
+        put(&root, "", "memory.stat", "inactive_file 5000\n");
+        check(&root, "microvm@web.service", 0, Some(8192));
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::at(directory.path());
+        put(&root, "memory", "memory.usage_in_bytes", "4096\n");
+        put(&root, "memory", "memory.max_usage_in_bytes", "9000\n");
+        put(&root, "memory", "memory.stat", "inactive_file 1\ntotal_inactive_file 96\n");
+        check(&root, "microvm@web.service", 4000, Some(9000));
     }
 
     #[test]

@@ -78,6 +78,7 @@ struct Metrics {
     processor: Figures,
     processor_limit: Counts,
     memory: Counts,
+    memory_peak: Counts,
     memory_limit: Counts,
     memory_pressure: Figures,
     tasks: Counts,
@@ -171,6 +172,7 @@ impl Metrics {
         put(&self.memory_pressure, labels, usage.memory_pressure_percent);
         for (family, known) in [
             (&self.memory, usage.memory_bytes),
+            (&self.memory_peak, usage.memory_peak_bytes),
             (&self.tasks, usage.tasks),
             (&self.oom_kills, usage.oom_kills),
             (&self.memory_limit, vm.record.limits.memory_bytes),
@@ -244,6 +246,8 @@ impl Metrics {
         registry.register("vm_cpu_percent", help, self.processor);
         registry.register("vm_cpu_limit_percent", "Of one processor", self.processor_limit);
         registry.register("vm_memory_bytes", "Memory when last measured", self.memory);
+        let help = "The most memory that it had since it was started";
+        registry.register("vm_memory_peak_bytes", help, self.memory_peak);
         registry.register("vm_memory_limit_bytes", "Memory that it may use", self.memory_limit);
         let help = "Of 10 s, in which some of it waited for memory";
         registry.register("vm_memory_pressure_percent", help, self.memory_pressure);

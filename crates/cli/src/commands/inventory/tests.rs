@@ -30,6 +30,7 @@ fn vm(id: &str) -> Vm {
             cpu_percent: Some(12.4),
             cpu_limit_percent: None,
             memory_bytes: Some(512 << 20),
+            memory_peak_bytes: Some(700 << 20),
             memory_limit_bytes: Some(1 << 30),
             memory_pressure_percent: None,
             tasks: Some(4),
@@ -121,6 +122,7 @@ fn one_vm() {
         vmm says    running, 2 processors, 768 MiB of 1.0 GiB, the guest's agent is there, said 20 s ago
         cpu         12.4 %
         memory      512 MiB of 1.0 GiB
+        peak        700 MiB
         read        2.0 KiB/s
         disks       vda read 2.0 KiB/s, written -
         network     vm-web received 100 B/s, sent 2.8 MiB/s
