@@ -10,6 +10,7 @@
 //!   activating        start, …       starting
 //!   deactivating                     stopping
 //!   inactive                         stopped
+//!   none: not loaded                 stopped
 //!   failed                           failed
 //! ```
 
@@ -24,6 +25,9 @@ use std::time::Duration;
 const SETTLED: Duration = Duration::from_secs(30);
 /// VMs of one node that are kept.
 const MAX_VMS: usize = 10_000;
+
+/// Why it failed, of one that the kernel ended.
+const OUT_OF_MEMORY: &str = "the VMM was killed because memory ran out";
 
 /// Units that are templates of microvm.nix and not VMs, as their names begin in a user's manager.
 const HELPERS: [&str; 5] =
@@ -188,7 +192,6 @@ fn completeness(facts: &Facts) -> Completeness {
 
 fn condition(unit: &Unit, before: Option<&Condition>, now: Time) -> Condition {
     let restarts = unit.restarts.unwrap_or(0).max(0);
-    let since = unit.changed_at.or(unit.since);
     let state = match unit.active_state.as_str() {
         // A program that did its work and is over counts as there for systemd, and so here.
         "active" | "reloading" | "refreshing" => VmState::Running,
@@ -196,6 +199,8 @@ fn condition(unit: &Unit, before: Option<&Condition>, now: Time) -> Condition {
         "deactivating" => VmState::Stopping,
         "inactive" | "maintenance" => VmState::Stopped,
         "failed" => VmState::Failed,
+        // There is its file, and systemd has no need of it.
+        "" if unit.load_state == "not-loaded" => VmState::Stopped,
         _ => VmState::Unknown,
     };
     let looping = looping(unit, state, restarts, before, now);
@@ -205,15 +210,21 @@ fn condition(unit: &Unit, before: Option<&Condition>, now: Time) -> Condition {
         (Some(Loop { before, .. }), VmState::Running) if restarts - before > 1 => VmState::Failed,
         (_, state) => state,
     };
-    let fault = fault(unit.result.as_deref()).filter(|_| state == VmState::Failed).or_else(|| {
+    let fault = fault(unit).filter(|_| state == VmState::Failed).or_else(|| {
         // While it runs in between, systemd does not tell why it failed.
         let known = before.and_then(|before| before.fault.clone());
         known.filter(|_| looping.is_some())
     });
+    // What is not loaded any more says nothing of when it was stopped.
+    let known = before.filter(|before| before.state == state).and_then(|before| before.since);
+    let detail = match unit.active_state.as_str() {
+        "" => unit.load_state.clone(),
+        active => format!("{active}/{}", unit.sub_state),
+    };
     Condition {
         state,
-        detail: format!("{}/{}", unit.active_state, unit.sub_state),
-        since,
+        detail,
+        since: unit.changed_at.or(unit.since).or(known),
         fault,
         restarts,
         looping,
@@ -245,11 +256,17 @@ fn looping(
     goes_on.then(|| known.filter(|known| known.before <= restarts).unwrap_or_else(begin))
 }
 
-/// Why a unit failed, by what systemd calls its result.
-fn fault(result: Option<&str>) -> Option<(Layer, String)> {
-    let (layer, text) = match result? {
+/// Whether the kernel ended its VMM. Its control group went with it, and so the count of that.
+#[must_use]
+pub fn ran_out_of_memory(condition: &Condition) -> bool {
+    condition.fault.as_ref().is_some_and(|(_, text)| text == OUT_OF_MEMORY)
+}
+
+/// Why a unit failed, by what systemd calls its result, and how its VMM ended.
+fn fault(unit: &Unit) -> Option<(Layer, String)> {
+    let (layer, text) = match unit.result.as_deref()? {
         "success" => return None,
-        "oom-kill" => (Layer::Vmm, "the VMM was killed because memory ran out"),
+        "oom-kill" => return Some((Layer::Vmm, OUT_OF_MEMORY.to_owned())),
         "signal" => (Layer::Vmm, "the VMM was killed by a signal"),
         "core-dump" => (Layer::Vmm, "the VMM crashed"),
         "exit-code" => (Layer::Vmm, "the VMM ended with an error"),
@@ -260,7 +277,12 @@ fn fault(result: Option<&str>) -> Option<(Layer, String)> {
         "dependency" => (Layer::Unit, "what the unit requires failed"),
         other => return Some((Layer::Unit, format!("the unit failed: {other}"))),
     };
-    Some((layer, text.to_owned()))
+    let text = match (unit.exit_code, &unit.exit_signal) {
+        (Some(code), _) => format!("{text} (exit-code {code})"),
+        (None, Some(signal)) => format!("{text} (SIG{signal})"),
+        (None, None) => text.to_owned(),
+    };
+    Some((layer, text))
 }
 
 fn limits(unit: &Unit) -> Limits {

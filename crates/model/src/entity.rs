@@ -109,6 +109,10 @@ entity! {
         /// `UnitFileState`: enabled, disabled, static, masked, …
         enablement: Option<String>,
         result: Option<String>,
+        /// With which the main process of a service ended, where that failed it.
+        exit_code: Option<i64>,
+        /// The same of one that was killed: `SEGV`.
+        exit_signal: Option<String>,
         fragment_path: Option<String>,
         drop_ins: Vec<String>,
         /// `Type=` of a service.

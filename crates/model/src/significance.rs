@@ -97,7 +97,7 @@ fn passing_state(was: &Fields, now: &Fields) -> bool {
         )
     };
     let state_only = was.keys().chain(now.keys()).all(|name| {
-        ["active_state", "sub_state", "result"].contains(&name.as_str())
+        ["active_state", "sub_state", "result", "exit_code", "exit_signal"].contains(&name.as_str())
             || MINOR_FIELDS.contains(&name.as_str())
     });
     state_only && passing(now)
@@ -128,6 +128,12 @@ mod tests {
             "unit:nginx.service",
             &[("active_state", "active")],
             &[("active_state", "deactivating")],
+            Minor,
+        );
+        check(
+            "unit:nginx.service",
+            &[("active_state", "active"), ("result", "success")],
+            &[("active_state", "activating"), ("result", "exit-code"), ("exit_code", "3")],
             Minor,
         );
         check("unit:nginx.service", &[("main_pid", "1")], &[("main_pid", "2")], Minor);

@@ -102,7 +102,10 @@ fn load() -> Load {
 
 #[tokio::test]
 async fn figures_of_a_node() {
-    let units = vec![unit(UNIT), unit("nginx.service"), unit("microvm@..%2f.service")];
+    let mut full = unit("microvm@full.service");
+    full.active_state = "failed".to_owned();
+    full.result = Some("oom-kill".to_owned());
+    let units = vec![unit(UNIT), full, unit("nginx.service"), unit("microvm@..%2f.service")];
     let bench = Bench::start(None, units, load()).await;
     let answer = bench.ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4"));
@@ -116,6 +119,8 @@ async fn figures_of_a_node() {
         "safetytwin_node_vm_info{vm=\"web@n1\",node=\"n1\",name=\"web\",unit=\"microvm@web.service\",vmm=\"qemu\",owner=\"\"} 1",
         "safetytwin_node_vm_state{vm=\"web@n1\"} 3",
         "safetytwin_node_vm_state{vm=\"alice:notes@n1\"} 3",
+        "safetytwin_node_vm_oom_killed{vm=\"web@n1\"} 0",
+        "safetytwin_node_vm_oom_killed{vm=\"full@n1\"} 1",
         "safetytwin_node_vm_memory_bytes{vm=\"web@n1\"} 512",
         "safetytwin_node_vm_memory_peak_bytes{vm=\"web@n1\"} 768",
         "safetytwin_node_vm_memory_limit_bytes{vm=\"web@n1\"} 1024",

@@ -66,6 +66,8 @@ fn state(page: &mut Page, seen: &Seen) {
     page.gauge("node_vm_looping", "1 for a VM in a crash loop").put(&vm, loops);
     let help = "Restarts since it was last started on purpose";
     page.gauge("node_vm_restarts", help).put(&vm, condition.restarts);
+    let help = "1 for a VM whose VMM was killed because memory ran out, until it runs again";
+    page.gauge("node_vm_oom_killed", help).put(&vm, microvm::ran_out_of_memory(condition));
     let help = "Memory that it may use";
     page.gauge("node_vm_memory_limit_bytes", help).put_some(&vm, seen.limits.memory_bytes);
     let help = "Of one processor";

@@ -17,7 +17,7 @@ pub(super) type Properties = BTreeMap<String, Value>;
 
 /// The properties that are kept of an answer. Only a change of one of these is a change of
 /// the unit.
-pub(super) const READ: [&str; 63] = [
+pub(super) const READ: [&str; 65] = [
     "ActiveEnterTimestamp",
     "ActiveState",
     "After",
@@ -31,6 +31,8 @@ pub(super) const READ: [&str; 63] = [
     "DropInPaths",
     "Environment",
     "EnvironmentFiles",
+    "ExecMainCode",
+    "ExecMainStatus",
     "ExecReload",
     "ExecStart",
     "ExecStartPost",
@@ -102,6 +104,17 @@ const LIMITS: [(&str, bool); 15] = [
     ("TasksMax", false),
 ];
 
+/// What `ExecMainCode` says of a process: it ended, was killed, or was killed and left a core.
+const EXITED: i64 = 1;
+const KILLED: [i64; 2] = [2, 3];
+
+/// Signals by their numbers, from 1.
+const SIGNALS: [&str; 31] = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+    "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+    "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+];
+
 /// Names and words of one list that are kept.
 const LIST_MAX: usize = 4096;
 
@@ -124,6 +137,7 @@ pub(super) fn unit(
     let ordered = ["service", "socket", "timer", "path", "mount", "automount", "swap"]
         .iter()
         .any(|kind| name.rsplit('.').next() == Some(kind));
+    let (exit_code, exit_signal) = seen.exit();
     let order = |list: Vec<String>| if ordered { list } else { Vec::new() };
     Some(Unit {
         description: seen.description(),
@@ -131,6 +145,8 @@ pub(super) fn unit(
         sub_state: seen.text("SubState").unwrap_or_default(),
         enablement: seen.text("UnitFileState"),
         result: seen.text("Result"),
+        exit_code,
+        exit_signal,
         // A unit that was generated names what it was generated from.
         fragment_path: seen
             .text("SourcePath")
@@ -187,6 +203,13 @@ pub(super) fn identity(name: &str, owner: Option<&str>) -> String {
     }
 }
 
+/// A signal's name, or its number where it has none.
+fn signal(number: i64) -> String {
+    let index = usize::try_from(number - 1).ok();
+    let name = index.and_then(|index| SIGNALS.get(index));
+    name.map_or_else(|| number.to_string(), |name| (*name).to_owned())
+}
+
 fn is(name: &str, kind: &str) -> bool {
     name.rsplit('.').next() == Some(kind)
 }
@@ -206,6 +229,20 @@ impl Seen<'_> {
     fn number(&self, name: &str) -> Option<i64> {
         let value = self.properties.get(name)?;
         value.as_u64().and_then(|number| i64::try_from(number).ok()).or_else(|| value.as_i64())
+    }
+
+    /// How the main process of a service that failed ended: its exit code, or the signal.
+    fn exit(&self) -> (Option<i64>, Option<String>) {
+        let failed = self.text("Result").is_some_and(|result| result != "success");
+        let status = self.number("ExecMainStatus").filter(|&status| failed && status > 0);
+        let (Some(code), Some(status)) = (self.number("ExecMainCode"), status) else {
+            return (None, None);
+        };
+        match code {
+            EXITED => (Some(status), None),
+            _ if KILLED.contains(&code) => (None, Some(signal(status))),
+            _ => (None, None),
+        }
     }
 
     fn truth(&self, name: &str) -> bool {
@@ -375,6 +412,30 @@ mod tests {
         properties.insert("LoadState".to_owned(), "loaded".into());
         assert_eq!(unit(&properties, &redactor(), Some("alice")).unwrap().id, "alice/x.service");
         assert_eq!(unit(&Properties::new(), &redactor(), None), None);
+    }
+
+    #[test]
+    fn how_a_service_ended() {
+        let check = |result: &str, code: i64, status: i64, expected: (Option<i64>, Option<&str>)| {
+            let properties: Properties = [
+                ("Id".to_owned(), "x.service".into()),
+                ("Result".to_owned(), result.into()),
+                ("ExecMainCode".to_owned(), code.into()),
+                ("ExecMainStatus".to_owned(), status.into()),
+            ]
+            .into();
+            let unit = unit(&properties, &redactor(), None).unwrap();
+            assert_eq!((unit.exit_code, unit.exit_signal.as_deref()), expected, "{result}");
+        };
+        check("exit-code", 1, 3, (Some(3), None));
+        check("signal", 2, 9, (None, Some("KILL")));
+        check("core-dump", 3, 11, (None, Some("SEGV")));
+        check("signal", 2, 40, (None, Some("40")));
+        // It was stopped as it may be, is running, or its main process had nothing to do with it.
+        check("success", 2, 15, (None, None));
+        check("success", 0, 0, (None, None));
+        check("timeout", 1, 0, (None, None));
+        check("resources", 9, i64::MIN, (None, None));
     }
 
     #[test]

@@ -87,6 +87,41 @@ fn states() {
     check("\x1b[2J", "x", "unknown");
 }
 
+#[test]
+fn what_is_not_loaded_is_stopped() {
+    let id = "alice/microvm-notes.service";
+    let file = Unit { load_state: "not-loaded".to_owned(), ..unit(id, "", "") };
+    let now = condition(&file, None, Time(0));
+    assert_eq!((now.state, now.detail.as_str(), now.since), (VmState::Stopped, "not-loaded", None));
+    // It was stopped, and systemd forgot it.
+    let mut stopped = unit(id, "inactive", "dead");
+    stopped.changed_at = Some(Time::from_seconds(7));
+    let before = condition(&stopped, None, Time::from_seconds(8));
+    assert_eq!(before.detail, "inactive/dead");
+    let now = condition(&file, Some(&before), Time::from_seconds(9));
+    assert_eq!((now.state, now.since), (VmState::Stopped, Some(Time::from_seconds(7))));
+}
+
+#[test]
+fn why_units_fail() {
+    let check = |result: &str, code: Option<i64>, signal: Option<&str>, expected: &str| {
+        let mut unit = unit("microvm@a.service", "failed", "failed");
+        unit.result = Some(result.to_owned());
+        (unit.exit_code, unit.exit_signal) = (code, signal.map(str::to_owned));
+        let condition = condition(&unit, None, Time(0));
+        assert_eq!(condition.failure().unwrap_or_default(), expected);
+        assert_eq!(ran_out_of_memory(&condition), result == "oom-kill");
+    };
+    check("exit-code", Some(3), None, "the VMM ended with an error (exit-code 3)");
+    check("exit-code", None, None, "the VMM ended with an error");
+    check("signal", None, Some("KILL"), "the VMM was killed by a signal (SIGKILL)");
+    check("core-dump", None, Some("SEGV"), "the VMM crashed (SIGSEGV)");
+    check("oom-kill", None, Some("KILL"), "the VMM was killed because memory ran out");
+    check("start-limit-hit", Some(1), None, "the unit was started too often (exit-code 1)");
+    check("protocol", Some(1), None, "the unit failed: protocol");
+    check("success", None, None, "");
+}
+
 /// `ACTIVE/SUB RESTARTS`, a second apart from each other; tells what becomes of each.
 fn check_course(course: &str, expected: &Expect) {
     let mut before: Option<Condition> = None;

@@ -3,7 +3,7 @@
 use super::HostLabel;
 use crate::app::App;
 use crate::clock;
-use inventory::{Presence, Traffic, Usage, Vm};
+use inventory::{Presence, Traffic, Usage, Vm, microvm};
 use model::Time;
 use model::load::VmmLoad;
 use model::vm::{Layer, VmHealth, VmSource, VmState};
@@ -87,6 +87,7 @@ struct Metrics {
     received: Figures<DeviceLabels>,
     sent: Figures<DeviceLabels>,
     oom_kills: Counts,
+    oom_killed: Counts,
     journal: Counts<PriorityLabels>,
     answers: Counts,
     answer_age: Figures,
@@ -153,6 +154,8 @@ impl Metrics {
         let loops = condition.looping.is_some() && condition.state == VmState::Failed;
         self.looping.get_or_create(&labels).set(loops.into());
         self.restarts.get_or_create(&labels).set(condition.restarts);
+        let is_killed = microvm::ran_out_of_memory(condition);
+        self.oom_killed.get_or_create(&labels).set(is_killed.into());
         if record.recovery.is_some() {
             self.tried.get_or_create(&labels).set(vm.tried.restarts.into());
         }
@@ -260,6 +263,8 @@ impl Metrics {
         registry.register("vm_interface_sent_bytes_per_second", help, self.sent);
         let help = "Processes that were killed because memory ran out, since it was started";
         registry.register("vm_oom_kills", help, self.oom_kills);
+        let help = "1 for a VM whose VMM was killed because memory ran out, until it runs again";
+        registry.register("vm_oom_killed", help, self.oom_killed);
         let help = "Errors in the journal of its node within the last hour";
         registry.register("vm_journal_entries", help, self.journal);
         registry.register("vm_vmm_answers", "1 for a VMM that answers", self.answers);
