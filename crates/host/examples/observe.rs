@@ -39,7 +39,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     packages.list().for_each(|item| drop(facts.put_entity(item)));
     let mut units = Vec::new();
     let mut buses = vec![Bus::System(root.clone())];
-    buses.extend(systemd::user_managers(&root, &accounts));
+    buses.extend(systemd::user_managers(&root, &accounts)?);
     for bus in &buses {
         let systemd = match timed!("systemd connect", Systemd::connect(bus, redactor.clone()).await)
         {

@@ -153,16 +153,20 @@ impl Errors {
         counts.last = counts.last.max(Some(entry.at));
     }
 
-    /// What a unit said within the last hour.
+    /// What a unit said within the last hour. Nothing is known of one of a user's manager: what it
+    /// says is an entry of that manager's own unit.
     #[must_use]
-    pub fn of(&self, unit: &str, now: Time) -> JournalErrors {
+    pub fn of(&self, unit: &str, now: Time) -> Option<JournalErrors> {
+        if unit.contains('/') {
+            return None;
+        }
         let minutes = self.units.get(unit).into_iter().flatten();
         let recent = minutes.filter(|minute| minute.is_recent(now));
-        recent.fold(JournalErrors::default(), |sum, Minute { counts, .. }| JournalErrors {
+        Some(recent.fold(JournalErrors::default(), |sum, Minute { counts, .. }| JournalErrors {
             critical: sum.critical.saturating_add(counts.critical),
             errors: sum.errors.saturating_add(counts.errors),
             last: sum.last.max(counts.last),
-        })
+        }))
     }
 }
 
@@ -216,9 +220,10 @@ mod tests {
         for (priority, at) in [(3, 1000), (3, 1001), (2, 1500), (0, 1500), (3, 1600)] {
             say(&mut errors, priority, at, 1700);
         }
-        let told = |critical, errors, last| JournalErrors { critical, errors, last };
+        let told = |critical, errors, last| Some(JournalErrors { critical, errors, last });
         assert_eq!(errors.of("a", seconds(1700)), told(2, 3, Some(seconds(1600))));
         assert_eq!(errors.of("b", seconds(1700)), told(0, 0, None));
+        assert_eq!(errors.of("alice/microvm-a.service", seconds(1700)), None);
         assert_eq!(errors.of("a", seconds(4640)), told(2, 1, Some(seconds(1600))));
         assert_eq!(errors.of("a", seconds(9000)), told(0, 0, None));
         // Of a clock that went back, and of one that is ahead.

@@ -103,7 +103,7 @@ impl Sight {
         let vmms = self.vmms.lock().unwrap_or_else(PoisonError::into_inner);
         for (unit, used) in &mut load.units {
             if let Some(vm) = &mut used.vm {
-                vm.journal = journal.as_ref().map(|errors| errors.of(unit, now.at));
+                vm.journal = journal.as_ref().and_then(|errors| errors.of(unit, now.at));
                 vm.vmm = vmms.get(unit).cloned();
             }
         }

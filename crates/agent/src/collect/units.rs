@@ -146,12 +146,12 @@ pub(crate) async fn users(mut context: Context) {
 async fn managers_now(context: &Context) -> Result<Vec<Bus>, String> {
     let root = context.root.clone();
     let managers = tokio::task::spawn_blocking(move || {
-        let accounts = host::users::Accounts::read(&root)?;
-        Ok::<_, host::users::Error>(user_managers(&root, &accounts))
+        let accounts =
+            host::users::Accounts::read(&root).map_err(|error| model::with_causes(&error))?;
+        user_managers(&root, &accounts).map_err(|error| model::with_causes(&error))
     });
     match tokio::time::timeout(context.deadline(), managers).await {
-        Ok(Ok(Ok(managers))) => Ok(managers),
-        Ok(Ok(Err(error))) => Err(error.to_string()),
+        Ok(Ok(managers)) => managers,
         Ok(Err(ended)) => Err(ended.to_string()),
         Err(_) => Err(format!("no look within {} s", context.deadline().as_secs())),
     }

@@ -3,6 +3,7 @@
 use super::{Error, private};
 use crate::Root;
 use crate::users::Accounts;
+use std::ffi::OsString;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,9 @@ use zbus::connection::Builder;
 
 /// Messages queued for a watch; beyond that they wait in the bus.
 const QUEUE: NonZeroUsize = NonZeroUsize::new(512).expect("512 is not zero");
+
+/// Users whose managers are looked for.
+const USERS_MAX: usize = 10_000;
 
 /// A manager of units.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,18 +76,26 @@ impl Bus {
 }
 
 /// The managers of the users who have one running, in order of uid.
-#[must_use]
-pub fn user_managers(root: &Root, accounts: &Accounts) -> Vec<Bus> {
-    let Ok(entries) = std::fs::read_dir(root.path("/run/user")) else { return Vec::new() };
-    let mut uids: Vec<u32> = entries
-        .flatten()
-        .take(10_000)
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
+///
+/// # Errors
+/// When it can't be seen who does: nobody is gone for that.
+pub fn user_managers(root: &Root, accounts: &Accounts) -> Result<Vec<Bus>, Error> {
+    let path = root.path("/run/user");
+    let names = match names_in(&path) {
+        // Nobody had one since the machine was started.
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        names => names.map_err(|source| Error::Users { path, source })?,
+    };
+    let mut uids: Vec<u32> =
+        names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
     uids.sort_unstable();
     let bus = |uid| Bus::User { root: root.clone(), uid, name: accounts.user_name(uid) };
     let runs = |bus: &Bus| bus.sockets().iter().any(|(path, _)| path.exists());
-    uids.into_iter().map(bus).filter(runs).collect()
+    Ok(uids.into_iter().map(bus).filter(runs).collect())
+}
+
+fn names_in(path: &Path) -> io::Result<Vec<OsString>> {
+    std::fs::read_dir(path)?.take(USERS_MAX).map(|entry| Ok(entry?.file_name())).collect()
 }
 
 /// Connects; the flag says whether straight to systemd.
@@ -202,14 +214,24 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = Root::at(directory.path());
         let accounts = Accounts::default();
-        assert!(user_managers(&root, &accounts).is_empty());
+        assert!(user_managers(&root, &accounts).unwrap().is_empty());
         for path in ["1000/systemd/private", "33/bus", "7/empty", "evil/bus"] {
             let path = directory.path().join("run/user").join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "").unwrap();
         }
         let names: Vec<Option<String>> =
-            user_managers(&root, &accounts).iter().map(|b| b.owner().map(str::to_owned)).collect();
+            user_managers(&root, &accounts).unwrap().iter().map(|b| b.owner().map(str::to_owned)).collect();
         assert_eq!(names, [Some("33".to_owned()), Some("1000".to_owned())]);
+    }
+
+    #[test]
+    fn managers_that_can_not_be_seen_are_not_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(directory.path().join("run")).unwrap();
+        std::fs::write(directory.path().join("run/user"), "").unwrap();
+        let error = user_managers(&Root::at(directory.path()), &Accounts::default()).unwrap_err();
+        assert!(matches!(&error, Error::Users { path, .. } if path.ends_with("run/user")));
+        assert!(!error.is_absent());
     }
 }

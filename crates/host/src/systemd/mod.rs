@@ -32,6 +32,7 @@ use model::entity::Unit;
 use model::redact::Redactor;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 use unit::Properties;
@@ -71,6 +72,12 @@ pub enum Error {
         method: &'static str,
         #[source]
         source: zbus::Error,
+    },
+    #[error("could not see which users have a manager in {path}")]
+    Users {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
     },
     /// The connection ended: systemd or the bus was restarted.
     #[error("the connection to systemd was closed")]
