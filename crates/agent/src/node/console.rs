@@ -1,5 +1,11 @@
 //! Looks for a text in what a unit wrote to the journal: that is a VM's console, where its VMM
 //! writes it to its output.
+//!
+//! # Invariants
+//! - However much was written, no more than [`BYTES`] of it are read, and for no longer than the
+//!   limit; what was read until then is judged.
+//! - A text that is to be there is looked for from the start on, where guests say that they are
+//!   up; one that must not be there from the end back, where it would be news.
 
 use super::{Answer, unable};
 use model::Time;
@@ -9,9 +15,19 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 
 /// Bytes of the journal that are read.
-const BYTES: u64 = 64 << 20;
+const BYTES: u64 = 16 << 20;
 /// Bytes of one line; the text is looked for in each such part of a longer one.
 const LINE: u64 = 64 << 10;
+
+/// What came of a search.
+#[derive(Debug, PartialEq, Eq)]
+enum Search {
+    Found,
+    /// It is nowhere.
+    Through,
+    /// It is not where there was time and room to look.
+    CutOff,
+}
 
 pub(super) async fn look(
     unit: &str,
@@ -20,39 +36,63 @@ pub(super) async fn look(
     since: Option<Time>,
     limit: Duration,
 ) -> Answer {
-    let found = tokio::time::timeout(limit, search(unit, text, since)).await;
-    match found {
-        Err(_) => unable(format!("the journal was not read within {} s", limit.as_secs())),
-        Ok(Err(why)) => unable(why),
-        Ok(Ok(found)) if found != absent => Answer::passed(),
-        Ok(Ok(found)) => {
-            let said = if found { "is on the console" } else { "is not on the console" };
-            Answer::failed(format!("{text:?} {said}"))
-        }
+    let search = match search(journalctl(unit, absent, since), text, limit).await {
+        Ok(search) => search,
+        Err(why) => return unable(why),
+    };
+    if (search == Search::Found) != absent {
+        return Answer::passed();
     }
+    let said = match search {
+        Search::Found => "is on the console",
+        Search::Through => "is not on the console",
+        Search::CutOff => "is not on the console, as far as that was read",
+    };
+    Answer::failed(format!("{text:?} {said}"))
 }
 
-async fn search(unit: &str, text: &str, since: Option<Time>) -> Result<bool, String> {
+/// What writes the lines.
+fn journalctl(unit: &str, newest_first: bool, since: Option<Time>) -> Command {
     let mut command = Command::new("journalctl");
     command.args(["--quiet", "--no-pager", "--output=cat", "--all"]);
-    if let Some(since) = since {
-        command.arg(format!("--since=@{}", since.0.div_euclid(1_000_000)));
+    if newest_first {
+        command.arg("--reverse");
+    }
+    if let Some(Time(micros)) = since {
+        let (seconds, rest) = (micros.div_euclid(1_000_000), micros.rem_euclid(1_000_000));
+        command.arg(format!("--since=@{seconds}.{rest:06}"));
     }
     // A match, and not --unit, which takes patterns.
     command.arg(format!("_SYSTEMD_UNIT={unit}"));
+    command
+}
+
+/// Looks for a text in what a program writes, which ends with the search.
+async fn search(mut command: Command, text: &str, limit: Duration) -> Result<Search, String> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     let mut child =
         command.spawn().map_err(|error| format!("journalctl could not be started: {error}"))?;
     let Some(stdout) = child.stdout.take() else { return Err("journalctl is mute".to_owned()) };
-    let read = contains(BufReader::new(stdout.take(BYTES)), text.as_bytes()).await;
-    let found = read.map_err(|error| format!("journalctl could not be read: {error}"))?;
-    if found {
-        return Ok(true);
-    }
-    match child.wait().await {
-        Ok(status) if status.success() => Ok(false),
-        Ok(status) => Err(format!("journalctl ended with {status}")),
-        Err(error) => Err(format!("journalctl could not be waited for: {error}")),
+    let mut lines = BufReader::new(stdout.take(BYTES));
+    let work = async {
+        let found = contains(&mut lines, text.as_bytes()).await;
+        if found.map_err(|error| format!("journalctl could not be read: {error}"))? {
+            return Ok(Search::Found);
+        }
+        // It has more to say, and nobody listens: how it ends means nothing.
+        if lines.get_ref().limit() == 0 {
+            return Ok(Search::CutOff);
+        }
+        match child.wait().await {
+            Ok(status) if status.success() => Ok(Search::Through),
+            Ok(status) => Err(format!("journalctl ended with {status}")),
+            Err(error) => Err(format!("journalctl could not be waited for: {error}")),
+        }
+    };
+    match tokio::time::timeout(limit, work).await {
+        Ok(searched) => searched,
+        Err(_late) if lines.get_ref().limit() < BYTES => Ok(Search::CutOff),
+        Err(_late) => Err(format!("the journal was not read within {} s", limit.as_secs())),
     }
 }
 
@@ -72,6 +112,45 @@ async fn contains(mut lines: impl AsyncBufRead + Unpin, text: &[u8]) -> std::io:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_of_the_journal() {
+        let check = |newest_first, since, expected: &str| {
+            let command = journalctl("microvm@a\\x2db.service", newest_first, since);
+            let words: Vec<_> =
+                command.as_std().get_args().map(|word| word.to_str().unwrap()).collect();
+            assert_eq!(words[4..].join(" "), expected);
+        };
+        check(false, None, "_SYSTEMD_UNIT=microvm@a\\x2db.service");
+        check(
+            true,
+            Some(Time(1_700_000_000_000_042)),
+            "--reverse --since=@1700000000.000042 _SYSTEMD_UNIT=microvm@a\\x2db.service",
+        );
+    }
+
+    #[tokio::test]
+    async fn what_was_read_is_judged() {
+        let check = async |script: &str, limit: Duration, expected: Result<Search, &str>| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            let searched = search(command, "login:", limit).await;
+            assert_eq!(
+                searched.as_ref().map_err(String::as_str),
+                expected.as_ref().map_err(|e| *e),
+                "{script}"
+            );
+        };
+        let patient = Duration::from_secs(30);
+        check("echo web login:", patient, Ok(Search::Found)).await;
+        check("echo web", patient, Ok(Search::Through)).await;
+        // Once it is cut off it ends by a signal.
+        check("exec yes $(printf %0999d 0)", patient, Ok(Search::CutOff)).await;
+        check("echo web; exec sleep 600", Duration::from_secs(1), Ok(Search::CutOff)).await;
+        let late = "the journal was not read within 1 s";
+        check("exec sleep 600", Duration::from_secs(1), Err(late)).await;
+        check("exit 3", patient, Err("journalctl ended with exit status: 3")).await;
+    }
 
     #[tokio::test]
     async fn texts_of_a_console() {

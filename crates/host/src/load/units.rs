@@ -559,7 +559,10 @@ mod tests {
             let mut loads =
                 Units::new(root).measure_all(Duration::from_secs(1), [(id, GROUP)]).loads;
             let UnitLoad { memory_bytes, vm, .. } = loads.remove(id).unwrap();
-            assert_eq!((memory_bytes, vm.and_then(|vm| vm.memory_peak_bytes)), (Some(memory), peak));
+            assert_eq!(
+                (memory_bytes, vm.and_then(|vm| vm.memory_peak_bytes)),
+                (Some(memory), peak)
+            );
         };
         let (_directory, root) = unified_machine();
         put(&root, "", "cpu.stat", "usage_usec 1\n");

@@ -86,8 +86,7 @@ pub fn user_managers(root: &Root, accounts: &Accounts) -> Result<Vec<Bus>, Error
         Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         names => names.map_err(|source| Error::Users { path, source })?,
     };
-    let mut uids: Vec<u32> =
-        names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
+    let mut uids: Vec<u32> = names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
     uids.sort_unstable();
     let bus = |uid| Bus::User { root: root.clone(), uid, name: accounts.user_name(uid) };
     let runs = |bus: &Bus| bus.sockets().iter().any(|(path, _)| path.exists());
@@ -220,8 +219,11 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "").unwrap();
         }
-        let names: Vec<Option<String>> =
-            user_managers(&root, &accounts).unwrap().iter().map(|b| b.owner().map(str::to_owned)).collect();
+        let names: Vec<Option<String>> = user_managers(&root, &accounts)
+            .unwrap()
+            .iter()
+            .map(|b| b.owner().map(str::to_owned))
+            .collect();
         assert_eq!(names, [Some("33".to_owned()), Some("1000".to_owned())]);
     }
 

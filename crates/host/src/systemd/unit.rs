@@ -416,17 +416,18 @@ mod tests {
 
     #[test]
     fn how_a_service_ended() {
-        let check = |result: &str, code: i64, status: i64, expected: (Option<i64>, Option<&str>)| {
-            let properties: Properties = [
-                ("Id".to_owned(), "x.service".into()),
-                ("Result".to_owned(), result.into()),
-                ("ExecMainCode".to_owned(), code.into()),
-                ("ExecMainStatus".to_owned(), status.into()),
-            ]
-            .into();
-            let unit = unit(&properties, &redactor(), None).unwrap();
-            assert_eq!((unit.exit_code, unit.exit_signal.as_deref()), expected, "{result}");
-        };
+        let check =
+            |result: &str, code: i64, status: i64, expected: (Option<i64>, Option<&str>)| {
+                let properties: Properties = [
+                    ("Id".to_owned(), "x.service".into()),
+                    ("Result".to_owned(), result.into()),
+                    ("ExecMainCode".to_owned(), code.into()),
+                    ("ExecMainStatus".to_owned(), status.into()),
+                ]
+                .into();
+                let unit = unit(&properties, &redactor(), None).unwrap();
+                assert_eq!((unit.exit_code, unit.exit_signal.as_deref()), expected, "{result}");
+            };
         check("exit-code", 1, 3, (Some(3), None));
         check("signal", 2, 9, (None, Some("KILL")));
         check("core-dump", 3, 11, (None, Some("SEGV")));
