@@ -17,6 +17,7 @@
 //! - What was decided and applied is not decided again.
 //! - The order of what was listed does not matter.
 
+mod given;
 pub mod health;
 pub mod microvm;
 mod reconcile;

@@ -14,6 +14,7 @@
 //!   failed                           failed
 //! ```
 
+use crate::given::Given;
 use crate::record::{Completeness, Condition, Limits, Listing, Loop, Refused, Seen};
 use model::entity::{Collector, Entity, Process, Unit};
 use model::vm::{Layer, VmId, VmName, VmSource, VmState, Vmm, may_be_microvm};
@@ -56,7 +57,7 @@ pub fn listing<'v>(
             continue;
         }
         let Some(unit) = Unit::from_fields(subject.id(), item.fields()) else { continue };
-        let monitor = monitors.get(&unit.id).copied();
+        let (monitor, given) = monitors.get(&unit.id).copied().unzip();
         match seen(node, &unit, monitor, &before, now) {
             Ok(None) => {}
             Ok(Some(_)) if listing.seen.len() >= MAX_VMS => {
@@ -64,7 +65,10 @@ pub fn listing<'v>(
                     Completeness::Incomplete(format!("there are more than {MAX_VMS} VMs"));
                 break;
             }
-            Ok(Some(seen)) => listing.seen.push(seen),
+            Ok(Some(seen)) => {
+                let limits = seen.limits.or(given.unwrap_or_default().limits());
+                listing.seen.push(Seen { limits, ..seen });
+            }
             Err(refused) => listing.refused.push(refused),
         }
     }
@@ -90,7 +94,8 @@ pub fn seen<'v>(
     let condition = condition(unit, before(&id), now);
     let mut labels = BTreeMap::new();
     labels.extend(owner.map(|owner| ("owner".to_owned(), owner.to_owned())));
-    let monitor = started_by(unit).or(monitor);
+    let (started, given) = started_by(unit).unzip();
+    let monitor = started.or(monitor);
     labels.extend(monitor.map(|monitor| ("vmm".to_owned(), monitor.to_string())));
     Ok(Some(Seen {
         id,
@@ -98,7 +103,7 @@ pub fn seen<'v>(
         name: name.into(),
         reference: unit.id.clone(),
         labels,
-        limits: limits(unit),
+        limits: limits(unit).or(given.unwrap_or_default().limits()),
         condition,
     }))
 }
@@ -295,12 +300,15 @@ fn limits(unit: &Unit) -> Limits {
 }
 
 /// What the unit's own command says of its VMM.
-fn started_by(unit: &Unit) -> Option<Vmm> {
-    unit.exec_start.iter().flatten().find_map(|word| Vmm::of_program(word))
+fn started_by(unit: &Unit) -> Option<(Vmm, Given)> {
+    unit.exec_start.iter().find_map(|words| {
+        let vmm = words.iter().find_map(|word| Vmm::of_program(word))?;
+        Some((vmm, Given::asked(vmm, words)))
+    })
 }
 
 /// The VMMs that run, by the unit that they run in.
-fn monitors(facts: &Facts) -> BTreeMap<String, Vmm> {
+fn monitors(facts: &Facts) -> BTreeMap<String, (Vmm, Given)> {
     let mut monitors = BTreeMap::new();
     for (subject, item) in facts.of_kind(Kind::PROCESS) {
         let fields = item.fields();
@@ -308,7 +316,8 @@ fn monitors(facts: &Facts) -> BTreeMap<String, Vmm> {
         let Some(unit) = unit.map(str::to_owned) else { continue };
         let Some(process) = Process::from_fields(subject.id(), fields) else { continue };
         let program = process.executable.as_deref().unwrap_or(&process.name);
-        monitors.extend(Vmm::of_program(program).map(|monitor| (unit, monitor)));
+        let Some(vmm) = Vmm::of_program(program) else { continue };
+        monitors.insert(unit, (vmm, Given::asked(vmm, &process.arguments)));
     }
     monitors
 }

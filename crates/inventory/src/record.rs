@@ -230,6 +230,17 @@ impl Act {
     }
 }
 
+impl Limits {
+    /// With another's where it has none.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            memory_bytes: self.memory_bytes.or(other.memory_bytes),
+            cpu_percent: self.cpu_percent.or(other.cpu_percent),
+        }
+    }
+}
+
 impl Condition {
     /// `failed (looping)`, `running`.
     #[must_use]
@@ -264,6 +275,13 @@ impl Presence {
 }
 
 impl Vm {
+    /// What it may use: as its source says, or else its VMM.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let vmm = self.usage.as_ref().and_then(|usage| usage.vmm.as_ref());
+        self.record.limits.or(vmm.map(Limits::of_guest).unwrap_or_default())
+    }
+
     /// Remembers how it differs from what it was, and tells it.
     pub fn note(&mut self, before: &Self, at: Time) -> Vec<Transition> {
         let fault = self.condition.failure().map(str::to_owned);

@@ -394,6 +394,9 @@ async fn what_vmms_say_is_told() {
     bench.tell("n1", &one, load(0, &said)).await;
     let web = bench.until("/api/v1/vms/web", |vm| vm["usage"]["vmm"]["vcpus"] == 2).await;
     assert_eq!(web["usage"]["vmm"]["guest_agent"], true, "{web}");
+    // The unit has a limit of memory, and none of processor time.
+    assert_eq!(web["usage"]["memory_limit_bytes"], 100 << 20, "{web}");
+    assert_eq!(web["usage"]["cpu_limit_percent"], 200, "{web}");
     let response = bench.client.open(Method::GET, "/metrics", "", Bytes::new()).await.unwrap();
     let text = response.into_body().collect().await.unwrap().to_bytes();
     let text = String::from_utf8(text.to_vec()).unwrap();

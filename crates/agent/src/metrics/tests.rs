@@ -123,6 +123,7 @@ async fn figures_of_a_node() {
         "safetytwin_node_vm_oom_killed{vm=\"full@n1\"} 1",
         "safetytwin_node_vm_memory_bytes{vm=\"web@n1\"} 512",
         "safetytwin_node_vm_memory_peak_bytes{vm=\"web@n1\"} 768",
+        "safetytwin_node_vm_cpu_limit_percent{vm=\"web@n1\"} 200",
         "safetytwin_node_vm_memory_limit_bytes{vm=\"web@n1\"} 1024",
         "safetytwin_node_vm_interface_received_bytes_per_second{vm=\"web@n1\",device=\"vm-web\"} 7",
         "safetytwin_node_vm_vmm_answers{vm=\"web@n1\"} 0",

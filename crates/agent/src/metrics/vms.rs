@@ -4,7 +4,7 @@
 use super::page::Page;
 use crate::clock;
 use inventory::microvm;
-use inventory::{Condition, Seen};
+use inventory::{Condition, Limits, Seen};
 use model::HostId;
 use model::entity::Unit;
 use model::load::{Load, UnitLoad, VmLoad, VmmLoad};
@@ -32,11 +32,12 @@ impl Vms {
         for unit in units.filter(|unit| may_be_microvm(&unit.id)) {
             // What has no name that can be one is told by the server.
             let known = |id: &VmId| before.get(id);
-            let Ok(Some(seen)) = microvm::seen(node, unit, None, known, now) else { continue };
+            let Ok(Some(mut seen)) = microvm::seen(node, unit, None, known, now) else { continue };
+            let used = load.and_then(|(load, _)| load.units.get(&seen.reference));
+            let vmm = used.and_then(|used| used.vm.as_deref()?.vmm.as_ref());
+            seen.limits = seen.limits.or(vmm.map(Limits::of_guest).unwrap_or_default());
             state(page, &seen);
-            if let Some((load, age)) = load
-                && let Some(used) = load.units.get(&seen.reference)
-            {
+            if let (Some((load, age)), Some(used)) = (load, used) {
                 usage(page, &seen, used, age);
                 if let Some(vm) = used.vm.as_deref() {
                     machine(page, &seen, vm, load, age);

@@ -185,7 +185,8 @@ fn crash_loops() {
 #[test]
 fn a_listing() {
     let mut web = unit("microvm@web.service", "active", "running");
-    web.exec_start = vec![vec!["/usr/bin/qemu-system-x86_64".to_owned(), "-M".to_owned()]];
+    let words = "/usr/bin/qemu-system-x86_64 -m 64 -smp 4".split(' ');
+    web.exec_start = vec![words.map(str::to_owned).collect()];
     web.limits =
         [("MemoryMax".to_owned(), 1 << 30), ("CPUQuotaPerSecUSec".to_owned(), 1_500_000)].into();
     let mut facts = facts(&[
@@ -195,8 +196,10 @@ fn a_listing() {
         unit("nginx.service", "active", "running"),
     ]);
     facts.put_entity(&Process {
-        id: "firecracker#1".to_owned(),
-        name: "firecracker".to_owned(),
+        id: "cloud-hyperviso#1".to_owned(),
+        name: "cloud-hyperviso".to_owned(),
+        executable: Some("/bin/cloud-hypervisor".to_owned()),
+        arguments: ["--cpus", "boot=2", "--memory", "size=1G"].map(str::to_owned).into(),
         unit: Some("alice/microvm-db.service".to_owned()),
         ..Process::default()
     });
@@ -209,7 +212,8 @@ fn a_listing() {
     assert_eq!(
         told,
         [
-            "alice:db@n1 {\"owner\": \"alice\", \"vmm\": \"firecracker\"} Limits { memory_bytes: None, cpu_percent: None }",
+            // Without limits of its unit what its guest was given counts.
+            "alice:db@n1 {\"owner\": \"alice\", \"vmm\": \"cloud-hypervisor\"} Limits { memory_bytes: Some(1610612736), cpu_percent: Some(200) }",
             "web@n1 {\"vmm\": \"qemu\"} Limits { memory_bytes: Some(1073741824), cpu_percent: Some(150) }",
         ]
     );

@@ -403,7 +403,7 @@ fn shown(one: &Vm, heard: Option<Time>) -> vm::Vm {
         health: health.state,
         score: health.score,
         cause: health.cause.as_ref().map(cause),
-        usage: usage.as_ref().map(|usage| used(usage, record.limits)),
+        usage: usage.as_ref().map(|usage| used(usage, one.limits())),
         labels: record.labels.clone(),
         first_seen: record.first_seen,
         last_seen: seen,

@@ -171,6 +171,7 @@ impl Metrics {
     }
 
     fn tell_usage(&self, vm: &Vm, labels: &VmLabels, usage: &Usage) {
+        let limits = vm.limits();
         put(&self.processor, labels, usage.cpu_percent);
         put(&self.memory_pressure, labels, usage.memory_pressure_percent);
         for (family, known) in [
@@ -178,8 +179,8 @@ impl Metrics {
             (&self.memory_peak, usage.memory_peak_bytes),
             (&self.tasks, usage.tasks),
             (&self.oom_kills, usage.oom_kills),
-            (&self.memory_limit, vm.record.limits.memory_bytes),
-            (&self.processor_limit, vm.record.limits.cpu_percent),
+            (&self.memory_limit, limits.memory_bytes),
+            (&self.processor_limit, limits.cpu_percent),
         ] {
             if let Some(known) = known {
                 family.get_or_create(labels).set(count(known));

@@ -21,7 +21,7 @@ use inventory::{
     Act, Breaker, Completeness, Decision, Listing, Outcome, Presence, Vm, apply, microvm, reconcile,
 };
 use model::vm::{CheckName, DecisionKind, Layer, VmId, VmSource, VmState, may_be_microvm};
-use model::{HostId, Kind, Time, with_causes};
+use model::{Fields, HostId, Kind, Op, Time, Value, with_causes};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +82,11 @@ pub(crate) async fn run(app: Arc<App>, mut inbox: mpsc::Receiver<Message>) {
     }
 }
 
+/// Whether a process runs in the unit of a microVM.
+fn is_of_microvm(process: &Fields) -> bool {
+    process.get("unit").and_then(Value::as_text).is_some_and(may_be_microvm)
+}
+
 impl Controller {
     fn all_are_due(&mut self) {
         self.due.extend(self.app.history.hosts().into_iter().map(|info| info.host));
@@ -110,8 +115,10 @@ impl Controller {
     fn take_event(&mut self, event: &Event) {
         // A large version is not carried in the event, and may hold anything.
         let concerns = event.entry.as_ref().is_none_or(|entry| {
-            entry.patch.iter().any(|(subject, _)| match subject.kind() {
+            entry.patch.iter().any(|(subject, op)| match subject.kind() {
                 Kind::UNIT => may_be_microvm(subject.id()),
+                // It may be seen after the unit that it runs in, and says what its guest has.
+                Kind::PROCESS => matches!(op, Op::Added(fields) if is_of_microvm(fields)),
                 Kind::COLLECTOR => matches!(subject.id(), "units" | "user-units"),
                 _ => false,
             })
@@ -410,9 +417,8 @@ impl Controller {
             let Some(usage) = of.get(&vm.record.id) else { return };
             vm.usage = Some(usage.clone());
             if vm.condition.state == VmState::Running {
-                let since = vm.condition.since;
-                for (name, rule, verdict) in health::usage_verdicts(usage, vm.record.limits, since)
-                {
+                let (limits, since) = (vm.limits(), vm.condition.since);
+                for (name, rule, verdict) in health::usage_verdicts(usage, limits, since) {
                     vm.health.judge(&name, rule, (Layer::Vmm, &verdict), now);
                 }
             }
