@@ -102,6 +102,10 @@ pub struct Vm {
 pub struct VmUsage {
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub at: Time,
+    /// From the start of its VMM until its unit was active: until the guest said that it is up,
+    /// where the unit waits for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_ms: Option<u64>,
     /// Of one processor: 200 is two of them busy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_percent: Option<f64>,

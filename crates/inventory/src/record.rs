@@ -105,6 +105,8 @@ pub struct Usage {
     pub cpu_percent: Option<f64>,
     /// Without files in memory that nobody used for a while.
     pub memory_bytes: Option<u64>,
+    /// From the start of its VMM until its unit was active.
+    pub boot_ms: Option<u64>,
     /// The most memory that it had since it was started, what it had of files included.
     pub memory_peak_bytes: Option<u64>,
     pub tasks: Option<u64>,

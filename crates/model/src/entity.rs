@@ -136,6 +136,8 @@ entity! {
         restarts: Option<i64>,
         /// When it entered its active state.
         since: Option<Time>,
+        /// From the start of its main process until it was active. Only of what runs a microVM.
+        boot_ms: Option<i64>,
         /// When its state changed last, a reload included.
         changed_at: Option<Time>,
         /// Its files changed since systemd read them.

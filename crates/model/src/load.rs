@@ -88,6 +88,9 @@ pub struct VmLoad {
     /// By block device.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub disks: BTreeMap<String, VmDiskLoad>,
+    /// From the start of its VMM until its unit was active.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot_ms: Option<u64>,
     /// The most memory that it had since it was started, what it has of files included. Absent
     /// where the kernel does not keep it.
     #[serde(skip_serializing_if = "Option::is_none")]

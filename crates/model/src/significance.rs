@@ -18,12 +18,13 @@ pub enum Significance {
 }
 
 /// Fields whose change alone is minor, whatever they belong to.
-const MINOR_FIELDS: [&str; 17] = [
+const MINOR_FIELDS: [&str; 18] = [
     "main_pid",
     "pids",
     "count",
     "since",
     "changed_at",
+    "boot_ms",
     "needs_reload",
     "restarts",
     "started_at",

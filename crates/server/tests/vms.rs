@@ -298,6 +298,7 @@ async fn use_beyond_limits_is_told() {
             memory_bytes: Some(99 << 20),
             vm: Some(Box::new(VmLoad {
                 taps: Some(vec!["vm-web".to_owned()]),
+                boot_ms: Some(4200),
                 memory_peak_bytes: Some(100 << 20),
                 disks: [("vda".to_owned(), disk)].into(),
                 ..VmLoad::default()
@@ -329,6 +330,7 @@ async fn use_beyond_limits_is_told() {
         "safetytwin_vm_state{vm=\"web@n1\",node=\"n1\"} 3",
         "safetytwin_vm_health_score{vm=\"web@n1\",node=\"n1\"} 0.5",
         "safetytwin_vm_memory_bytes{vm=\"web@n1\",node=\"n1\"} 103809024",
+        "safetytwin_vm_boot_seconds{vm=\"web@n1\",node=\"n1\"} 4.2",
         "safetytwin_vm_memory_peak_bytes{vm=\"web@n1\",node=\"n1\"} 104857600",
     ] {
         assert!(text.lines().any(|one| one == line), "{line} in {text}");

@@ -93,18 +93,28 @@ impl Sight {
         let workloads = items(&self.workloads.observe(&self.scanner, listening, &gpus.processes));
         let mut load = Box::new(self.sampler.sample(now, &self.scanner, measured));
         load.gpus.clone_from(&gpus.load);
-        self.add_what_is_known_of_vms(&mut load, now);
+        let all = units.iter().chain(user_vms.values().flatten());
+        self.add_what_is_known_of_vms(&mut load, all, now);
         Picture { scan, groups: self.by_id(changed), sockets, workloads, load }
     }
 
     /// What others found out about VMs.
-    fn add_what_is_known_of_vms(&self, load: &mut Load, now: Now) {
+    fn add_what_is_known_of_vms<'u>(
+        &self,
+        load: &mut Load,
+        units: impl Iterator<Item = &'u Unit>,
+        now: Now,
+    ) {
+        let boots: BTreeMap<&str, u64> = units
+            .filter_map(|unit| Some((unit.id.as_str(), u64::try_from(unit.boot_ms?).ok()?)))
+            .collect();
         let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         let vmms = self.vmms.lock().unwrap_or_else(PoisonError::into_inner);
         for (unit, used) in &mut load.units {
             if let Some(vm) = &mut used.vm {
                 vm.journal = journal.as_ref().and_then(|errors| errors.of(unit, now.at));
                 vm.vmm = vmms.get(unit).cloned();
+                vm.boot_ms = boots.get(unit.as_str()).copied();
             }
         }
     }
@@ -522,6 +532,7 @@ mod tests {
     use super::*;
     use crate::config::{Config, File};
     use crate::engine::Report;
+    use model::load::UnitLoad;
     use std::path::Path;
     use std::process::Command;
     use tokio::sync::mpsc;
@@ -542,6 +553,27 @@ mod tests {
             }
         }
         told
+    }
+
+    #[tokio::test]
+    async fn what_others_found_out_about_vms() {
+        let (mut watcher, _seen) = watcher();
+        let told = watcher.sight.look(Duration::from_secs(30), |sight| {
+            *sight.journal.lock().unwrap() = Some(Errors::default());
+            let vm = || UnitLoad { vm: Some(Box::default()), ..UnitLoad::default() };
+            let ids = ["microvm@web.service", "alice/microvm-notes.service"];
+            let units = ids.map(|id| (id.to_owned(), vm())).into();
+            let mut load = Load { units, ..Load::default() };
+            let id = ids[0].to_owned();
+            let web = Unit { id, boot_ms: Some(4200), ..Unit::default() };
+            sight.add_what_is_known_of_vms(&mut load, [web].iter(), sight.now());
+            ids.map(|id| {
+                let vm = load.units[id].vm.clone().unwrap();
+                (vm.boot_ms, vm.journal.is_some())
+            })
+        });
+        // Of a user's the journal is not followed.
+        assert_eq!(told.await.unwrap(), [(Some(4200), true), (None, false)]);
     }
 
     #[tokio::test]

@@ -83,6 +83,7 @@ fn load() -> Load {
     };
     let vm = VmLoad {
         taps: Some(vec!["vm-web".to_owned()]),
+        boot_ms: Some(4200),
         memory_peak_bytes: Some(768),
         oom_kills: Some(0),
         vmm: Some(vmm),
@@ -122,6 +123,7 @@ async fn figures_of_a_node() {
         "safetytwin_node_vm_oom_killed{vm=\"web@n1\"} 0",
         "safetytwin_node_vm_oom_killed{vm=\"full@n1\"} 1",
         "safetytwin_node_vm_memory_bytes{vm=\"web@n1\"} 512",
+        "safetytwin_node_vm_boot_seconds{vm=\"web@n1\"} 4.2",
         "safetytwin_node_vm_memory_peak_bytes{vm=\"web@n1\"} 768",
         "safetytwin_node_vm_cpu_limit_percent{vm=\"web@n1\"} 200",
         "safetytwin_node_vm_memory_limit_bytes{vm=\"web@n1\"} 1024",

@@ -110,6 +110,9 @@ fn machine(page: &mut Page, seen: &Seen, known: &VmLoad, load: &Load, age: Durat
         page.gauge("node_vm_interface_sent_bytes_per_second", help)
             .put_some(&labels, seen.received_bytes_per_second);
     }
+    let help = "From the start of its VMM until its unit was active";
+    let boot = known.boot_ms.map(|ms| Duration::from_millis(ms).as_secs_f64());
+    page.gauge("node_vm_boot_seconds", help).put_some(&[vm], boot);
     let help = "The most memory that it had since it was started";
     page.gauge("node_vm_memory_peak_bytes", help).put_some(&[vm], known.memory_peak_bytes);
     let help = "Processes that were killed because memory ran out, since it was started";

@@ -294,6 +294,11 @@ fn monitor(said: &VmMonitor, view: &View) -> String {
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
+/// `4.2 s`.
+fn boot(ms: u64) -> String {
+    format!("{}.{} s", ms / 1000, ms % 1000 / 100)
+}
+
 fn glance(vm: &Vm, view: &View) -> String {
     let mut table = Table::new(view, &[]);
     let usage = vm.usage.as_ref();
@@ -314,6 +319,7 @@ fn glance(vm: &Vm, view: &View) -> String {
         ("unit", Some(vm.reference.clone())),
         ("state", Some(format!("{said_state}, {}", vm.detail))),
         ("since", vm.since.map(|at| view.time(at))),
+        ("boot", usage.and_then(|u| u.boot_ms).map(boot)),
         ("presence", presence),
         ("fault", vm.fault.clone()),
         ("restarts", Some(vm.restarts.to_string())),

@@ -9,6 +9,7 @@ use crate::text::{printable, printable_lines};
 use model::Time;
 use model::entity::Unit;
 use model::redact::Redactor;
+use model::vm::may_be_microvm;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -17,7 +18,7 @@ pub(super) type Properties = BTreeMap<String, Value>;
 
 /// The properties that are kept of an answer. Only a change of one of these is a change of
 /// the unit.
-pub(super) const READ: [&str; 65] = [
+pub(super) const READ: [&str; 66] = [
     "ActiveEnterTimestamp",
     "ActiveState",
     "After",
@@ -32,6 +33,7 @@ pub(super) const READ: [&str; 65] = [
     "Environment",
     "EnvironmentFiles",
     "ExecMainCode",
+    "ExecMainStartTimestamp",
     "ExecMainStatus",
     "ExecReload",
     "ExecStart",
@@ -137,6 +139,7 @@ pub(super) fn unit(
     let ordered = ["service", "socket", "timer", "path", "mount", "automount", "swap"]
         .iter()
         .any(|kind| name.rsplit('.').next() == Some(kind));
+    let id = identity(&name, owner);
     let (exit_code, exit_signal) = seen.exit();
     let order = |list: Vec<String>| if ordered { list } else { Vec::new() };
     Some(Unit {
@@ -170,6 +173,7 @@ pub(super) fn unit(
         main_pid: seen.number("MainPID").filter(|&pid| pid > 0),
         restarts: seen.number("NRestarts"),
         since: seen.number("ActiveEnterTimestamp").filter(|&at| at > 0 && active).map(Time),
+        boot_ms: seen.boot_ms().filter(|_| active && may_be_microvm(&id)),
         changed_at: seen.number("StateChangeTimestamp").filter(|&at| at > 0).map(Time),
         needs_reload: seen.truth("NeedDaemonReload"),
         limits: seen.limits(),
@@ -191,7 +195,7 @@ pub(super) fn unit(
         mount_where: seen.text("Where"),
         mount_options: seen.mount_options(),
         active_state,
-        id: identity(&name, owner),
+        id,
     })
 }
 
@@ -243,6 +247,14 @@ impl Seen<'_> {
             _ if KILLED.contains(&code) => (None, Some(signal(status))),
             _ => (None, None),
         }
+    }
+
+    /// From the start of the main process until the unit was active. systemd has the unit leave
+    /// `inactive` before the wait for a restart, which is none of it.
+    fn boot_ms(&self) -> Option<i64> {
+        let at = |name| self.number(name).filter(|&at| at > 0);
+        let took = at("ActiveEnterTimestamp")?.checked_sub(at("ExecMainStartTimestamp")?)?;
+        (took >= 0).then_some(took / 1000)
     }
 
     fn truth(&self, name: &str) -> bool {
@@ -437,6 +449,26 @@ mod tests {
         check("success", 0, 0, (None, None));
         check("timeout", 1, 0, (None, None));
         check("resources", 9, i64::MIN, (None, None));
+    }
+
+    #[test]
+    fn how_long_a_microvm_took_to_be_there() {
+        let check = |id: &str, state: &str, started: u64, expected: Option<i64>| {
+            let properties: Properties = [
+                ("Id".to_owned(), id.into()),
+                ("ActiveState".to_owned(), state.into()),
+                ("ExecMainStartTimestamp".to_owned(), started.into()),
+                ("ActiveEnterTimestamp".to_owned(), 9_000_000.into()),
+            ]
+            .into();
+            let unit = unit(&properties, &redactor(), None).unwrap();
+            assert_eq!(unit.boot_ms, expected, "{id} {state} {started}");
+        };
+        check("microvm@web.service", "active", 4_800_000, Some(4200));
+        check("microvm@web.service", "activating", 4_800_000, None);
+        check("microvm@web.service", "active", 0, None);
+        check("microvm@web.service", "active", 9_000_001, None);
+        check("nginx.service", "active", 4_800_000, None);
     }
 
     #[test]

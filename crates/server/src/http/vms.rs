@@ -424,6 +424,7 @@ fn used(usage: &Usage, limits: Limits) -> vm::VmUsage {
         cpu_percent: usage.cpu_percent,
         cpu_limit_percent: limits.cpu_percent,
         memory_bytes: usage.memory_bytes,
+        boot_ms: usage.boot_ms,
         memory_peak_bytes: usage.memory_peak_bytes,
         memory_limit_bytes: limits.memory_bytes,
         memory_pressure_percent: usage.memory_pressure_percent,

@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::hash::Hash;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VmLabels {
@@ -75,6 +76,7 @@ struct Metrics {
     score: Figures,
     passing: Counts<CheckLabels>,
     age: Figures,
+    boot: Figures,
     processor: Figures,
     processor_limit: Counts,
     memory: Counts,
@@ -172,6 +174,8 @@ impl Metrics {
 
     fn tell_usage(&self, vm: &Vm, labels: &VmLabels, usage: &Usage) {
         let limits = vm.limits();
+        let boot = usage.boot_ms.map(|ms| Duration::from_millis(ms).as_secs_f64());
+        put(&self.boot, labels, boot);
         put(&self.processor, labels, usage.cpu_percent);
         put(&self.memory_pressure, labels, usage.memory_pressure_percent);
         for (family, known) in [
@@ -246,6 +250,8 @@ impl Metrics {
         registry.register("vm_health_score", help, self.score);
         registry.register("vm_check_passing", "1 for a check that passes", self.passing);
         registry.register("vm_usage_age_seconds", "Since use was measured", self.age);
+        let help = "From the start of its VMM until its unit was active";
+        registry.register("vm_boot_seconds", help, self.boot);
         let help = "Of one processor, when last measured";
         registry.register("vm_cpu_percent", help, self.processor);
         registry.register("vm_cpu_limit_percent", "Of one processor", self.processor_limit);

@@ -23,6 +23,7 @@ pub(super) fn usage(load: &Load, unit: &str) -> Option<Usage> {
         at: load.at,
         cpu_percent: used.cpu_percent,
         memory_bytes: used.memory_bytes,
+        boot_ms: vm.and_then(|vm| vm.boot_ms),
         memory_peak_bytes: vm.and_then(|vm| vm.memory_peak_bytes),
         tasks: used.tasks,
         read_bytes_per_second: used.read_bytes_per_second,

@@ -27,6 +27,7 @@ fn vm(id: &str) -> Vm {
         cause: None,
         usage: Some(VmUsage {
             at: at(890),
+            boot_ms: Some(4250),
             cpu_percent: Some(12.4),
             cpu_limit_percent: None,
             memory_bytes: Some(512 << 20),
@@ -115,6 +116,7 @@ fn one_vm() {
         unit        microvm@web.service
         state       running, active/running
         since       2026-11-20T09:00:00Z
+        boot        4.2 s
         restarts    0
         health      healthy
         score       1.00
