@@ -13,6 +13,7 @@
 //! # Invariants
 //! - What a collector did not report is not gone: only a complete look by the owner of a scope
 //!   removes items, and a faulty collector's items stay, marked stale.
+//! - A collector has a fault for as long as one of its parts has.
 //! - `recorded` is the state at the last delta given to the outbox; the next delta begins there.
 
 use crate::clock;
@@ -24,7 +25,7 @@ use model::entity::Collector;
 use model::load::Load;
 use model::vm::may_be_microvm;
 use model::{Facts, Item, Kind, Patch, Subject, Time};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -115,6 +116,8 @@ pub(crate) enum Seen {
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) collector: &'static str,
+    /// Which part of the collector says it, where it has several, each with its own fault.
+    pub(crate) part: Option<String>,
     pub(crate) seen: Seen,
 }
 
@@ -147,6 +150,8 @@ pub(crate) struct Engine {
     finds_until: Option<Instant>,
     looked: watch::Sender<Looked>,
     last_look: HashMap<&'static str, Instant>,
+    /// By collector and part.
+    faults: HashMap<&'static str, BTreeMap<Option<String>, String>>,
     pending: Option<Pending>,
     /// By when what changed is to be passed on, whatever else comes.
     urgent: Option<Instant>,
@@ -186,6 +191,7 @@ impl Engine {
             awaited,
             looked,
             last_look: HashMap::new(),
+            faults: HashMap::new(),
             pending: None,
             urgent: None,
             last_flush: None,
@@ -256,36 +262,28 @@ impl Engine {
     }
 
     async fn take(&mut self, report: Report, outgoing: &mpsc::Sender<Outgoing>) {
-        let Report { collector, seen } = report;
+        let Report { collector, part, seen } = report;
         match seen {
             Seen::All { scopes, items, limits } => {
                 self.complete(&scopes, items);
-                self.looked(collector, limits);
+                self.looked(collector, &part, limits);
             }
             Seen::Some { put, gone } => {
-                for (subject, item) in put {
-                    self.put(subject, item);
-                }
-                for subject in gone {
-                    self.remove(subject);
-                }
+                self.change(put, gone);
                 let before: Option<Collector> = self.facts.entity(collector);
-                self.looked(collector, before.map(|before| before.limits).unwrap_or_default());
+                let limits = before.map(|before| before.limits).unwrap_or_default();
+                self.looked(collector, &part, limits);
             }
             Seen::Part { put, gone } => {
-                for (subject, item) in put {
-                    self.put(subject, item);
-                }
-                for subject in gone {
-                    self.remove(subject);
-                }
+                self.change(put, gone);
                 return self.settle();
             }
             Seen::None(scopes) => {
                 self.complete(&scopes, Vec::new());
+                self.recovered(collector, &part);
                 return self.settle();
             }
-            Seen::Fault(message) => self.fault(collector, message),
+            Seen::Fault(message) => self.fault(collector, part, message),
             Seen::CaughtUp(_) => return,
             Seen::Recalled(facts) => return self.recall(&facts),
             Seen::Contents(contents) => {
@@ -295,29 +293,30 @@ impl Engine {
                 }
                 return;
             }
-            Seen::Load(mut load) => {
-                load.collector_age_seconds = self
-                    .last_look
-                    .iter()
-                    .map(|(name, at)| ((*name).to_owned(), at.elapsed().as_secs_f64()))
-                    .collect();
-                if let Some(samples) = &self.samples {
-                    let faulty =
-                        self.facts.entities::<Collector>().filter(|one| one.fault.is_some());
-                    let faults = faulty.map(|one| one.name).collect();
-                    let sample = Sample { at: Instant::now(), load: (*load).clone(), faults };
-                    samples.send_replace(Some(Arc::new(sample)));
-                }
-                if outgoing.try_send(Outgoing::Load(load)).is_err() {
-                    tracing::debug!("a load sample found no room");
-                }
-                return;
-            }
+            Seen::Load(load) => return self.pass_on(load, outgoing),
         }
         if self.awaited.remove(collector) {
             tracing::debug!(collector, left = self.awaited.len(), "first look");
         }
         self.settle();
+    }
+
+    /// Load goes to those who show it here, and out.
+    fn pass_on(&self, mut load: Box<Load>, outgoing: &mpsc::Sender<Outgoing>) {
+        load.collector_age_seconds = self
+            .last_look
+            .iter()
+            .map(|(name, at)| ((*name).to_owned(), at.elapsed().as_secs_f64()))
+            .collect();
+        if let Some(samples) = &self.samples {
+            let faulty = self.facts.entities::<Collector>().filter(|one| one.fault.is_some());
+            let faults = faulty.map(|one| one.name).collect();
+            let sample = Sample { at: Instant::now(), load: (*load).clone(), faults };
+            samples.send_replace(Some(Arc::new(sample)));
+        }
+        if outgoing.try_send(Outgoing::Load(load)).is_err() {
+            tracing::debug!("a load sample found no room");
+        }
     }
 
     fn settle(&mut self) {
@@ -385,6 +384,15 @@ impl Engine {
         }
     }
 
+    fn change(&mut self, put: Vec<(Subject, Item)>, gone: Vec<Subject>) {
+        for (subject, item) in put {
+            self.put(subject, item);
+        }
+        for subject in gone {
+            self.remove(subject);
+        }
+    }
+
     fn put(&mut self, subject: Subject, item: Item) {
         if self.facts.get(&subject) == Some(&item) {
             return;
@@ -430,21 +438,53 @@ impl Engine {
         self.settle();
     }
 
-    fn looked(&mut self, collector: &'static str, limits: Vec<String>) {
+    /// The collector has looked, if no other part of it has a fault.
+    fn looked(&mut self, collector: &'static str, part: &Option<String>, limits: Vec<String>) {
+        self.recovered(collector, part);
+        if self.faults.contains_key(collector) {
+            return;
+        }
         self.unseen.remove(collector);
         self.last_look.insert(collector, Instant::now());
         self.note(&Collector { name: collector.to_owned(), limits, ..Collector::default() });
     }
 
-    fn fault(&mut self, collector: &'static str, message: String) {
-        let before: Option<Collector> = self.facts.entity(collector);
-        let before = before.unwrap_or_default();
-        if before.fault.as_ref() != Some(&message) {
-            tracing::warn!(collector, message, "could not look");
+    fn fault(&mut self, collector: &'static str, part: Option<String>, message: String) {
+        let faults = self.faults.entry(collector).or_default();
+        if faults.get(&part) != Some(&message) {
+            tracing::warn!(collector, part, message, "could not look");
         }
-        let fault_since = before.fault.and(before.fault_since).or_else(|| Some(clock::now()));
+        faults.insert(part, message);
+        self.note_faults(collector);
+    }
+
+    /// A part of a collector has no fault.
+    fn recovered(&mut self, collector: &'static str, part: &Option<String>) {
+        let Some(faults) = self.faults.get_mut(collector) else { return };
+        if faults.remove(part).is_none() {
+            return;
+        }
+        if faults.is_empty() {
+            self.faults.remove(collector);
+        }
+        self.note_faults(collector);
+    }
+
+    /// What is wrong with all parts of a collector.
+    fn note_faults(&mut self, collector: &'static str) {
+        let faults = self.faults.get(collector).into_iter().flatten();
+        let told: Vec<String> = faults
+            .map(|(part, message)| match part {
+                Some(part) => format!("{part}: {message}"),
+                None => message.clone(),
+            })
+            .collect();
+        let fault = (!told.is_empty()).then(|| told.join("; "));
+        let before: Collector = self.facts.entity(collector).unwrap_or_default();
+        let since = before.fault.and(before.fault_since).or_else(|| Some(clock::now()));
+        let fault_since = since.filter(|_| fault.is_some());
         let name = collector.to_owned();
-        self.note(&Collector { name, fault: Some(message), fault_since, limits: before.limits });
+        self.note(&Collector { name, fault, fault_since, limits: before.limits });
     }
 
     fn note(&mut self, collector: &Collector) {
@@ -499,7 +539,6 @@ impl Engine {
 mod tests {
     use super::*;
     use model::{Fields, Value};
-    use std::collections::BTreeMap;
 
     fn item(kind: Kind, id: &str, value: i64) -> (Subject, Item) {
         let fields: Fields = [("n".to_owned(), Value::Int(value))].into();
@@ -530,7 +569,12 @@ mod tests {
         }
 
         async fn say(&self, seen: Seen) {
-            self.reports.send(Report { collector: "units", seen }).await.unwrap();
+            self.part(None, seen).await;
+        }
+
+        async fn part(&self, part: Option<&str>, seen: Seen) {
+            let part = part.map(str::to_owned);
+            self.reports.send(Report { collector: "units", part, seen }).await.unwrap();
         }
 
         async fn all(&self, items: Vec<(Subject, Item)>) {
@@ -629,6 +673,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_collector_is_faulty_while_one_of_its_parts_is() {
+        let mut bench = Bench::start(8);
+        let units_of = |user: &str| Seen::All {
+            scopes: vec![Scope::UnitsOf(user.to_owned())],
+            items: vec![item(Kind::UNIT, &format!("{user}/a"), 1)],
+            limits: Vec::new(),
+        };
+        let collector = |state: &Facts| state.entity::<Collector>("units").unwrap();
+        bench.part(Some("alice"), Seen::Fault("no answer".into())).await;
+        bench.delta().await;
+        let since = collector(&bench.state).fault_since;
+        assert!(since.is_some());
+        for _ in 0..3 {
+            bench.part(Some("bob"), units_of("bob")).await;
+            bench.part(Some("bob"), Seen::Some { put: vec![], gone: vec![] }).await;
+        }
+        bench.delta().await;
+        assert_eq!(bench.units(), 1);
+        let seen = collector(&bench.state);
+        assert_eq!((seen.fault.as_deref(), seen.fault_since), (Some("alice: no answer"), since));
+        bench.part(None, Seen::Fault("no accounts".into())).await;
+        bench.delta().await;
+        let both = "no accounts; alice: no answer";
+        assert_eq!(collector(&bench.state).fault.as_deref(), Some(both));
+        bench.part(None, Seen::None(Vec::new())).await;
+        bench.part(Some("alice"), units_of("alice")).await;
+        bench.delta().await;
+        let seen = collector(&bench.state);
+        assert_eq!((bench.units(), seen.fault, seen.fault_since), (2, None, None));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_full_outbox_delays_and_loses_nothing() {
         let mut bench = Bench::start(1);
         for n in 0..200 {
@@ -651,7 +727,7 @@ mod tests {
         let engine = Engine::new(Facts::default(), awaited, awaited, looked);
         #[expect(clippy::disallowed_methods, reason = "ends with the test's channels")]
         tokio::spawn(engine.run(receiver, sender, CancellationToken::new()));
-        let say = |collector, seen| reports.send(Report { collector, seen });
+        let say = |collector, seen| reports.send(Report { collector, part: None, seen });
         let units = vec![item(Kind::UNIT, "a", 1)];
         let scopes = vec![Scope::SystemUnits];
         say("units", Seen::All { scopes, items: units, limits: vec![] }).await.unwrap();

@@ -268,7 +268,7 @@ async fn tell(
                 None => Seen::Some { put: Vec::new(), gone: Vec::new() },
             };
             // No room means that the engine is busy enough; the next change tells again.
-            if reports.try_send(Report { collector: "spool", seen }).is_err() {
+            if reports.try_send(Report { collector: "spool", part: None, seen }).is_err() {
                 tracing::warn!(trouble = now.spool, "the spool");
             }
         }

@@ -331,7 +331,7 @@ impl Outbox {
     fn remember(&mut self, told: Option<Facts>) -> bool {
         match (told, self.engine.upgrade()) {
             (Some(told), Some(engine)) => {
-                let report = Report { collector: "spool", seen: Seen::Recalled(told) };
+                let report = Report { collector: "spool", part: None, seen: Seen::Recalled(told) };
                 if engine.try_send(report).is_err() {
                     tracing::debug!("what the server remembers found no room; asking again");
                 }

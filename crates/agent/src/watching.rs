@@ -132,12 +132,12 @@ impl Picture {
         }
     }
 
-    async fn take(&mut self, Report { collector, seen }: Report) {
-        if let Seen::CaughtUp(number) = seen {
-            self.early.note(collector, number);
-            self.late.note(collector, number);
+    async fn take(&mut self, report: Report) {
+        if let Seen::CaughtUp(number) = report.seen {
+            self.early.note(report.collector, number);
+            self.late.note(report.collector, number);
         } else {
-            self.engine.absorb(Report { collector, seen }).await;
+            self.engine.absorb(report).await;
         }
     }
 
@@ -161,7 +161,7 @@ impl Picture {
                     for collector in these(self).lacking(self.number) {
                         let fault = "it did not look again in time".to_owned();
                         let seen = Seen::Fault(fault);
-                        self.engine.absorb(Report { collector, seen }).await;
+                        self.engine.absorb(Report { collector, part: None, seen }).await;
                     }
                     return;
                 }

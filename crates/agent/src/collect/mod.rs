@@ -106,6 +106,7 @@ pub(crate) struct Gpus {
 #[derive(Debug, Clone)]
 pub(crate) struct Sink {
     collector: &'static str,
+    part: Option<String>,
     reports: mpsc::Sender<Report>,
 }
 
@@ -149,7 +150,7 @@ impl Context {
     }
 
     fn sink(&self, collector: &'static str) -> Sink {
-        Sink { collector, reports: self.reports.clone() }
+        Sink { collector, part: None, reports: self.reports.clone() }
     }
 
     /// Waits until it is time to look again, or somebody asks; whether there is a next time.
@@ -166,9 +167,14 @@ impl Context {
 }
 
 impl Sink {
+    /// That of a part of the collector, which has its own fault.
+    fn of(&self, part: &str) -> Self {
+        Self { part: Some(part.to_owned()), ..self.clone() }
+    }
+
     /// The engine is gone only when the agent stops; then nobody needs the report.
     fn say(&self, seen: Seen) -> impl Future<Output = ()> + Send + use<> {
-        let report = Report { collector: self.collector, seen };
+        let report = Report { collector: self.collector, part: self.part.clone(), seen };
         let reports = self.reports.clone();
         async move {
             if let Err(unheard) = reports.send(report).await {

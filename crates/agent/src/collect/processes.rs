@@ -547,7 +547,7 @@ mod tests {
     /// The processes in the last report that told all of them, if there was one.
     fn all_told(seen: &mut mpsc::Receiver<Report>) -> Option<Vec<String>> {
         let mut told = None;
-        while let Ok(Report { collector, seen }) = seen.try_recv() {
+        while let Ok(Report { collector, seen, .. }) = seen.try_recv() {
             if let ("processes", Seen::All { items, .. }) = (collector, seen) {
                 told = Some(items.iter().map(|(subject, _)| subject.to_string()).collect());
             }

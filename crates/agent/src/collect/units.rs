@@ -104,7 +104,11 @@ pub(crate) async fn users(mut context: Context) {
                 follower.task.abort();
             }
             context.user_vms.send_modify(|vms| drop(vms.remove(&name)));
+            sink.of(&name).say(Seen::None(Vec::new())).await;
         }
+        // One that failed inside begins anew.
+        while tasks.try_join_next().is_some() {}
+        running.retain(|_, follower| !follower.task.is_finished());
         // Again and again: what a server remembers may come in between.
         let others = vec![Scope::UnitsBut(present.iter().cloned().collect())];
         if present.is_empty() {
@@ -119,7 +123,8 @@ pub(crate) async fn users(mut context: Context) {
             }
             let (through, is_through) = watch::channel(0);
             let scope = Scope::UnitsOf(name.clone());
-            let follower = Follower::new(context.clone(), sink.clone(), bus, scope, Some(through));
+            let follower =
+                Follower::new(context.clone(), sink.of(&name), bus, scope, Some(through));
             let task = tasks.spawn(follower.run(false));
             running.insert(name, Running { task, is_through });
         }
