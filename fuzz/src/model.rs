@@ -215,11 +215,15 @@ pub fn model_redact(confession: Confession) {
         _ => format!("postgres://{name}:{secret}@db/app"),
     };
     let text = format!("{before}\n{line}\n{after}");
-    let hidden = redactor.text(&text);
-    if !before.contains(secret) && !after.contains(secret) {
-        assert!(!hidden.contains(secret), "{line:?} gave {hidden:?}");
+    let read: [&dyn Fn(&str) -> String; 2] =
+        [&|text| redactor.text(text), &|text| redactor.environment_file(text)];
+    for read in read {
+        let hidden = read(&text);
+        if !before.contains(secret) && !after.contains(secret) {
+            assert!(!hidden.contains(secret), "{line:?} gave {hidden:?}");
+        }
+        marks_stay(&hidden, &read(&hidden));
     }
-    marks_stay(&hidden, &redactor.text(&hidden));
 
     let (option, own) = match form % 3 {
         0 => (vec![format!("--{name}={secret}")], "option=value"),

@@ -4,7 +4,7 @@
 //! - What is opened is what was looked at: same device and inode, a regular file.
 //! - At most [`CONTENT_MAX`] bytes are held of any file.
 
-use super::Identity;
+use super::{Identity, Role};
 use crate::bounded;
 use crate::text::base_name;
 use model::ContentId;
@@ -41,7 +41,12 @@ pub(super) enum Outcome {
 }
 
 /// Reads a file of which `identity` was seen; `name` is its path on the machine.
-pub(super) fn read(path: &Path, name: &str, identity: Identity, redactor: &Redactor) -> Outcome {
+pub(super) fn read(
+    path: &Path,
+    (name, role): (&str, Role),
+    identity: Identity,
+    redactor: &Redactor,
+) -> Outcome {
     const REGULAR: u32 = 0o100_000;
     const FORMAT: u32 = 0o170_000;
     let unreadable = Outcome::Withheld { why: UNREADABLE, fingerprint: None };
@@ -51,7 +56,7 @@ pub(super) fn read(path: &Path, name: &str, identity: Identity, redactor: &Redac
     match open(path, identity) {
         // One byte more than fits tells a file that has grown since.
         Ok(file) => match bounded::read_open(&file, identity.size, CONTENT_MAX + 1) {
-            Ok(bytes) => judge(bytes, name, identity, redactor),
+            Ok(bytes) => judge(bytes, (name, role), identity, redactor),
             Err(_failed) => unreadable,
         },
         Err(_denied) => unreadable,
@@ -67,7 +72,12 @@ fn open(path: &Path, identity: Identity) -> io::Result<File> {
     if same { Ok(file) } else { Err(io::ErrorKind::StaleNetworkFileHandle.into()) }
 }
 
-fn judge(bytes: Vec<u8>, name: &str, identity: Identity, redactor: &Redactor) -> Outcome {
+fn judge(
+    bytes: Vec<u8>,
+    (name, role): (&str, Role),
+    identity: Identity,
+    redactor: &Redactor,
+) -> Outcome {
     const READABLE_BY_ALL: u32 = 0o004;
     let too_large = u64::try_from(bytes.len()).unwrap_or(u64::MAX) > CONTENT_MAX;
     let fingerprint = if too_large {
@@ -87,7 +97,10 @@ fn judge(bytes: Vec<u8>, name: &str, identity: Identity, redactor: &Redactor) ->
     }
     match String::from_utf8(bytes) {
         Ok(text) if !text.contains('\0') => {
-            let shown = redactor.text(&text);
+            let shown = match role {
+                Role::Environment => redactor.environment_file(&text),
+                _ => redactor.text(&text),
+            };
             let redacted = shown != text;
             let bytes = shown.into_bytes();
             Outcome::Content(Content { id: ContentId::of(&bytes), bytes, fingerprint, redacted })

@@ -8,7 +8,7 @@
 //!   read. Of others only a keyed fingerprint does.
 //! - No symbolic link is followed in a file's own name; no FIFO, device or socket is opened.
 //! - A file is read again only when its identity (device, inode, size, times, mode, owner)
-//!   changed, or could have without a trace.
+//!   changed, or could have without a trace, or when it is tracked for another reason.
 
 mod content;
 mod set;
@@ -62,6 +62,8 @@ struct Identity {
 
 #[derive(Debug)]
 struct Known {
+    /// By which its content was redacted.
+    role: Role,
     identity: Identity,
     seen: Seen,
     /// Whether a later change would show in the identity.
@@ -100,7 +102,7 @@ impl Tracker {
             match std::fs::symlink_metadata(self.root.path(path)) {
                 Ok(metadata) if metadata.is_dir() => continue,
                 Ok(metadata) => {
-                    let now = self.look(path, &metadata, &mut scan.contents);
+                    let now = self.look((path, tracked.role), &metadata, &mut scan.contents);
                     describe(&mut file, &metadata, &now.seen, accounts);
                     known.insert(path.to_owned(), now);
                 }
@@ -120,7 +122,7 @@ impl Tracker {
     #[must_use]
     pub fn content(&self, id: ContentId) -> Option<Vec<u8>> {
         let mut paths = self.known.iter().filter(|(_, known)| known.seen.content == Some(id));
-        paths.find_map(|(path, known)| match self.read(path, known.identity) {
+        paths.find_map(|(path, known)| match self.read((path, known.role), known.identity) {
             Outcome::Content(Content { id: found, bytes, .. }) if found == id => Some(bytes),
             _ => None,
         })
@@ -128,14 +130,14 @@ impl Tracker {
 
     fn look(
         &mut self,
-        path: &str,
+        (path, role): (&str, Role),
         metadata: &std::fs::Metadata,
         contents: &mut Vec<(ContentId, Vec<u8>)>,
     ) -> Known {
         let identity = Identity::of(metadata);
         if let Some(known) = self.known.remove(path)
             && known.settled
-            && known.identity == identity
+            && (known.role, known.identity) == (role, identity)
         {
             return known;
         }
@@ -145,7 +147,7 @@ impl Tracker {
             let target = std::fs::read_link(self.root.path(path)).ok();
             seen.link = target.map(|target| printable(target.as_os_str().as_bytes()));
         } else {
-            match self.read(path, identity) {
+            match self.read((path, role), identity) {
                 Outcome::Content(content) => {
                     seen.fingerprint = Some(content.fingerprint);
                     seen.content = Some(content.id);
@@ -160,11 +162,11 @@ impl Tracker {
                 }
             }
         }
-        Known { identity, seen, settled }
+        Known { role, identity, seen, settled }
     }
 
-    fn read(&self, path: &str, identity: Identity) -> Outcome {
-        content::read(&self.root.path(path), path, identity, &self.redactor)
+    fn read(&self, (path, role): (&str, Role), identity: Identity) -> Outcome {
+        content::read(&self.root.path(path), (path, role), identity, &self.redactor)
     }
 }
 

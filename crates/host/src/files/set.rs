@@ -26,6 +26,8 @@ const PROGRAMS_MAX: usize = 2000;
 pub enum Role {
     Unit,
     DropIn,
+    /// What a unit names as `EnvironmentFile=`.
+    Environment,
     Config,
     /// What a unit runs, and no package brings.
     Program,
@@ -36,9 +38,9 @@ impl Role {
     /// The reverse of [`Role::as_str`].
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Unit, Self::DropIn, Self::Config, Self::Program, Self::Chosen]
-            .into_iter()
-            .find(|role| role.as_str() == name)
+        let files = [Self::Unit, Self::DropIn, Self::Environment, Self::Config];
+        let mut roles = files.into_iter().chain([Self::Program, Self::Chosen]);
+        roles.find(|role| role.as_str() == name)
     }
 
     #[must_use]
@@ -46,6 +48,7 @@ impl Role {
         match self {
             Self::Unit => "unit",
             Self::DropIn => "dropin",
+            Self::Environment => "environment",
             Self::Config => "config",
             Self::Program => "program",
             Self::Chosen => "chosen",
@@ -162,8 +165,17 @@ impl TrackedSet {
         packages: &mut Packages,
     ) {
         let is_there = |path: &str| std::fs::symlink_metadata(root.path(path)).is_ok();
-        let kept: Vec<(&str, Role)> = known
+        let (environments, others): (Vec<_>, Vec<_>) =
+            known.into_iter().partition(|(_, role)| *role == Role::Environment);
+        // Of a unit that is not loaded any more: what is in it is no less secret for that.
+        for (path, role) in &environments {
+            if let Some(tracked) = self.files.get_mut(*path) {
+                tracked.role = tracked.role.min(*role);
+            }
+        }
+        let kept: Vec<(&str, Role)> = environments
             .into_iter()
+            .chain(others)
             .filter(|(path, _)| !self.files.contains_key(*path) && is_there(path))
             .collect();
         let owners = packages.owners(kept.iter().map(|(path, _)| *path));
@@ -254,7 +266,7 @@ impl TrackedSet {
         for path in &unit.environment_files {
             let path = path.strip_prefix('-').unwrap_or(path);
             if let Ok(pattern) = path.parse() {
-                self.expand(root, &pattern, Role::Config);
+                self.expand(root, &pattern, Role::Environment);
             }
         }
     }

@@ -118,6 +118,43 @@ fn contents_are_redacted_and_handed_out_once() {
 }
 
 #[test]
+fn values_of_environments_stay_on_the_machine() {
+    let mut machine = Machine::new(&["/etc/default"]);
+    let unit_file = "/etc/systemd/system/app.service";
+    machine.write(unit_file, "[Service]\nEnvironment=DSN=hunter2 PORT=80\n", 0o644);
+    machine.write("/etc/default/app", "DSN=hunter2\nPORT=80\n", 0o644);
+    let unit = Unit {
+        id: "app.service".into(),
+        load_state: "loaded".into(),
+        fragment_path: Some(unit_file.into()),
+        environment_files: vec!["/etc/default/app".into()],
+        ..Unit::default()
+    };
+    let mark = Redactor::new([7; 32], Vec::new()).mark("hunter2");
+    let root = Root::at(machine.directory.path());
+    let mut texts = |set: &TrackedSet| -> Vec<String> {
+        let scan = machine.tracker.scan(set, &Accounts::default());
+        scan.contents.into_iter().map(|(_, bytes)| String::from_utf8(bytes).unwrap()).collect()
+    };
+    let mut packages = Packages::new(root.clone());
+    packages.refresh().unwrap();
+    let chosen = ["/etc/default".parse().unwrap()];
+    let mut build = |units: &[Unit]| TrackedSet::build(&root, units, &mut packages, &chosen);
+    // A chosen file, until a unit is known that takes its environment from it.
+    let (before, after) = (build(&[]), build(&[unit]));
+    assert_eq!(texts(&before), ["DSN=hunter2\nPORT=80\n"]);
+    let hidden = format!("DSN={mark}\nPORT=80\n");
+    assert_eq!(texts(&after), [hidden, format!("[Service]\nEnvironment=DSN={mark} PORT=80\n")]);
+    // It stays one when the unit goes.
+    let mut later = build(&[]);
+    let mut packages = Packages::new(root.clone());
+    later.keep(&root, after.paths(), &mut packages);
+    let role = later.paths().find(|(path, _)| *path == "/etc/default/app");
+    assert_eq!(role, Some(("/etc/default/app", Role::Environment)));
+    assert!(texts(&later).is_empty());
+}
+
+#[test]
 fn a_change_within_one_tick_of_the_clock_is_seen() {
     let mut machine = Machine::new(&["/etc/app"]);
     for round in 0..200 {
@@ -159,7 +196,7 @@ fn units_and_the_configuration_of_what_runs() {
         .map(|f| format!("{} {} {}\n", f.path, f.role, f.package.as_deref().unwrap_or("-")))
         .collect();
     expect_test::expect![[r"
-        /etc/default/nginx config -
+        /etc/default/nginx environment -
         /etc/nginx/nginx.conf config nginx-common
         /etc/nginx/sites-enabled/a config -
         /etc/systemd/system/nginx.service.d/x.conf dropin -

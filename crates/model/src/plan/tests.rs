@@ -636,7 +636,7 @@ fn units() -> impl Strategy<Value = entity::Unit> {
 }
 
 fn files() -> impl Strategy<Value = entity::File> {
-    let role = prop::sample::select(vec!["unit", "dropin", "config", "program"]);
+    let role = prop::sample::select(vec!["unit", "dropin", "environment", "config", "program"]);
     let link = prop::option::weighted(0.2, prop::sample::select(vec!["/dev/null", "../x"]));
     (path(), content(), role, prop::option::of(name()), name(), link, any::<bool>(), time())
         .prop_map(|(path, content, role, package, owner, link, redacted, modified_at)| {

@@ -349,7 +349,7 @@ fn configuration(spec: &Spec, name: &UnitName, unit: &Unit) -> BTreeSet<FilePath
     let files = spec.files.iter().filter(|(path, file)| {
         let is_packages = unit.package.is_some() && file.package == unit.package;
         match file.role.as_str() {
-            "config" => is_packages || is_its(path),
+            "config" | "environment" => is_packages || is_its(path),
             "program" => unit.programs.contains(*path),
             _ => false,
         }

@@ -2,6 +2,7 @@
 //! of a line of a script ([`in_line`]): the rules are the same.
 
 use super::names::{Strength, is_credible, is_key, strength};
+use super::variables::is_name;
 use super::{MARK, Redactor};
 use std::ops::Range;
 
@@ -15,6 +16,10 @@ enum Next {
     Header,
     Cookie,
     AfterPercent,
+    /// `NAME=value`, or a name alone.
+    Variable,
+    /// What an option of `env` is about, and no command.
+    Operand,
 }
 
 /// Goes through a command, word by word.
@@ -23,6 +28,10 @@ pub(super) struct Command<'r> {
     redactor: &'r Redactor,
     program: String,
     next: Next,
+    /// The letter of the option that gives a variable to what the program runs.
+    gives: Option<char>,
+    /// Behind `env`, and before the command that it runs.
+    assigns: bool,
 }
 
 /// Short options whose value is a secret: of which programs (a trailing `*`: that begin so),
@@ -55,7 +64,21 @@ fn is_program(program: &str, pattern: &str) -> bool {
 
 fn is_known(program: &str) -> bool {
     SHORT.iter().any(|(programs, ..)| programs.iter().any(|one| is_program(program, one)))
-        || matches!(program, "smbclient" | "rpcclient" | "http" | "docker" | "podman" | "helm")
+        || matches!(program, "smbclient" | "rpcclient" | "http" | "helm" | "env")
+        || giving(program).is_some()
+}
+
+/// The letter of the option by which this program gives a variable to what it runs.
+fn giving(program: &str) -> Option<char> {
+    match program {
+        "docker" | "docker-compose" | "podman" | "nerdctl" => Some('e'),
+        "systemd-run" => Some('E'),
+        _ => None,
+    }
+}
+
+fn is_assignment(word: &str) -> bool {
+    word.split_once('=').is_some_and(|(name, _)| is_name(name))
 }
 
 fn base(word: &str) -> &str {
@@ -64,7 +87,8 @@ fn base(word: &str) -> &str {
 
 impl<'r> Command<'r> {
     pub(super) fn new(redactor: &'r Redactor) -> Self {
-        Self { redactor, program: String::new(), next: Next::Anything }
+        let program = String::new();
+        Self { redactor, program, next: Next::Anything, gives: None, assigns: false }
     }
 
     /// Which part of the next word is a secret.
@@ -76,7 +100,9 @@ impl<'r> Command<'r> {
             Next::Credible => is_credible(word) && !word.starts_with("--"),
             Next::Key => is_key(word),
             Next::Cookie => word.contains('='),
-            Next::Anything | Next::Header | Next::AfterPercent => false,
+            Next::Anything | Next::Header | Next::AfterPercent | Next::Variable | Next::Operand => {
+                false
+            }
         };
         if whole {
             // Where the option before it was a flag, this is an option, with a value of its own.
@@ -90,14 +116,22 @@ impl<'r> Command<'r> {
             Next::AfterPercent if word.contains('%') => {
                 return word.find('%').map(|at| at + 1..word.len());
             }
+            Next::Variable if is_assignment(word) => return self.variable(word),
             // What was expected did not come: it is a word like any other.
             _ => {}
         }
         if word.starts_with('-') {
             return self.option(word);
         }
+        if self.assigns && is_assignment(word) {
+            return self.variable(word);
+        }
+        self.assigns &= next == Next::Operand;
         if word.len() < 256 && is_known(base(word)) {
             base(word).clone_into(&mut self.program);
+            // What an engine runs may be known, too; its own options come before or after.
+            self.gives = giving(&self.program).or(self.gives);
+            self.assigns |= self.program == "env";
         }
         match (self.program.as_str(), word) {
             ("docker" | "podman" | "helm", "login") => "login".clone_into(&mut self.program),
@@ -108,6 +142,14 @@ impl<'r> Command<'r> {
     }
 
     fn option(&mut self, word: &str) -> Option<Range<usize>> {
+        if let Some(at) = self.given(word) {
+            if at == word.len() {
+                self.next = Next::Variable;
+                return None;
+            }
+            let range = self.variable(word.get(at..)?)?;
+            return Some(at + range.start..at + range.end);
+        }
         let program = self.program.as_str();
         for (programs, option, glued, apart) in SHORT {
             let Some(rest) = word.strip_prefix(option) else { continue };
@@ -127,6 +169,7 @@ impl<'r> Command<'r> {
             (_, "-H" | "--header") => Next::Header,
             ("curl", "-b" | "--cookie") => Next::Cookie,
             ("smbclient" | "rpcclient", "-U") => Next::AfterPercent,
+            ("env", "-u" | "--unset" | "-C" | "--chdir") => Next::Operand,
             _ => Next::Anything,
         };
         let before = ["--header=", "-H"].iter().find(|start| word.starts_with(*start));
@@ -151,6 +194,27 @@ impl<'r> Command<'r> {
             Strength::None => {}
         }
         None
+    }
+
+    /// Where an option's variable begins: within the word, or at its end where it is the next.
+    fn given(&self, word: &str) -> Option<usize> {
+        let long = ["--env", "--setenv"].iter().find_map(|option| word.strip_prefix(*option));
+        let long = long.filter(|rest| rest.is_empty() || rest.starts_with('='));
+        // Behind flags without a value, too: `-ite X=value`.
+        let short = || {
+            let flags = word.strip_prefix('-')?;
+            flags.trim_start_matches(['d', 'i', 'q', 't']).strip_prefix(self.gives?)
+        };
+        let rest = long.or_else(short)?;
+        let variable = rest.strip_prefix('=').unwrap_or(rest);
+        (rest.is_empty() || is_assignment(variable)).then_some(word.len() - variable.len())
+    }
+
+    /// The value of `NAME=value`, if environments hide it.
+    fn variable(&self, word: &str) -> Option<Range<usize>> {
+        let (name, value) = word.split_once('=')?;
+        let bare = value.trim_matches(['"', '\'']);
+        self.redactor.hides(name, bare).then_some(name.len() + 1..word.len())
     }
 
     /// `name=value`, the value to the end of the word.
@@ -183,19 +247,30 @@ fn header(word: &str) -> Option<Range<usize>> {
     Some(start..start + value.trim().len())
 }
 
-/// The secrets of the commands in a line of a script.
-pub(super) fn in_line(
-    redactor: &Redactor,
+/// The secrets of the commands in a line of a script. `begun` is the command that a line before
+/// began and that goes on in this one; what is returned goes on in the next.
+pub(super) fn in_line<'r>(
+    redactor: &'r Redactor,
     line: &str,
-    offset: usize,
-    depth: usize,
+    begun: Option<Command<'r>>,
     spans: &mut Vec<Range<usize>>,
-) {
+) -> Option<Command<'r>> {
+    within(redactor, line, (0, 0), begun, spans).filter(|_| line.ends_with('\\'))
+}
+
+/// The same of a part of a line at this offset, so many quotes deep.
+fn within<'r>(
+    redactor: &'r Redactor,
+    line: &str,
+    (offset, depth): (usize, usize),
+    begun: Option<Command<'r>>,
+    spans: &mut Vec<Range<usize>>,
+) -> Option<Command<'r>> {
     super::work::spend(line.len());
-    let mut command = Command::new(redactor);
-    let mut known = false;
+    let mut known = begun.is_some();
+    let mut command = begun.unwrap_or_else(|| Command::new(redactor));
     for raw in shell_words(line) {
-        let Some(word) = line.get(raw.clone()) else { continue };
+        let Some(word) = line.get(raw.clone()).filter(|word| *word != "\\") else { continue };
         if matches!(word, "|" | "||" | "&&" | ";" | "&") {
             command = Command::new(redactor);
             known = false;
@@ -206,7 +281,7 @@ pub(super) fn in_line(
         let text = word.get(inner).unwrap_or_default();
         if !(known || text.len() < 256 && is_known(base(text))) {
             if depth < 2 && text.contains(char::is_whitespace) {
-                in_line(redactor, text, offset + start, depth + 1, spans);
+                within(redactor, text, (offset + start, depth + 1), None, spans);
             }
             continue;
         }
@@ -219,13 +294,14 @@ pub(super) fn in_line(
             let from = offset + start + range.start;
             spans.push(from + bare.start..from + bare.end);
         } else if depth < 2 && text.contains(char::is_whitespace) {
-            in_line(redactor, text, offset + start, depth + 1, spans);
+            within(redactor, text, (offset + start, depth + 1), None, spans);
         }
         if ends {
             command = Command::new(redactor);
             known = false;
         }
     }
+    known.then_some(command)
 }
 
 /// The range within a pair of quotes, or all; without a stray bracket or quote at the end.

@@ -1,6 +1,7 @@
 //! Goes through a text line by line, and carries what a line leaves open to the next ones.
 
 use super::names::{Strength, is_property, says_nothing, strength};
+use super::variables::Reader;
 use super::{MARK, Redactor, assignments, commands, shapes};
 use std::ops::Range;
 
@@ -19,11 +20,20 @@ pub(super) enum Open {
     Pair,
 }
 
-/// One pass over a text.
-pub(super) fn pass(redactor: &Redactor, text: &str) -> String {
+/// What a line leaves to the next.
+#[derive(Debug, Default)]
+struct Carried<'r> {
+    open: Option<Open>,
+    /// A command that goes on behind a backslash.
+    command: Option<commands::Command<'r>>,
+}
+
+/// One pass over a text; whether every assignment in it is one of a variable.
+pub(super) fn pass(redactor: &Redactor, text: &str, is_environment: bool) -> String {
     let mut out = String::with_capacity(text.len());
     let mut key_block: Option<String> = None;
-    let mut open = None;
+    let mut carried = Carried::default();
+    let mut variables = Reader::new(redactor, is_environment);
     for line in text.split_inclusive('\n') {
         if let Some(block) = &mut key_block {
             block.push_str(line);
@@ -47,7 +57,15 @@ pub(super) fn pass(redactor: &Redactor, text: &str) -> String {
             let stop = rest.find("-----").map_or(rest.len(), |stop| stop + 5);
             spans.push(at..at + end + 5 + stop);
         }
-        open = body_spans(redactor, body, open, &mut spans);
+        match variables.line(body) {
+            Some(found) => {
+                spans.extend(found.hidden);
+                for value in found.legible {
+                    inner_spans(redactor, body, value, &mut spans);
+                }
+            }
+            None => body_spans(redactor, body, &mut carried, &mut spans),
+        }
         render(redactor, body, spans, &mut out);
         out.push_str(line.get(body.len()..).unwrap_or_default());
     }
@@ -57,37 +75,49 @@ pub(super) fn pass(redactor: &Redactor, text: &str) -> String {
     out
 }
 
-fn body_spans(
-    redactor: &Redactor,
+/// What is secret within a part of a line that is read by itself.
+fn inner_spans(redactor: &Redactor, body: &str, part: Range<usize>, spans: &mut Vec<Range<usize>>) {
+    let mut inner = Vec::new();
+    let text = body.get(part.clone()).unwrap_or_default();
+    body_spans(redactor, text, &mut Carried::default(), &mut inner);
+    let moved = inner.into_iter().map(|span| part.start + span.start..part.start + span.end);
+    spans.extend(moved);
+}
+
+fn body_spans<'r>(
+    redactor: &'r Redactor,
     body: &str,
-    open: Option<Open>,
+    carried: &mut Carried<'r>,
     spans: &mut Vec<Range<usize>>,
-) -> Option<Open> {
+) {
     shapes::words(body, spans);
     shapes::hashes(body, spans);
     shapes::urls(body, spans);
-    let carried = open.and_then(|open| carried(open, body, spans));
+    let kept = carried.open.take().and_then(|open| belonging(open, body, spans));
     // Behind what belongs to a secret, or within it, others may be.
     let open = assignments::scan(redactor, body, spans);
-    commands::in_line(redactor, body, 0, 0, spans);
-    if carried.is_some() {
-        return carried;
-    }
+    carried.command = commands::in_line(redactor, body, carried.command.take(), spans);
+    carried.open = match kept {
+        None if names_secret(redactor, body) => Some(Open::Pair),
+        None => open,
+        kept => kept,
+    };
+}
+
+/// `name: PASSWORD`, whose value is in the next line.
+fn names_secret(redactor: &Redactor, body: &str) -> bool {
     let key = body.trim_start_matches([' ', '\t', '-', '{', '"']);
-    let pair = key
+    let name = key
         .strip_prefix("name")
         .or_else(|| key.strip_prefix("key"))
         .map(|rest| rest.trim_start_matches(['"', ' ']))
         .and_then(|rest| rest.strip_prefix(':'))
         .map(|name| name.trim_matches([' ', '"', '\'', ',']));
-    if pair.is_some_and(|name| !redactor.allowed(name) && strength(name) == Strength::Strong) {
-        return Some(Open::Pair);
-    }
-    open
+    name.is_some_and(|name| !redactor.allowed(name) && strength(name) == Strength::Strong)
 }
 
 /// What of this line belongs to an open secret, and what stays open behind it.
-fn carried(open: Open, line: &str, spans: &mut Vec<Range<usize>>) -> Option<Open> {
+fn belonging(open: Open, line: &str, spans: &mut Vec<Range<usize>>) -> Option<Open> {
     let content = line.trim_start();
     let start = line.len() - content.len();
     match open {

@@ -5,7 +5,9 @@
 //! hidden than one too few; the allow-list ([`Redactor::allow`]) names what must stay legible.
 //!
 //! What is hidden:
-//! - environment values, always, except allow-listed names;
+//! - environment values, always, except those of allow-listed names and those that by their
+//!   form say nothing secret, wherever they are: in the environment itself, in `Environment=`
+//!   of a unit, in a file that a unit names as `EnvironmentFile=`, in `docker run -e X=value`;
 //! - arguments after or within an option whose name speaks of a secret (`--password X`,
 //!   `--token=X`, `password=X`, `-pX` of the MySQL tools), credentials in URLs, and words
 //!   that by shape (known token prefixes, PEM, JWT) or entropy look like a key;
@@ -21,9 +23,11 @@ mod assignments;
 mod commands;
 mod lines;
 mod names;
+mod plain;
 mod shapes;
 #[cfg(test)]
 mod tests;
+mod variables;
 mod work;
 
 /// Replaces secrets.
@@ -99,12 +103,18 @@ impl Redactor {
     /// The value of an environment variable as it may be stored.
     #[must_use]
     pub fn environment(&self, name: &str, value: &str) -> String {
-        let legible = LEGIBLE_ENVIRONMENT.contains(&name) || self.allowed(name);
-        if legible && !shapes::looks_secret(value) || value.is_empty() {
-            self.text(value)
-        } else {
-            self.mark(value)
+        if self.hides(name, value) { self.mark(value) } else { self.text(value) }
+    }
+
+    /// Whether the value of an environment variable is replaced.
+    fn hides(&self, name: &str, value: &str) -> bool {
+        if value.is_empty() {
+            return false;
         }
+        if LEGIBLE_ENVIRONMENT.contains(&name) || self.allowed(name) {
+            return shapes::looks_secret(value);
+        }
+        names::speaks_of_secret(name) || !plain::is_plain(value)
     }
 
     /// A command line, word by word.
@@ -126,13 +136,24 @@ impl Redactor {
         words.iter().map(argument).collect()
     }
 
-    /// The text of a configuration file or script, its secrets replaced line by line.
+    /// The text of a configuration file, unit or script, its secrets replaced line by line.
     #[must_use]
     pub fn text(&self, text: &str) -> String {
-        let mut seen = lines::pass(self, text);
+        self.redacted(text, false)
+    }
+
+    /// The text of a file that a unit names as `EnvironmentFile=`: of every assignment the value
+    /// is one of an environment.
+    #[must_use]
+    pub fn environment_file(&self, text: &str) -> String {
+        self.redacted(text, true)
+    }
+
+    fn redacted(&self, text: &str, is_environment: bool) -> String {
+        let mut seen = lines::pass(self, text, is_environment);
         // A mark may make its surroundings read differently: until nothing changes any more.
         for _ in 0..PASSES {
-            let next = lines::pass(self, &seen);
+            let next = lines::pass(self, &seen, is_environment);
             if next == seen {
                 break;
             }

@@ -185,6 +185,12 @@ pub(super) fn strength(name: &str) -> Strength {
     Strength::None
 }
 
+/// Whether a variable or option of this name may hold a secret, be it a short or plain one.
+pub(super) fn speaks_of_secret(name: &str) -> bool {
+    const KEYS: [&str; 9] = ["key", "keys", "pin", "code", "codes", "otp", "salt", "seed", "login"];
+    strength(name) != Strength::None || words(name).iter().any(|word| KEYS.contains(&word.as_str()))
+}
+
 /// Lower-case words of a name: split at punctuation and where case rises, numbers cut off.
 fn words(name: &str) -> Vec<String> {
     let mut words: Vec<String> = vec![String::new()];

@@ -65,6 +65,78 @@ fn environment() {
     assert_ne!(redactor.mark("x"), Redactor::new([8; 32], Vec::new()).mark("x"));
     let token = "ghp_abcdefghijklmnopqrstuvwxyz0123456789";
     assert_eq!(redactor.environment("PATH", token), redactor.mark(token));
+    assert_eq!(redactor.environment("PORT", "8080"), "8080");
+    for name in ["PASSWORD", "UNLOCK_PIN", "API_KEY", "Auth"] {
+        assert_eq!(redactor.environment(name, "8080"), redactor.mark("8080"), "{name}");
+    }
+}
+
+#[test]
+fn environments_of_units() {
+    for marked in [
+        "Environment=DSN=«hunter2»\n",
+        " Environment = DSN=«hunter2»\nExecStart=/bin/app\n",
+        "Environment=A=«one» B=«two» C=3 PATH=/bin\n",
+        "Environment=\"A=«one two»\" 'B=«x \"y»' C=\"«one two»\"«D»\n",
+        "Environment=A=«one» \\\n  B=«two» \\\n# DSN is elsewhere\n  C=«x»\nUser=app\n",
+        "Environment=\"A=«one »\\\n«  two B»\" C=«x»\n",
+        "Environment=A=«one\\ two»\n",
+        "Environment=A=«one» «two» \"«three four»\"\n",
+        "Environment=A=\"«it»\"'«s»' 'B=«x»\n",
+        "#Environment=DSN=«hunter2»\nUser=app\n",
+        "Environment=DB_PASSWORD=«1234» MODE=fast LOG_LEVEL=info NAME=%i\n",
+        "Environment=MODE=postgres://app:«hunter2»@db/app\n",
+        "PassEnvironment=A B\nEnvironmentFile=-/etc/default/app\n",
+    ] {
+        check(marked, |text| redactor().text(text));
+    }
+}
+
+#[test]
+fn files_of_environments() {
+    for marked in [
+        "FOO=«hunter2»\nPORT=80\n",
+        "export FOO=\"«hunter two»\"\n",
+        "FOO=«one two»\n  BAR = '«x»'\n",
+        "FOO=\"«one»\n«BAR=two»\"\nPORT=80\n",
+        "FOO=«one» \\\n  «two»\nPORT=80\n",
+        "FOO=\"«a\\\"b»\"'«c»' «d»\n",
+        "FOO=«it's»\nPORT=80\n",
+        "PORT=80 # that of the web\nFOO=\"«x»\" «# see BAR»\n",
+        "# What follows is read by app.service\n#FOO=«hunter2»\n# PORT=80\n",
+        "OPTIONS=\"-l --log-level=info\"\nEMPTY=\nQUOTED=\"\"\n",
+        "TOKEN=«1»\nMODE=anything at all\n",
+        "if [ -x /bin/app ]; then\n",
+        "password: «hunter2»\n",
+    ] {
+        check(marked, |text| redactor().environment_file(text));
+    }
+    check("FOO=hunter2\n", |text| redactor().text(text));
+}
+
+#[test]
+fn variables_of_commands() {
+    for marked in [
+        "docker␣run␣-e␣DSN=«hunter2»␣-e␣PORT=80␣-e␣HOME␣app",
+        "docker␣run␣--env␣DSN=«a b»␣--env=DSN=«x»␣--env-file␣/etc/app␣app",
+        "/usr/bin/podman␣run␣-ite␣DSN=«x»␣-eDSN=«y»␣-e=DSN=«z»␣app",
+        "docker␣run␣--name␣mysql␣-v␣/srv:/var/lib/mysql␣-e␣DSN=«x»␣mysql␣-p«y»",
+        "/usr/bin/env␣-i␣-u␣HOME␣DSN=«hunter2»␣LANG=C␣app␣mode=fast",
+        "systemd-run␣-E␣DSN=«x»␣--setenv=DSN=«y»␣app",
+        "rails␣server␣--env␣production␣-e␣test",
+        "docker␣run␣-e␣MODE=fast␣app␣-e␣select 1=1",
+    ] {
+        check(marked, run_arguments);
+    }
+    for marked in [
+        "ExecStart=/usr/bin/docker run --rm \\\n  -e DSN=«hunter2» \\\n  -e \"A=«b c»\" \\\n  app\n",
+        "ExecStart=/usr/bin/docker run -e DSN=\"«x y»\" -e PORT=${PORT} app\nUser=a\n",
+        "0 3 * * * root env DSN=«hunter2» backup --all\n",
+        "env: production\nDOCKER_OPTS=--env\n",
+        "#!/usr/bin/env python3\nx = 1\n",
+    ] {
+        check(marked, |text| redactor().text(text));
+    }
 }
 
 #[test]
@@ -250,12 +322,18 @@ fn work_is_linear() {
         "identified by ",
         "curl -u \" ",
         "{\"password\":",
+        "Environment=A=x ",
+        "docker run -e A=x ",
+        "env A=\"x ",
+        "A=\"\" ",
     ] {
         let text = part.repeat((1 << 18) / part.len());
-        let _before = work::spent();
-        let _once = lines::pass(&redactor(), &text);
-        let spent = work::spent();
-        assert!(spent < 32 << 18, "{part:?}: {spent}");
+        for is_environment in [false, true] {
+            let _before = work::spent();
+            let _once = lines::pass(&redactor(), &text, is_environment);
+            let spent = work::spent();
+            assert!(spent < 32 << 18, "{part:?}: {spent}");
+        }
     }
 }
 
@@ -276,6 +354,38 @@ proptest::proptest! {
     ) {
         let once = redactor().text(&parts.concat());
         proptest::prop_assert_eq!(redactor().text(&once), once);
+    }
+
+    #[test]
+    fn variables_are_stable(
+        parts in proptest::collection::vec(proptest::sample::select(vec![
+            "Environment=", "A=", "B_TOKEN=", "MODE=", "x", " ", "\n", "\"", "'", "\\", "\\\n", "#", ";",
+            "80", "=", "export ", "docker run ", "-e ", "--env ", "env ", "password", ": ", "://", "@",
+            "redacted:0123456789abcdef", "/usr/bin",
+        ]), 0..24),
+    ) {
+        let text = parts.concat();
+        let once = redactor().text(&text);
+        proptest::prop_assert_eq!(redactor().text(&once), once);
+        let once = redactor().environment_file(&text);
+        proptest::prop_assert_eq!(redactor().environment_file(&once), once);
+    }
+
+    #[test]
+    fn a_variable_never_survives(
+        name in "[A-Z][A-Z_]{0,8}",
+        before in "[A-Za-z0-9 =\"'\\\\\n#]{0,12}",
+        value in "[a-z][!#-&(-\\[\\]-~]{6,20}[A-Z]",
+    ) {
+        proptest::prop_assume!(!LEGIBLE_ENVIRONMENT.contains(&name.as_str()) && name != "MODE");
+        let unit = redactor().text(&format!("{before}\nEnvironment={name}={value}\n"));
+        proptest::prop_assert!(!unit.contains(&value), "{}", unit);
+        let file = redactor().environment_file(&format!("{before}\n{name}={value}\n"));
+        proptest::prop_assert!(!file.contains(&value), "{}", file);
+        let words = ["docker", "run", "-e"].map(str::to_owned);
+        let words: Vec<String> = words.into_iter().chain([format!("{name}={value}")]).collect();
+        let shown = redactor().arguments(&words).join(" ");
+        proptest::prop_assert!(!shown.contains(&value), "{}", shown);
     }
 
     #[test]
