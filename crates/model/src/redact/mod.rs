@@ -5,9 +5,10 @@
 //! hidden than one too few; the allow-list ([`Redactor::allow`]) names what must stay legible.
 //!
 //! What is hidden:
-//! - environment values, always, except those of allow-listed names and those that by their
-//!   form say nothing secret, wherever they are: in the environment itself, in `Environment=`
-//!   of a unit, in a file that a unit names as `EnvironmentFile=`, in `docker run -e X=value`;
+//! - environment values, always, except those of allow-listed names;
+//! - the same in what gives them, except values that by their form say nothing secret:
+//!   `Environment=` of a unit, a file that a unit names as `EnvironmentFile=`,
+//!   `docker run -e X=value`;
 //! - arguments after or within an option whose name speaks of a secret (`--password X`,
 //!   `--token=X`, `password=X`, `-pX` of the MySQL tools), credentials in URLs, and words
 //!   that by shape (known token prefixes, PEM, JWT) or entropy look like a key;
@@ -103,18 +104,23 @@ impl Redactor {
     /// The value of an environment variable as it may be stored.
     #[must_use]
     pub fn environment(&self, name: &str, value: &str) -> String {
-        if self.hides(name, value) { self.mark(value) } else { self.text(value) }
+        let hidden = !value.is_empty() && (!self.legible(name) || shapes::looks_secret(value));
+        if hidden { self.mark(value) } else { self.text(value) }
     }
 
-    /// Whether the value of an environment variable is replaced.
+    /// Whether the value of a variable is replaced in what gives it: a file, a command.
     fn hides(&self, name: &str, value: &str) -> bool {
         if value.is_empty() {
             return false;
         }
-        if LEGIBLE_ENVIRONMENT.contains(&name) || self.allowed(name) {
+        if self.legible(name) {
             return shapes::looks_secret(value);
         }
         names::speaks_of_secret(name) || !plain::is_plain(value)
+    }
+
+    fn legible(&self, name: &str) -> bool {
+        LEGIBLE_ENVIRONMENT.contains(&name) || self.allowed(name)
     }
 
     /// A command line, word by word.

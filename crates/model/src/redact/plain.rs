@@ -1,6 +1,5 @@
 //! Values that say nothing secret by their form: switches, small numbers, paths, addresses and
-//! the like. Variables that have one stay legible: they say much about a service, and a twin
-//! can have the file that gives them.
+//! the like. They stay legible in what gives variables their values, so that a twin can have it.
 //!
 //! # Invariants
 //! - What could be a key by its letters is none of these, also where it begins like a path.

@@ -65,7 +65,7 @@ fn environment() {
     assert_ne!(redactor.mark("x"), Redactor::new([8; 32], Vec::new()).mark("x"));
     let token = "ghp_abcdefghijklmnopqrstuvwxyz0123456789";
     assert_eq!(redactor.environment("PATH", token), redactor.mark(token));
-    assert_eq!(redactor.environment("PORT", "8080"), "8080");
+    assert_eq!(redactor.environment("PORT", "8080"), redactor.mark("8080"));
     for name in ["PASSWORD", "UNLOCK_PIN", "API_KEY", "Auth"] {
         assert_eq!(redactor.environment(name, "8080"), redactor.mark("8080"), "{name}");
     }
