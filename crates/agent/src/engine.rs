@@ -55,6 +55,8 @@ pub(crate) enum Scope {
     UnitsOf(String),
     /// Units of users' managers but those of these users.
     UnitsBut(BTreeSet<String>),
+    /// Containers but these.
+    ContainersBut(BTreeSet<Subject>),
 }
 
 impl Scope {
@@ -62,6 +64,7 @@ impl Scope {
         match self {
             Self::Kind(kind) => *kind,
             Self::SystemUnits | Self::UnitsOf(_) | Self::UnitsBut(_) => Kind::UNIT,
+            Self::ContainersBut(_) => Kind::CONTAINER,
         }
     }
 
@@ -76,6 +79,9 @@ impl Scope {
             Self::UnitsBut(users) => {
                 let owner = subject.id().split_once('/').map(|(owner, _)| owner);
                 subject.kind() == Kind::UNIT && owner.is_some_and(|owner| !users.contains(owner))
+            }
+            Self::ContainersBut(these) => {
+                subject.kind() == Kind::CONTAINER && !these.contains(subject)
             }
         }
     }

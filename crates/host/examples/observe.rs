@@ -65,7 +65,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     scan.files.iter().for_each(|item| drop(facts.put_entity(item)));
     if let Some(socket) = arguments.next() {
         let docker = docker::Docker::new(socket, redactor);
-        let containers = timed!("docker", docker.containers().await?);
+        let containers = timed!("docker", docker.containers().await?).containers;
         timed!("docker again", docker.containers().await?);
         containers.iter().for_each(|item| drop(facts.put_entity(item)));
     }

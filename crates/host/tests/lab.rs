@@ -248,7 +248,8 @@ async fn the_life_of_a_container() {
     assert_eq!(container.name, name);
     assert!(container.pid.is_some() && container.image_digest.is_some());
     assert!(!format!("{container:?}").contains("hunter2"));
-    assert!(docker.containers().await.unwrap().iter().any(|other| other.name == name));
+    let listing = docker.containers().await.unwrap();
+    assert!(listing.containers.iter().any(|other| other.name == name));
     docker_client(&["rm", "-f", &name]);
     let removed =
         async { while watch.next().await.unwrap() != ContainerEvent::Removed(id.clone()) {} };

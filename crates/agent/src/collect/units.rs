@@ -364,7 +364,7 @@ impl Follower {
                     before.unwrap_or_default() != vms
                 });
             }
-            Scope::Kind(_) | Scope::UnitsBut(_) => {}
+            Scope::Kind(_) | Scope::UnitsBut(_) | Scope::ContainersBut(_) => {}
         }
     }
 }

@@ -16,6 +16,17 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) struct Summary {
     #[serde(rename = "Id")]
     pub(super) id: String,
+    #[serde(rename = "Names", default, deserialize_with = "or_default")]
+    names: Vec<String>,
+}
+
+impl Summary {
+    /// Its own name, which the container has as well. Others are those of links to it.
+    pub(super) fn name(&self) -> String {
+        let names = self.names.iter().map(|name| name.strip_prefix('/').unwrap_or(name));
+        let name = names.filter(|name| !name.is_empty()).find(|name| !name.contains('/'));
+        printable(name.unwrap_or(&self.id).as_bytes())
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

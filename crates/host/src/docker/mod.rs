@@ -6,6 +6,7 @@
 //! # Invariants
 //! - Asks only: every request is a GET.
 //! - Every request has a deadline, [`DEADLINE`] unless another is given, every answer a limit of bytes.
+//! - A container that can't be read is told as that, and hides no other.
 //! - Commands, environment and labels leave this module redacted.
 
 pub mod archive;
@@ -18,12 +19,13 @@ pub use export::{Export, Found};
 pub use watch::{ContainerEvent, Watch};
 
 use container::{Image, Inspected, Summary};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 use model::entity::Container;
 use model::redact::Redactor;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -35,6 +37,9 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Requests under way at once.
 const IN_FLIGHT: usize = 8;
+
+/// Containers that may keep silent before the engine counts as silent.
+const SILENT_MAX: usize = IN_FLIGHT;
 
 /// Images whose digests are remembered.
 const IMAGES_MAX: usize = 1024;
@@ -90,9 +95,42 @@ impl Error {
         matches!(self, Self::Stopped { .. })
     }
 
+    /// Whether it speaks of what was asked about alone: the engine may well answer other questions.
+    #[must_use]
+    pub fn is_of_one(&self) -> bool {
+        match self {
+            Self::Status { .. }
+            | Self::Answer { .. }
+            | Self::TooLarge { .. }
+            | Self::Deadline { .. }
+            | Self::Request { .. } => true,
+            Self::Absent { .. } | Self::Stopped { .. } | Self::Connect { .. } | Self::Closed => {
+                false
+            }
+        }
+    }
+
     fn is_not_found(&self) -> bool {
         matches!(self, Self::Status { status: 404, .. })
     }
+}
+
+/// The containers there are.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// In order of name.
+    pub containers: Vec<Container>,
+    /// Those that can't be read, in order of name.
+    pub unread: Vec<Unread>,
+}
+
+/// A container that can't be read.
+#[derive(Debug)]
+pub struct Unread {
+    pub id: String,
+    /// Its id where it has no name.
+    pub name: String,
+    pub error: Error,
 }
 
 /// A Docker engine. Holds no connection: each request makes its own.
@@ -125,20 +163,34 @@ impl Docker {
         &self.socket
     }
 
-    /// All containers, running or not, in order of name.
+    /// All containers, running or not.
     ///
     /// # Errors
     /// [`Error::Absent`] where nobody listens. Any other means that what was known is old.
-    pub async fn containers(&self) -> Result<Vec<Container>, Error> {
+    pub async fn containers(&self) -> Result<Listing, Error> {
         let listed: Vec<Summary> = self.get("/containers/json?all=1").await?;
-        let mut containers: Vec<Container> = stream::iter(listed)
-            .map(|summary| async move { self.container(&summary.id).await })
-            .buffer_unordered(IN_FLIGHT)
-            .try_filter_map(|container| async move { Ok(container) })
-            .try_collect()
-            .await?;
-        containers.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(containers)
+        let ask = |summary: Summary| async move {
+            let answer = self.container(&summary.id).await;
+            (summary, answer)
+        };
+        let mut answers = pin!(stream::iter(listed).map(ask).buffer_unordered(IN_FLIGHT));
+        let (mut listing, mut silent) = (Listing::default(), 0);
+        while let Some((summary, answer)) = answers.next().await {
+            match answer {
+                Ok(container) => listing.containers.extend(container),
+                Err(error) if error.is_of_one() => {
+                    silent += usize::from(matches!(error, Error::Deadline { .. }));
+                    if silent > SILENT_MAX {
+                        return Err(error);
+                    }
+                    listing.unread.push(Unread { name: summary.name(), id: summary.id, error });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        listing.containers.sort_by(|a, b| a.name.cmp(&b.name));
+        listing.unread.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(listing)
     }
 
     /// Asks whether it answers at all.

@@ -91,9 +91,38 @@ async fn containers_of_an_engine() {
         ("/images/", r#"{"RepoDigests":["nginx@sha256:feed"]}"#.to_owned()),
     ];
     with_engine(answers, async |docker| {
-        let containers = docker.containers().await.unwrap();
+        let containers = docker.containers().await.unwrap().containers;
         assert_eq!(containers.len(), 1, "what is gone meanwhile is left out");
         assert_eq!(containers[0].image_digest.as_deref(), Some("sha256:feed"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_container_that_can_not_be_read_hides_no_other() {
+    const OOPS: &str = "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n";
+    let list = r#"[{"Id":"c3"},{"Id":"c2","Names":["/web/db","/db"]},{"Id":"c1","Names":null}]"#;
+    let answers = vec![
+        ("/containers/json", list.to_owned()),
+        ("/containers/c1/json", INSPECT.to_owned()),
+        ("/containers/c2/json", OOPS.to_owned()),
+        ("/containers/c3/json", "nonsense".to_owned()),
+        ("/images/", r#"{"RepoDigests":["nginx@sha256:feed"]}"#.to_owned()),
+    ];
+    with_engine(answers, async |docker| {
+        let Listing { containers, unread } = docker.containers().await.unwrap();
+        assert_eq!(containers.len(), 1);
+        let unread: Vec<_> = unread.iter().map(|one| (&*one.id, &*one.name, &one.error)).collect();
+        assert!(
+            matches!(
+                unread[..],
+                [
+                    ("c3", "c3", Error::Answer { .. }),
+                    ("c2", "db", Error::Status { status: 500, .. })
+                ]
+            ),
+            "{unread:?}"
+        );
     })
     .await;
 }
