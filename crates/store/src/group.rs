@@ -206,6 +206,7 @@ impl Group {
         working: &mut Working,
         append: Append,
     ) -> Result<Appended, Error> {
+        writer.notice_time(&working.meta, append.received);
         let stream = append.stream.as_deref();
         let mut recorded = Vec::new();
         for mut delta in append.deltas {
@@ -230,7 +231,8 @@ impl Group {
                 }
             }
             working.touched = true;
-            working.meta.state.seen_at = working.meta.state.seen_at.max(append.received);
+            // Also where that is before: a clock that was ahead hides nobody who falls silent.
+            working.meta.state.seen_at = append.received;
             if let (Some(stream), Some(sequence)) = (stream, sequence) {
                 working.meta.set_sequence(stream, sequence);
             }

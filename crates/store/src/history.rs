@@ -303,6 +303,7 @@ impl History {
             shared.remove_meta(&host);
             shared.heads().take(meta.number);
             writer.load_slots.remove(&meta.number);
+            writer.standing_still.remove(&meta.number);
             Ok(())
         })?;
         self.finish_forgetting()

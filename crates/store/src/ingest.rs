@@ -16,6 +16,10 @@ use std::time::Duration;
 /// A host's clock may be so far ahead of the server's.
 const AHEAD: Duration = Duration::from_secs(60);
 
+/// Times that are further ahead of the server's clock are no matter of clocks that differ: it
+/// was set back.
+const SET_BACK: Duration = Duration::from_secs(86_400);
+
 /// What became of a delta.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Step {
@@ -129,6 +133,11 @@ fn apply_op(facts: &mut Facts, subject: &Subject, op: Op) -> Result<Option<Op>, 
 /// History's time of something that happened `at` by the host's clock.
 pub(crate) fn history_time(at: Time, previous: Time, received: Time) -> Time {
     at.min(received.plus(AHEAD)).max(previous)
+}
+
+/// Whether a host's times stand still until the clock, which was set back, has caught up.
+pub(crate) fn stands_still(newest: Time, received: Time) -> bool {
+    newest.since(received) > SET_BACK
 }
 
 #[cfg(test)]
@@ -262,5 +271,8 @@ mod tests {
         assert_eq!(history_time(second(5), second(10), second(51)), second(10));
         assert_eq!(history_time(second(500), second(10), second(51)), second(111));
         assert_eq!(history_time(second(500), second(300), second(51)), second(300));
+        assert!(!stands_still(Time(i64::MIN), second(51)));
+        assert!(!stands_still(second(86_451), second(51)));
+        assert!(stands_still(second(86_452), second(51)));
     }
 }

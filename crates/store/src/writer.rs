@@ -15,11 +15,14 @@
 use crate::engine::Db;
 use crate::error::Error;
 use crate::group::{Group, Job};
+use crate::ingest::stands_still;
 use crate::keys;
+use crate::record::Meta;
 use crate::shared::Shared;
 use crate::stats::Counters;
 use crate::types::{Committed, OnCommit, Options, Retention};
-use std::collections::HashMap;
+use model::Time;
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -44,6 +47,8 @@ pub(crate) struct Writer {
     pub(crate) floor: i64,
     /// The last five minutes of each host that have their lasting load sample.
     pub(crate) load_slots: HashMap<u32, i64>,
+    /// Hosts of which it was said that their times stand still.
+    pub(crate) standing_still: HashSet<u32>,
     on_commit: Option<OnCommit>,
     reserve_bytes: u64,
     persist_interval: Duration,
@@ -61,6 +66,7 @@ impl Writer {
             next_host: 0,
             floor: i64::MIN,
             load_slots: HashMap::new(),
+            standing_still: HashSet::new(),
             on_commit: options.on_commit,
             reserve_bytes: options.reserve_bytes,
             persist_interval: options.persist_interval,
@@ -202,6 +208,23 @@ impl Writer {
             return Error::Full { path: self.shared.path.clone() };
         }
         error
+    }
+
+    /// Says once of a host that its times stand still, when they do.
+    pub(crate) fn notice_time(&mut self, meta: &Meta, received: Time) {
+        let newest = meta.state.head_at;
+        if !stands_still(newest, received) {
+            self.standing_still.remove(&meta.number);
+        } else if self.standing_still.insert(meta.number) {
+            tracing::warn!(
+                host = %meta.host,
+                %newest,
+                clock = %received,
+                "the clock was set back: until it has caught up, versions of this host have the \
+                 time of its newest, and are kept whole; docs/operations.md, Clock jumps, says \
+                 how to get out of that"
+            );
+        }
     }
 
     fn announce(&self, events: Vec<Committed>) {

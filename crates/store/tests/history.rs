@@ -171,6 +171,38 @@ fn time_never_runs_backwards() {
     assert_eq!(history.version_at(&web, minute(8)).unwrap(), Some(version(4)));
 }
 
+/// The clock that server and host share leaps ahead, and is set back.
+#[test]
+fn after_a_leap_the_order_is_right_and_a_forgotten_host_begins_with_right_times() {
+    let (_directory, history) = open();
+    let web = host("web01");
+    let leapt = NOON.plus(days(3650));
+    let send = |n: i64, now: Time| {
+        let mut one = append(&web, now, Body::State(small(n)));
+        one.received = now;
+        let head = history.append_and_wait(one).unwrap().head;
+        let info = history.host(&web).unwrap();
+        assert_eq!((info.head, info.seen_at), (head, now));
+        (head, info.head_at)
+    };
+    let minute = |n: u64| NOON.plus(seconds(n * 60));
+    assert_eq!(send(1, minute(1)), (version(1), minute(1)));
+    assert_eq!(send(2, leapt), (version(2), leapt));
+    assert_eq!(send(3, minute(2)), (version(3), leapt));
+    assert_eq!(history.state(&web, version(3)).unwrap(), Some(small(3)));
+    assert_eq!(history.version_at(&web, minute(3)).unwrap(), Some(version(1)));
+    let order: Vec<u64> = history
+        .log(&web, &Filter::default(), None, 10)
+        .unwrap()
+        .iter()
+        .map(|e| e.version.0)
+        .collect();
+    assert_eq!(order, [3, 2, 1]);
+    history.forget(&web).unwrap();
+    assert_eq!(send(4, minute(4)), (version(1), minute(4)));
+    assert_eq!(history.version_at(&web, minute(4)).unwrap(), Some(version(1)));
+}
+
 #[test]
 fn entries_carry_what_was_said_about_them() {
     let (directory, history) = open();
