@@ -228,6 +228,9 @@ async fn a_damaged_head_does_not_refuse_what_leaves_something_out() {
     }
     let mut bench = Bench::start(dir.path()).await;
     assert_eq!(bench.get("/api/v1/hosts/web01/state").await.1["code"], "corrupt");
+    let metrics = bench.client.send(Method::GET, "/metrics", "", Bytes::new()).await.unwrap();
+    let metrics = String::from_utf8(metrics.to_vec()).unwrap();
+    assert!(metrics.contains("safetytwin_host_faults{host=\"web01\"} 1"), "{metrics}");
     let part = r#"{"services":[{"name":"later"}],"hardware":{"hostname":"web01"}}"#;
     let (status, answer) = bench.update(part).await;
     assert_eq!((status.as_u16(), &answer["state_id"]), (200, &json!(41)), "{answer}");
