@@ -114,6 +114,8 @@ pub(crate) enum Seen {
     CaughtUp(u64),
     /// What the server was told of kinds that nobody could look at so far.
     Recalled(Facts),
+    /// What was passed on was lost before it was told.
+    Lost,
     /// Contents of files that are about to be named.
     Contents(Vec<Vec<u8>>),
     Load(Box<Load>),
@@ -142,7 +144,7 @@ pub(crate) struct Looked {
 pub(crate) struct Engine {
     facts: Facts,
     recorded: Facts,
-    /// Whether the server was ever told anything by this spool.
+    /// Whether the spool has a state that the next delta can begin from.
     begun: bool,
     changed: BTreeSet<Subject>,
     /// Collectors whose first report the first delta waits for.
@@ -292,6 +294,10 @@ impl Engine {
             Seen::Fault(message) => self.fault(collector, part, message),
             Seen::CaughtUp(_) => return,
             Seen::Recalled(facts) => return self.recall(&facts),
+            Seen::Lost => {
+                self.begun = false;
+                return self.schedule();
+            }
             Seen::Contents(contents) => {
                 for content in contents {
                     // Waits for room: contents are few and must come before their delta.
@@ -722,6 +728,20 @@ mod tests {
             bench.state.field(&Subject::escaped(Kind::UNIT, "a"), "n"),
             Some(Value::Int(199))
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_lost_is_told_as_a_whole_state() {
+        let mut bench = Bench::start(8);
+        bench.all(vec![item(Kind::UNIT, "a", 1)]).await;
+        bench.delta().await;
+        bench.say(Seen::Lost).await;
+        let Some(Outgoing::Delta { body, .. }) = bench.outgoing.recv().await else {
+            panic!("no delta")
+        };
+        assert_eq!(body, Body::Keyframe(bench.state.clone()));
+        bench.all(vec![item(Kind::UNIT, "a", 2)]).await;
+        assert_eq!(bench.delta().await, 1, "a step again");
     }
 
     #[tokio::test(start_paused = true)]

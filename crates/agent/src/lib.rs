@@ -9,6 +9,7 @@
 //! Each part has one owner task. A collector that hangs or fails says so in its own item and
 //! holds up nothing else.
 
+mod backlog;
 mod clock;
 mod collect;
 pub mod config;
@@ -130,6 +131,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         recall: true,
         patient: true,
         is_known: None,
+        without_load: false,
+        asks_whole: false,
     };
     let mut context = Context::new(config, identity.key, reports, wanted);
     context.shutdown = stop.clone();

@@ -9,9 +9,12 @@
 //! ```
 //!
 //! A delta is in the spool before it is sent and leaves it when the server has said that it is
-//! durable. Load rides along, is kept for an hour while the server is away, and is no reason
-//! to keep anything on disk.
+//! durable. Load rides along, waits in memory while the server is away ([`Backlog`]), and is no
+//! reason to keep anything on disk.
+//!
+//! What the spool can't read back is given up, and the engine tells the whole state instead.
 
+use crate::backlog::Backlog;
 use crate::clock;
 use crate::contents::Contents;
 use crate::engine::{LOOKS, Looked, Report, Seen};
@@ -19,10 +22,9 @@ use crate::spool::{self, Spool};
 use api::client::{Client, Error, segment};
 use api::wire::{self, Acknowledged, Batch, Body, Delta};
 use bytes::Bytes;
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use model::load::Load;
 use model::{ContentId, Facts, HostId, Time, with_causes};
-use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -30,8 +32,6 @@ use tokio_util::sync::CancellationToken;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
 /// Refusals after which what waits is sent in another form.
 const REFUSALS: u32 = 5;
-/// Load samples kept while the server is away.
-const MAX_LOAD: usize = 360;
 
 /// What goes out.
 #[derive(Debug)]
@@ -80,6 +80,25 @@ pub(crate) struct Outbox {
     pub(crate) patient: bool,
     /// Whether the server knows this host; `None` before it was asked.
     pub(crate) is_known: Option<bool>,
+    /// Whether what goes out next has no load: with some it was too large.
+    pub(crate) without_load: bool,
+    /// Whether the engine is still to be asked for the whole state.
+    pub(crate) asks_whole: bool,
+}
+
+/// Why a request brought nothing.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Server(#[from] Error),
+    #[error(transparent)]
+    Spool(#[from] spool::Error),
+}
+
+impl Failure {
+    fn is_too_large(&self) -> bool {
+        matches!(self, Self::Server(error) if error.status() == Some(StatusCode::PAYLOAD_TOO_LARGE))
+    }
 }
 
 /// A finished request: the client to use for the next, the contents that were delivered, the
@@ -92,7 +111,7 @@ struct Sent {
     newest: u64,
     /// Whether the server was asked what it remembers.
     recalls: bool,
-    result: Result<Acknowledged, Error>,
+    result: Result<Acknowledged, Failure>,
 }
 
 type Flight = std::pin::Pin<Box<dyn Future<Output = Sent> + Send>>;
@@ -101,7 +120,7 @@ impl Outbox {
     /// Runs until cancelled and a last try at what waits is made, or until nothing can come.
     pub(crate) async fn run(mut self, client: Client, shutdown: CancellationToken) {
         let mut idle = Some(client);
-        let mut load = VecDeque::new();
+        let mut load = Backlog::default();
         let mut backoff = BACKOFF.0;
         let mut flight: Option<Flight> = None;
         let wait = tokio::time::sleep(Duration::ZERO);
@@ -178,17 +197,17 @@ impl Outbox {
     /// On the way out: two seconds for what is under way and for one more request.
     async fn last_try(mut self, idle: Option<Client>, flight: Option<Flight>) {
         while let Ok(outgoing) = self.incoming.try_recv() {
-            self.keep(outgoing, &mut VecDeque::new());
+            self.keep(outgoing, &mut Backlog::default());
         }
         let finish = async {
             let client = match (flight, idle) {
-                (Some(sending), _) => self.settle(sending.await, &mut VecDeque::new()).0,
+                (Some(sending), _) => self.settle(sending.await, &mut Backlog::default()).0,
                 (None, Some(client)) => client,
                 (None, None) => return,
             };
             if !self.spool.is_empty() && !self.holds_back() {
-                let sent = self.request(client, &mut VecDeque::new()).await;
-                self.settle(sent, &mut VecDeque::new());
+                let sent = self.request(client, &mut Backlog::default()).await;
+                self.settle(sent, &mut Backlog::default());
             }
         };
         if tokio::time::timeout(Duration::from_secs(2), finish).await.is_err() {
@@ -196,7 +215,7 @@ impl Outbox {
         }
     }
 
-    fn keep(&mut self, outgoing: Outgoing, load: &mut VecDeque<Load>) {
+    fn keep(&mut self, outgoing: Outgoing, load: &mut Backlog) {
         match outgoing {
             Outgoing::Delta { at, body, of_first } => {
                 let trouble = if of_first {
@@ -204,25 +223,54 @@ impl Outbox {
                 } else {
                     self.spool.push(at, body, None)
                 };
-                let trouble = trouble.map(|error| with_causes(&error));
-                self.standing.send_if_modified(|standing| {
-                    let news = standing.spool != trouble;
-                    standing.spool = trouble;
-                    news
-                });
+                match trouble {
+                    Some(error) => self.spool_failed(&error),
+                    None => self.tell_of_spool(None),
+                }
             }
             Outgoing::Content(content) => {
                 if let Err(error) = self.contents.add(&content) {
                     tracing::warn!(%error, "a file's content is not kept");
                 }
             }
-            Outgoing::Load(sample) => {
-                load.push_back(*sample);
-                if load.len() > MAX_LOAD {
-                    load.pop_front();
-                }
-            }
+            Outgoing::Load(sample) => load.push(*sample),
         }
+        if self.asks_whole {
+            self.ask_whole();
+        }
+    }
+
+    /// What can't be read back now will not be read later either, and nothing that comes after it
+    /// can be delivered without it.
+    fn spool_failed(&mut self, error: &spool::Error) {
+        self.tell_of_spool(Some(with_causes(error)));
+        if !error.is_unreadable() || self.spool.is_lost() {
+            return;
+        }
+        tracing::error!(
+            error = with_causes(error),
+            "the changes that wait can't be read back; sending the state they lead to"
+        );
+        if let Err(error) = self.spool.give_up() {
+            tracing::warn!(%error, "could not note that the spool lacks something");
+        }
+        self.ask_whole();
+    }
+
+    /// Asks the engine for the whole state. Where there is no room for that, something is about
+    /// to come from there, and is the time to ask again.
+    fn ask_whole(&mut self) {
+        let lost = Report { collector: "spool", part: None, seen: Seen::Lost };
+        let asked = self.engine.upgrade().map(|engine| engine.try_send(lost));
+        self.asks_whole = matches!(asked, Some(Err(_)));
+    }
+
+    fn tell_of_spool(&self, trouble: Option<String>) {
+        self.standing.send_if_modified(|standing| {
+            let news = standing.spool != trouble;
+            standing.spool = trouble;
+            news
+        });
     }
 
     /// A server that can't take what waits (it is older, or something in it is broken) will not
@@ -240,6 +288,7 @@ impl Outbox {
             );
             if let Err(error) = self.spool.collapse((self.new_stream)(), clock::now()) {
                 tracing::error!(error = with_causes(&error), "could not start a new stream");
+                self.spool_failed(&error);
             }
         }
     }
@@ -257,7 +306,7 @@ impl Outbox {
     fn request(
         &mut self,
         mut client: Client,
-        load: &mut VecDeque<Load>,
+        load: &mut Backlog,
     ) -> impl Future<Output = Sent> + Send + use<> {
         // In this order: what was passed on before it was said to be complete is in the spool now.
         let (holds_back, recalls) = (self.holds_back(), self.recalls());
@@ -269,33 +318,31 @@ impl Outbox {
         // what the server can't show.
         let whole = contents.len() == self.contents.len();
         let deltas = if whole && !holds_back { self.next() } else { Ok(Vec::new()) };
-        let deltas = deltas.unwrap_or_else(|error| {
-            tracing::error!(error = with_causes(&error), "the spool can't be read back");
-            Vec::new()
-        });
-        let batch = Batch {
+        let batch = deltas.map(|deltas| Batch {
             stream: self.spool.stream().to_owned(),
             deltas,
-            load: load.drain(..).collect(),
+            load: if self.without_load { Vec::new() } else { load.batch() },
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             unseen: if recalls { self.looked.borrow().unseen.clone() } else { Vec::new() },
-        };
+        });
         let host = segment(self.host.as_str());
         let newest = self.spool.newest();
         async move {
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(error) => {
+                    let (contents, load) = (Vec::new(), Vec::new());
+                    let result = Err(error.into());
+                    return Sent { client, contents, load, newest, recalls, result };
+                }
+            };
             let (ids, bytes): (Vec<ContentId>, Vec<Vec<u8>>) = contents.into_iter().unzip();
             if !ids.is_empty() {
                 let path = format!("/api/v1/hosts/{host}/contents");
                 let body = Bytes::from(wire::encode(&wire::Contents(bytes)));
                 if let Err(error) = client.send(Method::POST, &path, wire::MEDIA_TYPE, body).await {
-                    return Sent {
-                        client,
-                        contents: Vec::new(),
-                        load: batch.load,
-                        newest,
-                        recalls,
-                        result: Err(error),
-                    };
+                    let (contents, result) = (Vec::new(), Err(error.into()));
+                    return Sent { client, contents, load: batch.load, newest, recalls, result };
                 }
             }
             let path = format!("/api/v1/hosts/{host}/deltas");
@@ -304,9 +351,10 @@ impl Outbox {
             let result = answer.and_then(|answer| {
                 wire::decode::<Acknowledged>(&answer).map_err(|_form| Error::Answer {
                     server: client.authority().to_owned(),
-                    status: hyper::StatusCode::OK,
+                    status: StatusCode::OK,
                 })
             });
+            let result = result.map_err(Failure::from);
             Sent { client, contents: ids, load: batch.load, newest, recalls, result }
         }
     }
@@ -346,6 +394,9 @@ impl Outbox {
     }
 
     fn next(&mut self) -> Result<Vec<Delta>, spool::Error> {
+        if self.spool.is_lost() {
+            return Ok(Vec::new());
+        }
         // A host that the server does not know can't lose what comes a moment later.
         if self.is_known != Some(false) {
             self.spool.condense()?;
@@ -357,61 +408,74 @@ impl Outbox {
     }
 
     /// Takes note of an answer; whether the next request may follow at once.
-    fn settle(&mut self, sent: Sent, load: &mut VecDeque<Load>) -> (Client, bool) {
+    fn settle(&mut self, sent: Sent, load: &mut Backlog) -> (Client, bool) {
         let Sent { client, contents, load: samples, newest, recalls, result } = sent;
         self.contents.delivered(&contents);
-        if result.is_err() {
-            // What was measured meanwhile comes after what could not be delivered.
-            let room = MAX_LOAD.saturating_sub(load.len());
-            for sample in samples.into_iter().rev().take(room) {
-                load.push_front(sample);
-            }
-        }
         match result {
-            Ok(acknowledged) if acknowledged.sequence > newest => {
-                self.was_put_back(acknowledged.sequence);
-                (client, false)
-            }
             Ok(acknowledged) => {
-                self.refusals = 0;
-                self.is_known = Some(acknowledged.version.0 > 0);
-                if let Err(error) = self.spool.acknowledged(acknowledged.sequence) {
-                    tracing::warn!(error = with_causes(&error), "the spool could not be written");
+                self.without_load = false;
+                if acknowledged.sequence > newest {
+                    self.was_put_back(acknowledged.sequence);
+                    return (client, false);
                 }
-                self.standing.send_modify(|standing| {
-                    standing.version = Some(acknowledged.version.0);
-                    standing.missing = acknowledged.missing;
-                });
-                self.tell(None);
+                let told = self.acknowledged(acknowledged);
                 // The engine takes a moment to pass on what it is told.
-                (client, !(recalls && self.remember(acknowledged.told)))
+                (client, !(recalls && self.remember(told)))
             }
-            Err(error)
-                if error.code() == Some("base_mismatch")
-                    && server_has(&error).is_some_and(|has| has > self.spool.acked()) =>
-            {
-                self.was_put_back(server_has(&error).unwrap_or_default());
+            // Before anything else is given up of what waits.
+            Err(failure) if failure.is_too_large() && !samples.is_empty() => {
+                tracing::warn!(samples = samples.len(), "load made a request too large; dropped");
+                self.without_load = true;
+                self.tell(Some(with_causes(&failure)));
                 (client, false)
             }
-            Err(error) if error.code() == Some("base_mismatch") => {
-                tracing::warn!(
-                    "the server knows another state of this host; sending the whole one"
-                );
-                if let Err(error) = self.spool.resync((self.new_stream)(), clock::now()) {
-                    tracing::error!(error = with_causes(&error), "could not start a new stream");
+            Err(failure) => {
+                load.put_back(samples);
+                match failure {
+                    Failure::Server(error) => self.refused(&error),
+                    Failure::Spool(error) => {
+                        self.spool_failed(&error);
+                        self.tell(Some(with_causes(&error)));
+                    }
                 }
-                self.tell(Some("the server knew another state; resynchronising".to_owned()));
-                // Not at once: two agents under one name would otherwise chase each other.
-                (client, false)
-            }
-            Err(error) => {
-                let waiting = self.spool.len();
-                tracing::debug!(error = with_causes(&error), waiting, "not delivered");
-                self.note_refusal(&error);
-                self.tell(Some(with_causes(&error)));
                 (client, false)
             }
         }
+    }
+
+    /// Takes note of what is durable; what the server remembers, where it was asked.
+    fn acknowledged(&mut self, acknowledged: Acknowledged) -> Option<Facts> {
+        self.refusals = 0;
+        self.is_known = Some(acknowledged.version.0 > 0);
+        if let Err(error) = self.spool.acknowledged(acknowledged.sequence) {
+            tracing::warn!(error = with_causes(&error), "what is durable could not be noted");
+            self.spool_failed(&error);
+        }
+        self.standing.send_modify(|standing| {
+            standing.version = Some(acknowledged.version.0);
+            standing.missing = acknowledged.missing;
+        });
+        self.tell(None);
+        acknowledged.told
+    }
+
+    fn refused(&mut self, error: &Error) {
+        if error.code() != Some("base_mismatch") {
+            let waiting = self.spool.len();
+            tracing::debug!(error = with_causes(error), waiting, "not delivered");
+            self.note_refusal(error);
+            return self.tell(Some(with_causes(error)));
+        }
+        if let Some(has) = server_has(error).filter(|has| *has > self.spool.acked()) {
+            return self.was_put_back(has);
+        }
+        tracing::warn!("the server knows another state of this host; sending the whole one");
+        if let Err(error) = self.spool.resync((self.new_stream)(), clock::now()) {
+            tracing::error!(error = with_causes(&error), "could not start a new stream");
+            self.spool_failed(&error);
+        }
+        // Not at once: two agents under one name would otherwise chase each other.
+        self.tell(Some("the server knew another state; resynchronising".to_owned()));
     }
 }
 
@@ -419,3 +483,6 @@ impl Outbox {
 fn server_has(error: &Error) -> Option<u64> {
     error.detail("sequence")?.parse().ok()
 }
+
+#[cfg(test)]
+mod tests;

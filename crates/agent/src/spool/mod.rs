@@ -13,6 +13,8 @@
 //! - The journal's deltas form a chain from its base: each begins where the one before ended.
 //! - It has a limit. At the limit the older half of what waits is merged into one delta that
 //!   says so ([`Gap`]); nothing is dropped without a mark.
+//! - What can't be read back is given up as a whole: until the whole state is told again, which is
+//!   marked with the gap, nothing is taken.
 //! - A disk that takes nothing does not stop the agent: deltas are then held in memory, within
 //!   the same rules, and the journal is written anew as soon as it can be.
 
@@ -62,6 +64,13 @@ pub(crate) enum Error {
     },
 }
 
+impl Error {
+    /// Whether what waits can't be read back.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Read { .. })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Spool {
     dir: PathBuf,
@@ -81,6 +90,8 @@ pub(crate) struct Spool {
     /// What it held is not all there, or was put back: its numbers can't be gone on with, and
     /// what it has is not how the host is.
     is_stale: bool,
+    /// What was given up, while the whole state is awaited that stands for it.
+    lost: Option<Gap>,
 }
 
 /// A spool as found on disk, and the state it ends with.
@@ -132,6 +143,7 @@ impl Spool {
             acknowledged: found.acknowledged,
             acked: acked.max(found.base_sequence),
             is_stale: false,
+            lost: None,
         };
         if is_behind {
             spool.mark_stale().map_err(failed)?;
@@ -181,6 +193,22 @@ impl Spool {
         self.is_stale
     }
 
+    /// Gives up what waits, since it can't be read back. What leads on from there leads nowhere,
+    /// until the whole state is added.
+    pub(crate) fn give_up(&mut self) -> io::Result<()> {
+        let Some(since) = self.oldest() else { return Ok(()) };
+        let merged = u64::try_from(self.waiting.len()).unwrap_or(u64::MAX);
+        self.lost = Some(Gap { since, merged });
+        self.waiting.clear();
+        self.whole = false;
+        self.mark_stale()
+    }
+
+    /// Whether nothing but the whole state is taken.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.is_some()
+    }
+
     /// Makes one of the whole state that comes next and what belongs to it: the rest of the look
     /// that it is of. What happened meanwhile stays as it was.
     pub(crate) fn condense(&mut self) -> Result<(), Error> {
@@ -207,13 +235,24 @@ impl Spool {
     }
 
     fn add(&mut self, at: Time, body: Body, gap: Option<Gap>, of_first: bool) -> Option<Error> {
+        let is_whole = matches!(body, Body::Keyframe(_));
+        let gap = match &mut self.lost {
+            Some(lost) => {
+                lost.merged += 1;
+                Some(*lost)
+            }
+            None => gap,
+        };
+        if self.is_lost() && !is_whole {
+            return None;
+        }
+        self.lost = None;
         let delta = Delta { sequence: self.next_sequence, at, body, gap };
         self.next_sequence += 1;
         let mut trouble = None;
         if !self.whole {
             trouble = self.rewrite().err();
         }
-        let is_whole = matches!(delta.body, Body::Keyframe(_));
         let sequence = delta.sequence;
         let payload = encode(&Record::of(delta, of_first));
         let place = if self.whole {
@@ -272,6 +311,15 @@ impl Spool {
     /// whose first delta is the whole state, and puts what waits behind it. `now` is the time of
     /// that state when nothing waits.
     pub(crate) fn resync(&mut self, stream: String, now: Time) -> Result<(), Error> {
+        if self.is_lost() {
+            return Ok(());
+        }
+        self.begin_anew(stream, now)?;
+        self.rewrite()
+    }
+
+    /// The same in memory.
+    fn begin_anew(&mut self, stream: String, now: Time) -> Result<(), Error> {
         let waiting: Vec<Delta> =
             self.waiting.iter().map(|waiting| self.read(waiting)).collect::<Result<_, _>>()?;
         let mut deltas = Vec::with_capacity(waiting.len() + 1);
@@ -289,13 +337,13 @@ impl Spool {
         self.acked = 0;
         self.next_sequence = deltas.last().map_or(1, |delta| delta.sequence + 1);
         self.hold(deltas);
-        self.rewrite()
+        Ok(())
     }
 
     /// Gives up the single steps that wait: starts a new stream with the state they lead to,
-    /// marked as a gap.
+    /// marked as a gap. Where the disk takes nothing that is so in memory, and goes on from there.
     pub(crate) fn collapse(&mut self, stream: String, now: Time) -> Result<(), Error> {
-        self.resync(stream, now)?;
+        self.begin_anew(stream, now)?;
         let deltas: Vec<Delta> =
             self.waiting.iter().map(|waiting| self.read(waiting)).collect::<Result<_, _>>()?;
         let mut one = deltas.into_iter().reduce(merged);
@@ -303,14 +351,8 @@ impl Spool {
             one.gap.get_or_insert(Gap { since: one.at, merged: 1 });
         }
         self.hold(one.into_iter().collect());
-        self.rewrite()?;
         self.is_stale = false;
-        match fs::remove_file(self.dir.join(STALE)) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(Error::Write { path: self.dir.clone(), source })
-            }
-            _ => Ok(()),
-        }
+        self.rewrite()
     }
 
     /// Bytes that wait.
@@ -422,7 +464,15 @@ impl Spool {
                 Place::Journal { offset: u64::try_from(offset).unwrap_or(u64::MAX), length };
         }
         self.write_acked();
-        Ok(())
+        if self.is_stale {
+            return Ok(());
+        }
+        match fs::remove_file(self.dir.join(STALE)) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Write { path: self.dir.clone(), source })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Not synced: losing it only makes the agent send again what the server knows.

@@ -202,6 +202,52 @@ fn what_is_refused_becomes_one_whole_state() {
 }
 
 #[test]
+fn what_can_not_be_read_back_is_given_up_for_the_whole_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = begin(dir.path(), 1 << 20, 5);
+    spool.acknowledged(2).unwrap();
+    let journal = OpenOptions::new().write(true).open(dir.path().join("journal")).unwrap();
+    journal.set_len(100).unwrap();
+    assert!(spool.batch().unwrap_err().is_unreadable());
+    assert!(spool.collapse("fresh".into(), Time(9)).unwrap_err().is_unreadable());
+    spool.give_up().unwrap();
+    push(&mut spool, 5, 6);
+    spool.resync("another".into(), Time(9)).unwrap();
+    assert!(spool.is_lost() && spool.is_empty());
+    assert!(spool.push(Time(7), Body::Keyframe(facts(7)), None).is_none());
+    push(&mut spool, 7, 8);
+    assert!(!spool.is_lost() && spool.is_stale());
+    spool.collapse("fresh".into(), Time(9)).unwrap();
+    drop(spool);
+    let mut spool = open(dir.path(), 1 << 20).spool;
+    assert_eq!((spool.stream(), spool.is_stale()), ("fresh", false));
+    let batch = spool.batch().unwrap();
+    assert_eq!((batch.len(), &batch[0].body), (1, &Body::Keyframe(facts(8))));
+    assert_eq!(batch[0].gap.map(|gap| (gap.since, gap.merged)), Some((Time(2), 7)));
+}
+
+#[test]
+fn a_disk_that_takes_nothing_holds_up_no_new_stream() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = begin(dir.path(), 1 << 20, 5);
+    spool.mark_stale().unwrap();
+    // No file can have this name any more.
+    let in_the_way = dir.path().join("journal.new");
+    fs::create_dir(&in_the_way).unwrap();
+    let failed = spool.collapse("fresh".into(), Time(9)).unwrap_err();
+    assert!(matches!(failed, Error::Write { .. }));
+    assert!(!spool.is_stale() && dir.path().join(STALE).exists());
+    assert_eq!(spool.batch().unwrap().len(), 1);
+    assert_eq!(spool.stream(), "fresh");
+    fs::remove_dir(&in_the_way).unwrap();
+    push(&mut spool, 5, 6);
+    drop(spool);
+    let mut spool = open(dir.path(), 1 << 20).spool;
+    assert_eq!((spool.stream(), spool.is_stale()), ("fresh", false));
+    assert_eq!(drain(&mut spool).0, facts(6));
+}
+
+#[test]
 fn two_agents_can_not_share_a_spool() {
     let dir = tempfile::tempdir().unwrap();
     let _first = begin(dir.path(), 1 << 20, 1);
