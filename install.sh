@@ -5,8 +5,8 @@
 #   ./install.sh --no-start      install only
 #   ./install.sh --prefix DIR    where the programs go (root: /usr/local, others: ~/.local)
 #
-# As root it installs for the machine; as an ordinary user for that user. Where systemd is
-# PID 1 it starts services; elsewhere it runs `twin up` in the foreground. Run it again at any
+# As root it installs for the machine; as an ordinary user for that user. Where systemd can be
+# asked it starts services; elsewhere it runs `twin up` in the foreground. Run it again at any
 # time: what is there already stays, programs are replaced, data and configuration are kept.
 set -euo pipefail
 
@@ -84,14 +84,22 @@ done
 
 # --- start -------------------------------------------------------------------------------
 
-if [ -d /run/systemd/system ] && [ "$(cat /proc/1/comm)" = systemd ]; then
-    if [ $root = yes ]; then
-        units=/etc/systemd/system
-        control=(systemctl)
-    else
-        units=${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user
-        control=(systemctl --user)
-    fi
+# Whether services can be started here, and if not, why.
+foreground=
+if ! [ -d /run/systemd/system ] || [ "$(cat /proc/1/comm)" != systemd ]; then
+    foreground='systemd is not PID 1 here'
+elif [ $root = yes ]; then
+    units=/etc/systemd/system
+    control=(systemctl)
+else
+    units=${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user
+    control=(systemctl --user)
+    # Not by way of su and sudo -u, for example.
+    "${control[@]}" show-environment >/dev/null 2>&1 ||
+        foreground="systemd of the user $(id -un) can't be reached here (log in as that user for services)"
+fi
+
+if [ -z "$foreground" ]; then
     # A second server would fail on the port of the first, again and again. Who has set `listen`
     # has chosen the port.
     if ! grep -qs '^listen:' "$config/twin.yaml" &&
@@ -115,8 +123,11 @@ if [ -d /run/systemd/system ] && [ "$(cat /proc/1/comm)" = systemd ]; then
     "${control[@]}" enable safetytwin-server.service safetytwin-agent.service
     "${control[@]}" restart safetytwin-server.service safetytwin-agent.service
     say "running as services; look at them with: ${control[*]} status 'safetytwin-*'"
+    if [ $root = no ] && [ "$(loginctl show-user "$(id -un)" --value --property Linger 2>/dev/null)" != yes ]; then
+        say "they run while you are logged in; to keep them running: loginctl enable-linger"
+    fi
     say "what is known of this machine: twin show"
 else
-    say "systemd is not PID 1 here: running in the foreground, end with Ctrl-C"
+    say "$foreground: running in the foreground, end with Ctrl-C"
     exec "$prefix/bin/twin" up
 fi
