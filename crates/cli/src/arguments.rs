@@ -276,7 +276,8 @@ pub(crate) struct LoadArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct DataDirectory {
-    /// Where the server keeps its data: /var/lib/safetytwin as root, else under XDG_DATA_HOME.
+    /// Where the server keeps its data [default: as its configuration file says, else
+    /// /var/lib/safetytwin; for users ~/.local/share/safetytwin].
     #[arg(long, value_name = "DIR", env = "SAFETYTWIN_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 }

@@ -228,6 +228,12 @@ async fn bind(config: Config) -> Result<Server, Failure> {
     })
 }
 
+/// Where a server that is started like this keeps its data.
+pub(super) fn data_dir(arguments: &ServerArguments) -> Result<PathBuf, Failure> {
+    let (file, _) = server_file(arguments)?;
+    Ok(file.data_dir.unwrap_or_else(api::places::data))
+}
+
 /// The server's file, with the flags laid over it, and where it came from.
 fn server_file(arguments: &ServerArguments) -> Result<(File, Option<PathBuf>), Failure> {
     let found = match &arguments.config {

@@ -58,7 +58,8 @@ pub(crate) async fn run(data: DataDirectory, session: &mut Session) -> Result<()
     let mut checks = server::checks(&mut session.remote, &session.view).await;
     let machine = Machine {
         root: "/".into(),
-        data_dir: data.path()?,
+        // What is wrong with the file is a finding of its own.
+        data_dir: data.path().unwrap_or_else(|_wrong| api::places::data()),
         configuration: api::places::configuration(),
         now: session.view.now,
     };

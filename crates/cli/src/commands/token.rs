@@ -1,7 +1,8 @@
 //! `twin token`: the tokens of the server on this machine, in the file they are kept in. A
 //! running server notices the change by itself.
 
-use crate::arguments::{DataDirectory, TokenCommand};
+use super::daemon;
+use crate::arguments::{DataDirectory, ServerArguments, TokenCommand};
 use crate::failure::Failure;
 use crate::session::{note, write};
 use crate::table::{Cell, Table};
@@ -14,12 +15,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 impl DataDirectory {
-    /// Where the server keeps its data.
+    /// Where the server keeps its data: as told here, else as the server's own file says.
     pub(crate) fn path(self) -> Result<PathBuf, Failure> {
-        if let Some(dir) = self.data_dir {
-            return Ok(dir);
-        }
-        Ok(api::places::data())
+        self.of(&ServerArguments::default())
+    }
+
+    fn of(self, server: &ServerArguments) -> Result<PathBuf, Failure> {
+        self.data_dir.map_or_else(|| daemon::data_dir(server), Ok)
     }
 }
 
@@ -151,6 +153,21 @@ mod tests {
     use super::*;
     use crate::entry::tests::at;
     use expect_test::expect;
+
+    #[test]
+    fn tokens_are_where_the_server_looks_for_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("twin.yaml");
+        let of = |text: &str, told: Option<&str>| {
+            std::fs::write(&config, text).unwrap();
+            let server = ServerArguments { config: Some(config.clone()), ..Default::default() };
+            DataDirectory { data_dir: told.map(PathBuf::from) }.of(&server)
+        };
+        assert_eq!(of("data_dir: /srv/twin\n", None).unwrap(), PathBuf::from("/srv/twin"));
+        assert_eq!(of("data_dir: /srv/twin\n", Some("/d")).unwrap(), PathBuf::from("/d"));
+        assert_eq!(of("require_tokens: true\n", None).unwrap(), api::places::data());
+        assert!(matches!(of("data_dri: /srv/twin\n", None), Err(Failure::Configuration(_))));
+    }
 
     #[test]
     fn a_table_of_tokens() {

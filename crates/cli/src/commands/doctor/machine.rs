@@ -219,7 +219,7 @@ impl Machine {
         own.iter().cloned().chain(others.filter(|path| !own.contains(path))).collect()
     }
 
-    /// Whether a file is YAML at all; what its keys mean, its daemon tells.
+    /// Whether the daemon that reads a file takes it.
     fn configuration(path: &Path) -> Option<Check> {
         const NAME: &str = "configuration";
         let shown = path.display();
@@ -235,21 +235,49 @@ impl Machine {
                 return Some(Check::error(NAME, says, format!("ls -l {shown}")));
             }
         };
-        Some(match serde_saphyr::from_str::<serde_json::Value>(&text) {
-            Ok(serde_json::Value::Object(_) | serde_json::Value::Null) => {
-                Check::ok(NAME, format!("{shown} is well-formed"))
-            }
-            Ok(_) => {
-                let says = format!("{shown} is not a map of settings");
-                Check::error(NAME, says, format!("write it as lines of `key: value`: {shown}"))
+        Some(match understood(path, &text) {
+            Ok(()) => Check::ok(NAME, format!("{shown} is valid")),
+            // Such as a token that only the daemon's user may read.
+            Err(error) if is_denied(&*error) => {
+                let says = format!("{shown}: {}", model::with_causes(&*error));
+                Check::warning(NAME, says, "sudo twin doctor")
             }
             Err(error) => {
-                let error = error.to_string();
-                let first = error.lines().next().unwrap_or_default();
-                Check::error(NAME, format!("{shown} is not YAML: {first}"), format!("edit {shown}"))
+                let error = model::with_causes(&*error);
+                let says = if error.contains(&shown.to_string()) {
+                    error
+                } else {
+                    format!("{shown}: {error}")
+                };
+                Check::error(NAME, says, format!("edit {shown}"))
             }
         })
     }
+}
+
+/// Reads and checks a file as its daemon does when it starts.
+fn understood(path: &Path, text: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let read = Some(path.to_owned());
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some("agent.yaml") => {
+            let file = agent::config::File::parse(text, path)?;
+            agent::config::File { path: read, ..file }.check()?;
+        }
+        Some("sync.yaml") => {
+            server::config::File { sync: read, ..Default::default() }.check()?;
+        }
+        _ => {
+            let file = server::config::File::parse(text, path)?;
+            server::config::File { path: read, ..file }.check()?;
+        }
+    }
+    Ok(())
+}
+
+fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == ErrorKind::PermissionDenied)
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
@@ -282,10 +310,12 @@ mod tests {
         let _bus = UnixListener::bind(at("run/dbus/system_bus_socket")).unwrap();
         drop(UnixListener::bind(at("run/docker.sock")).unwrap());
         std::fs::write(at("sys/fs/cgroup/cgroup.controllers"), "cpu").unwrap();
-        std::fs::write(at("etc/safetytwin/twin.yaml"), "port: 1\n").unwrap();
+        std::fs::write(at("etc/safetytwin/twin.yaml"), "listen: [':8470']\n").unwrap();
         std::fs::write(at("etc/safetytwin/agent.yaml"), "a: [1\n").unwrap();
         std::fs::write(at("etc/vm-bridge.yaml"), "- 1\n").unwrap();
+        std::fs::write(at("etc/digital-twin/vm-bridge.yaml"), "max_snapshots: 1\n").unwrap();
         std::fs::write(at("home/twin.yaml"), "").unwrap();
+        std::fs::write(at("home/agent.yaml"), "intervall: 5\n").unwrap();
         let data_dir = root.path().join("data");
         std::fs::create_dir(&data_dir).unwrap();
         std::fs::write(data_dir.join("tokens.json"), "[]").unwrap();
@@ -312,10 +342,12 @@ mod tests {
             Ok cgroups: version 2 | 
             Error clock: says 1970-01-01T00:00:00.000Z, which can't be | sudo timedatectl set-ntp true
             Error tokens: ROOT/data/tokens.json can be read by others | chmod 600 ROOT/data/tokens.json
-            Ok configuration: ROOT/home/twin.yaml is well-formed | 
-            Ok configuration: ROOT/etc/safetytwin/twin.yaml is well-formed | 
-            Error configuration: ROOT/etc/safetytwin/agent.yaml is not YAML: error: line 1 column 4: unclosed bracket '[' | edit ROOT/etc/safetytwin/agent.yaml
-            Error configuration: ROOT/etc/vm-bridge.yaml is not a map of settings | write it as lines of `key: value`: ROOT/etc/vm-bridge.yaml
+            Ok configuration: ROOT/home/twin.yaml is valid | 
+            Error configuration: ROOT/home/agent.yaml: line 1, "intervall: 5": "intervall" is no key; did you mean "interval"? | edit ROOT/home/agent.yaml
+            Ok configuration: ROOT/etc/safetytwin/twin.yaml is valid | 
+            Error configuration: ROOT/etc/safetytwin/agent.yaml: line 1, "a: [1": "a" is no key; known are interval, bridge_url, server, log_file, state_dir, include_proc, include_processes, include_net, include_network, verbose, host, token_file, legible, track, docker_socket, hand_out_images, systemd_bus, spool_limit_mb, metrics, metrics_token_file | edit ROOT/etc/safetytwin/agent.yaml
+            Error configuration: max_snapshots: at least 2: base_state and the current one always stay (from ROOT/etc/digital-twin/vm-bridge.yaml or the flags) | edit ROOT/etc/digital-twin/vm-bridge.yaml
+            Error configuration: ROOT/etc/vm-bridge.yaml: line 1, "- 1": expected mapping start | edit ROOT/etc/vm-bridge.yaml
         "#]].assert_eq(&shown.concat().replace(&root.path().display().to_string(), "ROOT"));
     }
 
