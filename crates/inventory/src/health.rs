@@ -9,9 +9,13 @@
 //! ```
 //!
 //! The cause is what is wrong furthest out: a VMM that was killed explains a service that does
-//! not answer.
+//! not answer. What is used, and what the journal has, is the cause where nothing else is.
+//!
+//! # Invariants
+//! - What the node could not find out makes no VM critical or unresponsive, and counts for nothing
+//!   when it can again.
 
-use crate::record::{Condition, Limits, Presence, Usage};
+use crate::record::{Condition, Earlier, Limits, Presence, Usage};
 use model::Time;
 use model::load::{JournalErrors, VmmLoad};
 use model::vm::{CheckName, Layer, VmHealth, VmState};
@@ -93,6 +97,9 @@ pub struct Tally {
     pub passing: bool,
     /// In a row.
     pub failures: u32,
+    /// Of the failures in a row, those that were the node's.
+    #[serde(default)]
+    pub unable: u32,
     /// In a row.
     pub passes: u32,
     /// Of the last verdict.
@@ -149,19 +156,27 @@ impl fmt::Display for Cause {
 }
 
 impl Tally {
-    fn new(layer: Layer, rule: Rule, verdict: &Verdict, at: Time) -> Self {
+    fn new(rule: Rule, (layer, verdict): (Layer, &Verdict), at: Time) -> Self {
         // What was never judged has nothing to recover from.
         let failing = rule.failure_threshold <= 1 && matches!(verdict, Verdict::Fail(_));
-        let new =
-            Self { layer, rule, passing: !failing, failures: 0, passes: 0, at, message: None };
-        new.judged(verdict, at)
+        let new = Self {
+            layer,
+            rule,
+            passing: !failing,
+            failures: 0,
+            unable: 0,
+            passes: 0,
+            at,
+            message: None,
+        };
+        new.judged((layer, verdict), at)
     }
 
-    fn judged(mut self, verdict: &Verdict, at: Time) -> Self {
+    fn judged(mut self, (layer, verdict): (Layer, &Verdict), at: Time) -> Self {
         self.at = at;
         match verdict {
             Verdict::Pass => {
-                self.failures = 0;
+                (self.failures, self.unable) = (0, 0);
                 self.passes = self.passes.saturating_add(1);
                 self.passing |= self.passes >= self.rule.success_threshold;
                 if self.passing {
@@ -172,35 +187,38 @@ impl Tally {
                 self.passes = 0;
                 self.failures = self.failures.saturating_add(1);
                 self.passing &= self.failures < self.rule.failure_threshold;
-                self.message = Some(message.clone());
+                let is_node = layer == Layer::Node;
+                self.unable = self.unable.saturating_add(is_node.into());
+                // When the node can again, one failure is an accident as it is otherwise.
+                let is_known = self.unable == 0 || self.own() >= self.rule.failure_threshold;
+                if is_node || is_known {
+                    (self.layer, self.message) = (layer, Some(message.clone()));
+                }
             }
         }
         self
     }
 
+    /// Failures of the VM.
+    fn own(&self) -> u32 {
+        self.failures.saturating_sub(self.unable)
+    }
+
     fn is_critical(&self) -> bool {
         self.rule.critical
             && !self.passing
-            && self.failures >= self.rule.failure_threshold.saturating_mul(2)
+            && self.layer != Layer::Node
+            && self.own() >= self.rule.failure_threshold.saturating_mul(2)
     }
 }
 
 impl Health {
     /// Takes the verdict of one check, and where it failed.
-    pub fn judge(
-        &mut self,
-        name: &CheckName,
-        rule: Rule,
-        (layer, verdict): (Layer, &Verdict),
-        at: Time,
-    ) {
-        let mut tally = match self.checks.remove(name).filter(|tally| tally.rule == rule) {
-            Some(tally) => tally.judged(verdict, at),
-            None => Tally::new(layer, rule, verdict, at),
+    pub fn judge(&mut self, name: &CheckName, rule: Rule, found: (Layer, &Verdict), at: Time) {
+        let tally = match self.checks.remove(name).filter(|tally| tally.rule == rule) {
+            Some(tally) => tally.judged(found, at),
+            None => Tally::new(rule, found, at),
         };
-        if tally.failures > 0 {
-            tally.layer = layer;
-        }
         self.checks.insert(name.clone(), tally);
     }
 
@@ -213,7 +231,8 @@ impl Health {
     /// Draws the conclusion from all there is.
     pub fn assess(&mut self, presence: &Presence, condition: &Condition, at: Time) {
         let (state, score, cause) = self.conclusion(presence, condition);
-        if state != self.state {
+        // Nor is it so since a time that is yet to come.
+        if state != self.state || self.since > at {
             self.since = at;
         }
         (self.state, self.score, self.cause) = (state, score, cause);
@@ -260,11 +279,15 @@ impl Health {
         (state, Some(score), self.cause(condition))
     }
 
-    /// The failing check that is furthest out, of these the heaviest.
+    /// The failing check that is furthest out, of these the heaviest. Use and the journal come
+    /// last: a guest that hangs may have said so.
     fn cause(&self, condition: &Condition) -> Option<Cause> {
         let failing = self.checks.iter().filter(|(_, tally)| !tally.passing);
-        let key = |tally: &Tally| (tally.layer, std::cmp::Reverse(tally.rule.weight));
-        let (name, tally) = failing.min_by_key(|(_, tally)| key(tally))?;
+        let key = |(name, tally): &(&CheckName, &Tally)| {
+            let is_sign = SIGNS.contains(&name.as_str());
+            (is_sign, tally.layer, std::cmp::Reverse(tally.rule.weight))
+        };
+        let (name, tally) = failing.min_by_key(key)?;
         let message = tally.message.clone().unwrap_or_default();
         // The unit failed; what in it did is known better.
         let layer = match (&condition.fault, tally.layer) {
@@ -343,7 +366,8 @@ pub fn usage_verdicts(
         verdicts.push((named("oom"), rule, verdict));
     }
     if let Some(journal) = &usage.journal {
-        verdicts.push((named("journal"), rule, journal_verdict(journal, since)));
+        let verdict = journal_verdict(journal, &usage.earlier, since);
+        verdicts.push((named("journal"), rule, verdict));
     }
     verdicts
 }
@@ -361,8 +385,9 @@ fn vmm_verdict(vmm: &VmmLoad) -> Verdict {
 }
 
 /// What was said before the VM was started is of another run.
-fn journal_verdict(journal: &JournalErrors, since: Option<Time>) -> Verdict {
-    let JournalErrors { critical, errors, last } = *journal;
+fn journal_verdict(journal: &JournalErrors, earlier: &Earlier, since: Option<Time>) -> Verdict {
+    let critical = journal.critical.saturating_sub(earlier.critical);
+    let (errors, last) = (journal.errors.saturating_sub(earlier.errors), journal.last);
     let is_of_now = last.is_some_and(|last| since.is_none_or(|since| last > since));
     if !is_of_now || (critical == 0 && errors < MANY_ERRORS) {
         return Verdict::Pass;
@@ -377,6 +402,9 @@ fn journal_verdict(journal: &JournalErrors, since: Option<Time>) -> Verdict {
 
 /// The checks that are made without being asked, by their names.
 pub const OWN_CHECKS: [&str; 6] = ["state", "memory", "cpu", "vmm-socket", "oom", "journal"];
+
+/// Of these, those that tell of no failure by themselves.
+const SIGNS: [&str; 4] = ["memory", "cpu", "oom", "journal"];
 
 fn within(what: &str, used: u64, limit: u64, shown: impl Fn(u64) -> String) -> Verdict {
     if u128::from(used) * 100 < u128::from(limit) * u128::from(NEAR_LIMIT_PERCENT) {

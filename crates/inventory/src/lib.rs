@@ -26,6 +26,6 @@ pub mod recovery;
 
 pub use reconcile::{Breaker, Held, Outcome, apply, reconcile};
 pub use record::{
-    Act, Completeness, Condition, Decision, Limits, Listing, Loop, Presence, Record, Refused, Seen,
-    Traffic, Transition, Usage, Vm,
+    Act, Completeness, Condition, Decision, Earlier, Limits, Listing, Loop, Presence, Record,
+    Refused, Seen, Traffic, Transition, Usage, Vm,
 };

@@ -247,7 +247,10 @@ fn looping(
     let known = before.and_then(|before| before.looping);
     let restarted = before.is_some_and(|before| restarts > before.restarts);
     let waits = unit.sub_state.starts_with("auto-restart");
-    let is_young = unit.since.is_none_or(|since| now.since(since) < SETTLED);
+    // Where the node's clock is ahead, it is young when it is seen first.
+    let is_known = before.is_some_and(|before| before.since == unit.changed_at.or(unit.since));
+    let is_young =
+        unit.since.is_none_or(|since| now.since(since) < SETTLED && (since <= now || !is_known));
     let goes_on = match state {
         VmState::Starting => waits || known.is_some() || restarted,
         VmState::Running => (known.is_some() || restarted) && is_young,

@@ -7,9 +7,12 @@ use model::vm::{CheckName, DecisionKind, Layer, VmId, VmSource, VmState, VmTitle
 use model::{HostId, Time};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 /// Transitions that are remembered of one VM.
 const TRANSITIONS: usize = 50;
+/// What the journal has is counted for so long.
+const JOURNAL: Duration = Duration::from_secs(3600);
 
 /// One VM of the inventory.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,8 +125,20 @@ pub struct Usage {
     pub oom_kills: Option<u64>,
     /// What it said in the node's journal within the last hour.
     pub journal: Option<JournalErrors>,
+    /// What of that is of runs before the present one.
+    pub earlier: Earlier,
     /// What its VMM said; absent where that has no socket that is known.
     pub vmm: Option<VmmLoad>,
+}
+
+/// Entries of the journal of the last hour that a VM wrote before it was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Earlier {
+    /// When it was started.
+    pub since: Option<Time>,
+    pub critical: u64,
+    pub errors: u64,
 }
 
 /// Bytes per second into the VM, and out of it.
@@ -273,6 +288,34 @@ impl Presence {
             Self::Stale { .. } => "stale",
             Self::Orphan { .. } => "orphan",
         }
+    }
+}
+
+impl Usage {
+    /// Tells what of the journal is of this run: `known` is what was measured before, `since` when
+    /// the VM was started. What is an hour old goes first, and is of the runs before.
+    pub fn follow(&mut self, known: Option<&Self>, since: Option<Time>) {
+        self.earlier = Earlier { since, ..Earlier::default() };
+        let Some(journal) = self.journal else { return };
+        let is_past = since.is_none_or(|since| self.at.since(since) >= JOURNAL);
+        if is_past {
+            return;
+        }
+        if journal.last <= since {
+            (self.earlier.critical, self.earlier.errors) = (journal.critical, journal.errors);
+            return;
+        }
+        let Some((known, before)) = known.and_then(|one| Some((one, one.journal?))) else { return };
+        let of_before = if known.earlier.since == since {
+            (known.earlier.critical, known.earlier.errors)
+        } else {
+            (before.critical, before.errors)
+        };
+        let left = |of_before: u64, before: u64, now: u64| {
+            of_before.saturating_sub(before.saturating_sub(now))
+        };
+        self.earlier.critical = left(of_before.0, before.critical, journal.critical);
+        self.earlier.errors = left(of_before.1, before.errors, journal.errors);
     }
 }
 

@@ -8,14 +8,17 @@
 //! # Invariants
 //! - Without a policy nothing is started anew; what somebody stopped is not, either.
 //! - What systemd starts anew by itself, and what nobody can see, is left alone.
+//! - Restarts are forgotten only when its checks had the time to fail again.
 
+use crate::health::Check;
 use crate::record::{Presence, Vm};
 use model::Time;
 use model::vm::{VmHealth, VmState};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// For so long a VM has to do well until its restarts are forgotten.
+/// For so long a VM has to do well until its restarts are forgotten, beyond the time that its
+/// checks take to fail.
 const SETTLED: Duration = Duration::from_secs(300);
 
 /// Whether and how a VM is started anew.
@@ -81,7 +84,8 @@ impl Tried {
     }
 }
 
-/// Whether it does so badly that a restart may help.
+/// Whether it does so badly that a restart may help. What only its node has no hand for does not
+/// make it so: see [`crate::health`].
 #[must_use]
 pub fn is_ill(vm: &Vm) -> bool {
     let failed = vm.condition.state == VmState::Failed && vm.condition.looping.is_none();
@@ -90,17 +94,30 @@ pub fn is_ill(vm: &Vm) -> bool {
     vm.record.presence == Presence::Present && (failed || hangs)
 }
 
+/// For how long it has to do well: a check that will fail counts as one that passes until then.
+fn settled(vm: &Vm) -> Duration {
+    let to_fail = |check: &Check| {
+        let rule = check.rule;
+        let failures = rule.failure_threshold.saturating_mul(if rule.critical { 2 } else { 1 });
+        check.initial_delay + (check.interval + check.timeout).saturating_mul(failures)
+    };
+    SETTLED + vm.record.checks.values().map(to_fail).max().unwrap_or_default()
+}
+
 /// What is to be done for a VM, and what is to be remembered of it. Done when it was said: a
 /// restart counts from the moment that it is given out.
 #[must_use]
 pub fn step(vm: &Vm, now: Time) -> (Step, Tried) {
     let mut tried = vm.tried;
+    // A clock that was put back: from now on.
+    let past = |at: Option<Time>| at.map(|at| at.min(now));
+    (tried.last, tried.ill_since) = (past(tried.last), past(tried.ill_since));
     let Some(policy) = vm.record.recovery else { return (Step::Nothing, Tried::default()) };
     if !is_ill(vm) {
         tried.ill_since = None;
-        let since = tried.last.map(|last| last.max(vm.health.since));
+        let since = tried.last.map(|last| last.max(vm.health.since.min(now)));
         let is_well = vm.health.state == VmHealth::Healthy;
-        if since.is_none_or(|since| is_well && now.since(since) >= SETTLED) {
+        if since.is_none_or(|since| is_well && now.since(since) >= settled(vm)) {
             tried = Tried::default();
         }
         return (Step::Nothing, tried);

@@ -23,6 +23,13 @@ impl Time {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
+    /// Whether `duration` has gone by since `earlier`. What is yet to come is of a clock that was
+    /// put back since, and counts as long ago.
+    #[must_use]
+    pub fn has_passed(self, duration: Duration, earlier: Self) -> bool {
+        earlier > self || self.since(earlier) >= duration
+    }
+
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))

@@ -206,3 +206,76 @@ fn what_the_kernel_and_the_journal_say() {
         assert!(name.parse::<CheckName>().is_ok(), "{name}");
     }
 }
+
+#[test]
+fn what_the_node_could_not_find_out_is_not_the_vms() {
+    let mut health = Health::default();
+    let name: CheckName = "agent".parse().unwrap();
+    let rule = Rule { critical: true, ..Rule::default() };
+    let mut at = Time(0);
+    let mut judge = |layer, count, message: &str| {
+        for _ in 0..count {
+            at = at.plus(RHYTHM);
+            health.judge(&name, rule, (layer, &Verdict::Fail(message.to_owned())), at);
+            health.assess(&Presence::Present, &condition(VmState::Running), at);
+        }
+        shown(&health)
+    };
+    assert_eq!(judge(Layer::Guest, 1, "no answer"), "healthy 1.00");
+    let silent = "unhealthy 0.00 (node: agent: no twin-node)";
+    assert_eq!(judge(Layer::Node, 100, "no twin-node"), silent);
+    // It is back, and one failure more is none yet.
+    assert_eq!(judge(Layer::Guest, 1, "no answer"), silent);
+    let unresponsive = "unresponsive 0.00 (guest: agent: no answer)";
+    assert_eq!(judge(Layer::Guest, 1, "no answer"), unresponsive);
+    assert_eq!(judge(Layer::Guest, 2, "no answer"), unresponsive);
+    let critical = "critical 0.00 (guest: agent: no answer)";
+    assert_eq!(judge(Layer::Guest, 1, "no answer"), critical);
+    // What was known of it is doubtful, and still so when the node is back.
+    assert_eq!(judge(Layer::Node, 1, "no twin-node"), silent);
+    assert_eq!(judge(Layer::Guest, 1, "no answer"), critical);
+}
+
+#[test]
+fn use_and_the_journal_are_the_last_cause() {
+    let mut health = Health::default();
+    let rule = Rule { failure_threshold: 1, ..Rule::default() };
+    let failed = Verdict::Fail("so".to_owned());
+    for (layer, name, cause) in [
+        (Layer::Vmm, "journal", "vmm: journal: so"),
+        (Layer::Service, "http", "service: http: so"),
+        (Layer::Guest, "agent", "guest: agent: so"),
+        (Layer::Vmm, "memory", "guest: agent: so"),
+        (Layer::Vmm, "vmm-socket", "vmm: vmm-socket: so"),
+    ] {
+        health.judge(&name.parse().unwrap(), rule, (layer, &failed), Time(1));
+        health.assess(&Presence::Present, &condition(VmState::Running), Time(1));
+        assert_eq!(health.cause.as_ref().unwrap().to_string(), cause);
+    }
+}
+
+#[test]
+fn errors_of_the_run_before_do_not_come_back() {
+    let at = Time::from_seconds;
+    let mut known: Option<Usage> = None;
+    let mut judge = |second: i64, started: i64, (errors, last): (u64, i64)| {
+        let journal = JournalErrors { critical: 0, errors, last: Some(at(last)) };
+        let mut usage = Usage { at: at(second), journal: Some(journal), ..Usage::default() };
+        usage.follow(known.as_ref(), Some(at(started)));
+        let limits = Limits::default();
+        let verdicts = usage_verdicts(&usage, limits, Some(at(started)));
+        known = Some(usage);
+        let (_, _, verdict) = verdicts.into_iter().next().unwrap();
+        verdict == Verdict::Pass
+    };
+    assert!(!judge(1000, 500, (30, 990)));
+    // Started anew, and then one error of this run.
+    assert!(judge(1010, 1005, (30, 990)));
+    assert!(judge(1020, 1005, (31, 1015)));
+    // Those of before get old first.
+    assert!(judge(3000, 1005, (25, 2990)));
+    assert!(!judge(3100, 1005, (35, 3090)));
+    // Said before it was first measured after the start.
+    assert!(judge(3210, 3200, (36, 3205)));
+    assert!(!judge(7000, 3200, (10, 6990)), "after an hour all are of this run");
+}

@@ -1,5 +1,5 @@
 use super::*;
-use crate::health::Health;
+use crate::health::{Check, Health, Probe, Rule};
 use crate::record::{Condition, Limits, Loop, Record};
 use expect_test::{Expect, expect};
 use model::HostId;
@@ -136,4 +136,36 @@ fn what_is_left_alone() {
         check(Some(Policy::default()), course, &nothing);
     }
     check(None, "0 failed, 1000 end", &nothing);
+}
+
+#[test]
+fn slow_checks_get_the_time_to_fail_again() {
+    let mut vm = vm(Some(Policy::default()));
+    let second = Duration::from_secs(1);
+    let check = Check {
+        probe: Probe::Guest { port: None },
+        rule: Rule { failure_threshold: 5, ..Rule::default() },
+        interval: 90 * second,
+        timeout: 10 * second,
+        initial_delay: 60 * second,
+    };
+    vm.record.checks.insert("agent".parse().unwrap(), check);
+    vm.health.state = VmHealth::Healthy;
+    let at = Time::from_seconds;
+    vm.tried = Tried { restarts: 2, last: Some(at(1000)), ill_since: None };
+    // 300 s, and 60 s and five times 100 s.
+    assert_eq!(step(&vm, at(1859)), (Step::Nothing, vm.tried));
+    assert_eq!(step(&vm, at(1860)), (Step::Nothing, Tried::default()));
+}
+
+#[test]
+fn a_clock_that_was_put_back_holds_nothing_up() {
+    let at = Time::from_seconds;
+    let mut vm = vm(Some(Policy::default()));
+    vm.condition.state = VmState::Failed;
+    vm.tried = Tried { restarts: 1, last: Some(at(9000)), ill_since: Some(at(8000)) };
+    let (first, tried) = step(&vm, at(100));
+    assert_eq!((first, tried.last), (Step::Nothing, Some(at(100))));
+    vm.tried = tried;
+    assert_eq!(step(&vm, at(110)).0, Step::Restart(2));
 }

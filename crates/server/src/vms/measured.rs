@@ -34,6 +34,7 @@ pub(super) fn usage(load: &Load, unit: &str) -> Option<Usage> {
         oom_kills: vm.and_then(|vm| vm.oom_kills),
         journal: vm.and_then(|vm| vm.journal),
         vmm: vm.and_then(|vm| vm.vmm.clone()),
+        ..Usage::default()
     })
 }
 
