@@ -142,6 +142,17 @@ async fn figures_of_a_node() {
 }
 
 #[tokio::test]
+async fn two_units_of_one_name_are_one_vm() {
+    let units = vec![unit("microvm@a-b.service"), unit("microvm@a\\x2db.service")];
+    let bench = Bench::start(None, units, load()).await;
+    let answer = bench.ask("GET /metrics HTTP/1.1\r\n\r\n").await;
+    let told = |text: &str| answer.lines().filter(|line| line.starts_with(text)).count();
+    assert_eq!(told("safetytwin_node_vm_state{vm=\"a-b@n1\"}"), 1, "{answer}");
+    assert_eq!(told("safetytwin_node_vm_info{vm=\"a-b@n1\""), 1, "{answer}");
+    assert!(answer.contains("unit=\"microvm@a-b.service\""), "{answer}");
+}
+
+#[tokio::test]
 async fn who_may_not_is_told_nothing() {
     let bench = Bench::start(Some("secret"), vec![unit(UNIT)], load()).await;
     let answer = bench.ask("GET /metrics HTTP/1.1\r\n\r\n").await;

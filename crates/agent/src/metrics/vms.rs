@@ -33,6 +33,10 @@ impl Vms {
             // What has no name that can be one is told by the server.
             let known = |id: &VmId| before.get(id);
             let Ok(Some(mut seen)) = microvm::seen(node, unit, None, known, now) else { continue };
+            // Of two units with one name, the first is the VM.
+            if self.conditions.contains_key(&seen.id) {
+                continue;
+            }
             let used = load.and_then(|(load, _)| load.units.get(&seen.reference));
             let vmm = used.and_then(|used| used.vm.as_deref()?.vmm.as_ref());
             seen.limits = seen.limits.or(vmm.map(Limits::of_guest).unwrap_or_default());

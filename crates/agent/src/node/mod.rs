@@ -12,7 +12,9 @@
 //!
 //! # Invariants
 //! - Nothing listens. Nothing is started anew that the configuration does not name.
-//! - At most [`AT_ONCE`] tasks are under way; others wait for their turn.
+//! - At most [`AT_ONCE`] checks are under way, two of one VM; others wait for their turn, and are
+//!   not made when it comes too late. Restarts do not wait for checks.
+//! - What was stopped since the server asked is not started.
 
 mod arp;
 mod console;
@@ -20,6 +22,8 @@ mod guest;
 mod icmp;
 mod options;
 mod script;
+mod turns;
+mod unit;
 
 pub use options::{Config, Options};
 
@@ -33,17 +37,16 @@ use hyper::Method;
 use model::vm::{Layer, may_be_microvm};
 use model::with_causes;
 use script::Account;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::process::Command;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+#[cfg(doc)]
+use turns::AT_ONCE;
+use turns::Turns;
 
-/// Tasks under way.
-const AT_ONCE: usize = 8;
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// An answer without tasks that came sooner was no waiting.
 const SOON: Duration = Duration::from_secs(1);
@@ -99,7 +102,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), Error>
 
 /// Asks for work, and begins it.
 async fn ask(mut client: Client, path: String, config: Arc<Config>, outcomes: mpsc::Sender<Done>) {
-    let turns = Arc::new(Semaphore::new(AT_ONCE));
+    let turns = Arc::new(Turns::new());
     let mut tasks = JoinSet::new();
     let mut backoff = BACKOFF.0;
     let mut troubled = false;
@@ -117,8 +120,10 @@ async fn ask(mut client: Client, path: String, config: Arc<Config>, outcomes: mp
                     let (config, outcomes) = (Arc::clone(&config), outcomes.clone());
                     let turns = Arc::clone(&turns);
                     tasks.spawn(async move {
-                        let Ok(_turn) = turns.acquire().await else { return };
-                        let Answer { outcome, said, layer } = carry_out(&task, &config).await;
+                        let Answer { outcome, said, layer } = match turns.take(&task).await {
+                            Some(_turn) => carry_out(&task, &config).await,
+                            None => unable("its turn on its node came too late".to_owned()),
+                        };
                         tracing::debug!(?task, ?outcome, said, "done");
                         // Nobody to tell: the program ends.
                         drop(outcomes.send(Done { id: task.id, outcome, said, layer }).await);
@@ -182,7 +187,9 @@ async fn carry_out(task: &Task, config: &Config) -> Answer {
         Work::Console { text, absent, since } => {
             console::look(&task.unit, text, *absent, *since, limit).await
         }
-        Work::Restart if config.restart.allows(&task.name) => restart(&task.unit, limit).await,
+        Work::Restart if config.restart.allows(&task.name) => {
+            unit::restart(&task.unit, limit).await
+        }
         Work::Restart => unable(format!(
             "twin-node may not start {} anew; name it under restart: in node.yaml",
             task.name
@@ -207,23 +214,6 @@ fn account(name: &str) -> Result<Account, String> {
     match (user.uid, user.gid) {
         (Some(user), Some(group)) if user > 0 && group > 0 => Ok(Account { user, group }),
         _ => Err(format!("scripts do not run as {name}, who has root's rights")),
-    }
-}
-
-async fn restart(unit: &str, limit: Duration) -> Answer {
-    tracing::warn!(unit, "is started anew, as the server asks");
-    let child = Command::new("systemctl")
-        .args(["--no-ask-password", "--no-block", "restart", "--", unit])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .status();
-    match tokio::time::timeout(limit, child).await {
-        Ok(Ok(status)) if status.success() => Answer::passed(),
-        Ok(Ok(status)) => unable(format!("systemctl restart ended with {status}")),
-        Ok(Err(error)) => unable(format!("systemctl could not be started: {error}")),
-        Err(_) => unable(format!("systemctl did not answer within {} s", limit.as_secs())),
     }
 }
 
