@@ -107,7 +107,10 @@ pub(super) fn register(app: &App, registry: &mut Registry) {
         let table = app.vms.table();
         for vm in table.vms.values() {
             metrics.tell(vm);
-            if let Some(usage) = &vm.usage {
+            // What one used that does not run, or that nobody sees, was long ago.
+            let runs =
+                vm.condition.state == VmState::Running && vm.record.presence == Presence::Present;
+            if let Some(usage) = vm.usage.as_ref().filter(|_| runs) {
                 let labels = labels(vm);
                 metrics.age.get_or_create(&labels).set(now.since(usage.at).as_secs_f64());
                 metrics.tell_usage(vm, &labels, usage);
@@ -161,9 +164,8 @@ impl Metrics {
         if record.recovery.is_some() {
             self.tried.get_or_create(&labels).set(vm.tried.restarts.into());
         }
-        if let Some(known) = health.score {
-            self.score.get_or_create(&labels).set(known);
-        }
+        let Some(score) = health.score else { return };
+        self.score.get_or_create(&labels).set(score);
         for (check, tally) in &health.checks {
             let VmLabels { vm, node } = labels.clone();
             let layer = Layer::as_str(tally.layer);

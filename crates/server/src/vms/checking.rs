@@ -28,6 +28,7 @@ const RESTART: Duration = Duration::from_secs(30);
 
 /// A check that is due.
 struct Due {
+    since: Time,
     vm: VmId,
     name: CheckName,
     check: Check,
@@ -39,7 +40,7 @@ struct Due {
 impl Controller {
     pub(super) async fn check_what_is_due(&mut self, now: Time) {
         for due in self.due_checks(now) {
-            let Due { vm, name, check, node, draft, unit } = due;
+            let Due { vm, name, check, node, draft, unit, .. } = due;
             let key = (vm.clone(), name.clone());
             if let Some(draft) = draft {
                 if self.desk.is_attended(&node, now) {
@@ -73,6 +74,7 @@ impl Controller {
         }
     }
 
+    /// What waits longest comes first: there may be no room for all.
     fn due_checks(&self, now: Time) -> Vec<Due> {
         let table = self.vms.table();
         let runs = |vm: &&Vm| {
@@ -80,14 +82,16 @@ impl Controller {
         };
         let mut due = Vec::new();
         for vm in table.vms.values().filter(runs) {
-            let since = vm.condition.since.unwrap_or(vm.record.first_seen);
+            let since = runs_since(vm, now);
             for (name, check) in &vm.record.checks {
                 let judged = vm.health.judged_at(name);
-                let is_due = now.since(since) >= check.initial_delay
-                    && judged.is_none_or(|at| now.since(at) >= check.interval)
+                let is_due = now.has_passed(check.initial_delay, since)
+                    && judged.is_none_or(|at| now.has_passed(check.interval, at))
                     && !self.probing.contains(&(vm.record.id.clone(), name.clone()));
                 if is_due {
+                    let first = since.plus(check.initial_delay);
                     due.push(Due {
+                        since: judged.map_or(first, |at| at.plus(check.interval)),
                         vm: vm.record.id.clone(),
                         name: name.clone(),
                         check: check.clone(),
@@ -99,10 +103,12 @@ impl Controller {
                 }
             }
         }
+        due.sort_by_key(|due| due.since);
         due
     }
 
-    /// Starts VMs anew that do badly, where somebody asked for it.
+    /// Starts VMs anew that do badly, where somebody asked for it. Recorded first: a restart that
+    /// nobody remembers would be given out again.
     pub(super) async fn recover(&mut self, now: Time) {
         let steps: Vec<(VmId, Step, recovery::Tried, HostId, Draft)> = {
             let table = self.vms.table();
@@ -115,18 +121,21 @@ impl Controller {
             table.vms.values().filter(wanted).filter_map(step).collect()
         };
         for (vm, step, tried, node, draft) in steps {
+            if matches!(step, Step::Restart(_)) && !self.desk.takes(&node, now) {
+                // Not a restart that did not help: it waits for somebody to do it.
+                continue;
+            }
+            if !self.change(vec![vm.clone()], now, |vm| vm.tried = tried).await {
+                continue;
+            }
             match step {
                 Step::Restart(number) => {
-                    if !self.desk.is_attended(&node, now) || !self.desk.give(&node, draft, now) {
-                        // Not a restart that did not help: it waits for somebody to do it.
-                        continue;
-                    }
                     tracing::warn!(%vm, number, "does badly and is to be started anew");
+                    self.desk.give(&node, draft, now);
                 }
                 Step::GiveUp => tracing::warn!(%vm, "restarts did not help; nobody tries any more"),
                 Step::Nothing => {}
             }
-            self.change(vec![vm], now, |vm| vm.tried = tried).await;
         }
     }
 
@@ -222,6 +231,14 @@ impl Controller {
             None => Err(Error::Unknown(id.to_string())),
         }
     }
+}
+
+/// Since when a VM runs. Where its node's clock is ahead: since it was seen to, and where that is
+/// to come, too, long ago.
+fn runs_since(vm: &Vm, now: Time) -> Time {
+    let seen = vm.transitions.iter().rev().find(|one| one.of == "state").map(|one| one.at);
+    let since = vm.condition.since.filter(|since| *since <= now).or(seen);
+    since.unwrap_or(vm.record.first_seen)
 }
 
 /// What a check comes to that a node made, and where it failed: where the node found that out, it

@@ -136,7 +136,7 @@ impl Controller {
 
     /// Reads what a node is like now, and decides.
     async fn look_at(&mut self, node: HostId, with_breaker: bool) -> Vec<VmId> {
-        let heard = self.heard(&node);
+        let heard = self.heard(&node, clock::now());
         let known: BTreeMap<VmId, inventory::Condition> = {
             let table = self.vms.table();
             let here = table.vms.values().filter(|vm| vm.record.node == node);
@@ -176,17 +176,18 @@ impl Controller {
     }
 
     /// When a node was last heard of; nobody could be heard before the server was there.
-    fn heard(&self, node: &HostId) -> Time {
+    fn heard(&self, node: &HostId, now: Time) -> Time {
         let seen = self.app.seen_at(node);
         let seen = seen.or_else(|| self.app.history.host(node).map(|info| info.seen_at));
-        seen.unwrap_or(self.started).max(self.started)
+        // What is yet to come was heard before the clock was put back.
+        seen.filter(|seen| *seen <= now).unwrap_or(self.started).max(self.started).min(now)
     }
 
     /// Why the node says nothing of its VMs any more, if so.
     fn silence(&self, name: &HostId, heard: Time, now: Time) -> Option<String> {
         let mut table = self.vms.table_mut();
         let node = table.nodes.entry(name.clone()).or_default();
-        node.hear(heard);
+        node.hear(heard, now);
         node.silent = node.is_silent(self.vms.settings.stale_after, now);
         node.silent.then(|| node.silence())
     }
@@ -297,8 +298,8 @@ impl Controller {
         written.await.unwrap_or(Err(store::Error::Closed))
     }
 
-    /// Changes single VMs, as measurements, probes and time do.
-    pub(super) async fn change(&self, ids: Vec<VmId>, now: Time, change: impl Fn(&mut Vm)) {
+    /// Changes single VMs, as measurements, probes and time do; whether it could be recorded.
+    pub(super) async fn change(&self, ids: Vec<VmId>, now: Time, change: impl Fn(&mut Vm)) -> bool {
         let before: BTreeMap<VmId, Vm> = {
             let table = self.vms.table();
             ids.into_iter()
@@ -311,31 +312,32 @@ impl Controller {
             vm.health.assess(&vm.record.presence, &vm.condition, now);
         }
         let nothing = store::Changes::default();
-        if let Err(error) = self.commit(&before, after, &[], (nothing, now)).await {
-            tracing::warn!(
-                error = with_causes(&error),
-                "what was found of VMs could not be recorded"
-            );
+        let committed = self.commit(&before, after, &[], (nothing, now)).await;
+        if let Err(error) = &committed {
+            let error = with_causes(error);
+            tracing::warn!(error, "what was found of VMs could not be recorded");
         }
+        committed.is_ok()
     }
 
     /// What is due by the clock alone.
     async fn pass_time(&mut self) {
         let now = clock::now();
+        self.started = self.started.min(now);
         let nodes: BTreeSet<HostId> = {
             let table = self.vms.table();
             let ours = table.vms.values().filter(|vm| vm.record.source == VmSource::Microvm);
             ours.map(|vm| vm.record.node.clone()).collect()
         };
         for name in nodes {
-            let heard = self.heard(&name);
+            let heard = self.heard(&name, now);
             let was_silent = self.vms.table().nodes.get(&name).is_some_and(|node| node.silent);
             let silence = self.silence(&name, heard, now);
             if silence.is_some() != was_silent {
                 self.due.insert(name);
             }
         }
-        let look_at_loops = now.since(self.looked_at_loops) >= LOOPS;
+        let look_at_loops = now.has_passed(LOOPS, self.looked_at_loops);
         if look_at_loops {
             self.looked_at_loops = now;
         }
@@ -351,7 +353,7 @@ impl Controller {
             // Of what is listed anew all the time there is no need to.
             let is_ours = vm.record.source == VmSource::Microvm;
             let judged = vm.health.judged_at(&state).filter(|_| is_ours);
-            if judged.is_some_and(|at| now.since(at) >= health::RHYTHM) {
+            if judged.is_some_and(|at| now.has_passed(health::RHYTHM, at)) {
                 to_judge.push(vm.record.id.clone());
             }
         }
@@ -415,13 +417,15 @@ impl Controller {
         let ids = of.keys().cloned().collect();
         self.change(ids, now, |vm| {
             let Some(usage) = of.get(&vm.record.id) else { return };
-            vm.usage = Some(usage.clone());
+            let (mut usage, since) = (usage.clone(), vm.condition.since);
+            usage.follow(vm.usage.as_ref(), since);
             if vm.condition.state == VmState::Running {
-                let (limits, since) = (vm.limits(), vm.condition.since);
-                for (name, rule, verdict) in health::usage_verdicts(usage, limits, since) {
+                let limits = vm.limits();
+                for (name, rule, verdict) in health::usage_verdicts(&usage, limits, since) {
                     vm.health.judge(&name, rule, (Layer::Vmm, &verdict), now);
                 }
             }
+            vm.usage = Some(usage);
         })
         .await;
     }
@@ -510,7 +514,8 @@ fn judge_state(vm: &mut Vm, before: Option<&Vm>, now: Time) {
     if is_new && vm.condition.state != VmState::Running {
         vm.health.begin_anew();
     }
-    let due = vm.health.judged_at(&name).is_none_or(|at| now.since(at) >= health::RHYTHM);
+    let judged = vm.health.judged_at(&name);
+    let due = judged.is_none_or(|at| now.has_passed(health::RHYTHM, at));
     let restarted = before.is_some_and(|before| before.condition.restarts < vm.condition.restarts);
     if !is_new && !due && !restarted {
         return;

@@ -7,6 +7,7 @@
 //!
 //! # Invariants
 //! - Each task is given out once. What was asked for and not heard of again is told as late.
+//! - What waited too long for somebody is not given out any more.
 
 use super::Reply;
 use api::node::{Task, Work};
@@ -52,8 +53,15 @@ struct Node {
     asked: Option<Time>,
     waiting: Option<Reply<Vec<Task>>>,
     queue: Vec<Task>,
-    /// Queued and given, with when they are late.
-    open: BTreeMap<u64, (For, Time)>,
+    /// Queued and given.
+    open: BTreeMap<u64, Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    what_for: For,
+    since: Time,
+    timeout: Duration,
 }
 
 impl Desk {
@@ -75,6 +83,12 @@ impl Desk {
         asked.is_some_and(|asked| now.since(asked) < ATTENDED)
     }
 
+    /// Whether work for the node would be taken, and somebody is there to do it.
+    pub(super) fn takes(&self, name: &HostId, now: Time) -> bool {
+        let has_room = self.nodes.get(name).is_some_and(|node| node.open.len() < TASKS);
+        has_room && self.is_attended(name, now)
+    }
+
     /// Takes work for a node; whether there is room for it.
     pub(super) fn give(&mut self, name: &HostId, draft: Draft, now: Time) -> bool {
         let node = self.nodes.entry(name.clone()).or_default();
@@ -85,7 +99,7 @@ impl Desk {
         let Draft { what_for, name, unit, timeout, work } = draft;
         let timeout_seconds = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX);
         node.queue.push(Task { id: self.last, name, unit, timeout_seconds, work });
-        node.open.insert(self.last, (what_for, now.plus(timeout + SPARE)));
+        node.open.insert(self.last, Open { what_for, since: now, timeout });
         node.hand_out();
         true
     }
@@ -93,22 +107,25 @@ impl Desk {
     /// What the task was for, if it is open.
     pub(super) fn done(&mut self, name: &HostId, id: u64) -> Option<For> {
         let open = &mut self.nodes.get_mut(name)?.open;
-        open.remove(&id).map(|(what_for, _)| what_for)
+        open.remove(&id).map(|open| open.what_for)
     }
 
-    /// Takes away what nothing was heard of in time.
+    /// Takes away what nothing was heard of in time, and what nobody took until there would be no
+    /// time for it.
     pub(super) fn late(&mut self, now: Time) -> Vec<(HostId, For)> {
         let mut late = Vec::new();
         for (name, node) in &mut self.nodes {
-            let ids: Vec<u64> = node
-                .open
-                .iter()
-                .filter(|(_, (_, until))| *until <= now)
-                .map(|(id, _)| *id)
-                .collect();
+            // A clock may have been put back.
+            node.asked = node.asked.map(|asked| asked.min(now));
+            let waits = |id| node.queue.iter().any(|task| task.id == id);
+            let is_late = |(id, open): &(&u64, &Open)| {
+                now.has_passed(open.timeout + SPARE, open.since)
+                    || (now.has_passed(SPARE, open.since) && waits(**id))
+            };
+            let ids: Vec<u64> = node.open.iter().filter(is_late).map(|(id, _)| *id).collect();
             for id in ids {
                 node.queue.retain(|task| task.id != id);
-                late.extend(node.open.remove(&id).map(|(what_for, _)| (name.clone(), what_for)));
+                late.extend(node.open.remove(&id).map(|open| (name.clone(), open.what_for)));
             }
         }
         late
@@ -172,7 +189,25 @@ mod tests {
         let mut desk = Desk::new(Time(0));
         let taken = (0..2 * TASKS).filter(|_| desk.give(&node, draft(), Time(0))).count();
         assert_eq!(taken, TASKS);
-        assert_eq!(desk.late(Time::from_seconds(60)).len(), TASKS);
+        assert!(desk.late(Time::from_seconds(29)).is_empty());
+        assert_eq!(desk.late(Time::from_seconds(30)).len(), TASKS, "too late to begin");
         assert!(desk.give(&node, draft(), Time::from_seconds(60)));
+    }
+
+    #[test]
+    fn what_is_late_whatever_the_clock_does() {
+        let at = Time::from_seconds;
+        let node = HostId::new("n1").unwrap();
+        let mut desk = Desk::new(at(1000));
+        assert!(!desk.takes(&node, at(1000)), "nobody is there");
+        let (reply, mut answer) = oneshot::channel();
+        desk.attend(&node, reply, at(1000));
+        assert!(desk.takes(&node, at(1000)) && desk.give(&node, draft(), at(1000)));
+        assert_eq!(answer.try_recv().unwrap().unwrap().len(), 1);
+        assert!(desk.late(at(1034)).is_empty());
+        assert_eq!(desk.late(at(1035)).len(), 1, "its timeout of 5 s, and 30 s");
+        assert!(desk.give(&node, draft(), at(1040)));
+        assert_eq!(desk.late(at(10)).len(), 1, "the clock was put back");
+        assert!(desk.is_attended(&node, at(69)) && !desk.is_attended(&node, at(70)));
     }
 }

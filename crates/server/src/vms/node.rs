@@ -22,7 +22,9 @@ pub(crate) struct Node {
 
 impl Node {
     /// Takes when it was last heard of. A rhythm that became faster is believed little by little.
-    pub(super) fn hear(&mut self, at: Time) {
+    /// After a clock was put back it counts as heard of at that moment.
+    pub(super) fn hear(&mut self, at: Time, now: Time) {
+        self.heard = self.heard.min(now);
         if at > self.heard {
             if self.heard > Time(0) {
                 let gap = at.since(self.heard);
@@ -58,15 +60,19 @@ mod tests {
         let at = Time::from_seconds;
         let mut node = Node { heard: at(1000), ..Node::default() };
         for second in [1010, 1020, 1030] {
-            node.hear(at(second));
+            node.hear(at(second), at(second));
         }
         assert!(!node.is_silent(after, at(1140)));
         assert!(node.is_silent(after, at(1151)));
         let mut slow = Node { heard: at(1000), ..Node::default() };
-        slow.hear(at(1600));
+        slow.hear(at(1600), at(1600));
         assert!(!slow.is_silent(after, at(3300)));
         assert!(slow.is_silent(after, at(3401)));
         // A clock that went back is no silence.
+        slow.hear(at(10), at(10));
         assert!(!slow.is_silent(after, at(10)));
+        // Nor does it hide one.
+        slow.hear(at(5), at(1811));
+        assert!(slow.is_silent(after, at(1811)));
     }
 }

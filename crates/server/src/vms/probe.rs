@@ -2,7 +2,7 @@
 //! process is there.
 //!
 //! Where it fails tells what of it: a guest that refuses a connection answers, and its service
-//! does not.
+//! does not. What this machine could not do says nothing of the VM.
 
 use crate::app::App;
 use api::client::{self, Client};
@@ -110,10 +110,38 @@ async fn ask(address: SocketAddr, path: &str, status: u16) -> Result<(), Failed>
 
 fn unconnected(address: SocketAddr, error: &std::io::Error) -> Failed {
     let layer = match error.kind() {
-        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Layer::Service,
-        _ => Layer::Guest,
+        ErrorKind::ConnectionRefused
+        | ErrorKind::ConnectionReset
+        | ErrorKind::ConnectionAborted => Layer::Service,
+        ErrorKind::TimedOut | ErrorKind::HostUnreachable => Layer::Guest,
+        // No descriptor, address or route is left here, or a connection is not allowed.
+        _ => Layer::Node,
     };
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default().to_lowercase();
     (layer, format!("{address}: {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn where_a_connection_fails() {
+        let address: SocketAddr = "10.0.0.5:80".parse().unwrap();
+        for (layer, numbers) in [
+            // Refused, reset.
+            (Layer::Service, [111, 104].as_slice()),
+            // No route to the host, no answer.
+            (Layer::Guest, &[113, 110]),
+            // Files, network, address, permission.
+            (Layer::Node, &[24, 101, 99, 13]),
+        ] {
+            for number in numbers {
+                let error = io::Error::from_raw_os_error(*number);
+                assert_eq!(unconnected(address, &error).0, layer, "{error}");
+            }
+        }
+    }
 }
