@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Each part has one owner task. A collector that hangs or fails says so in its own item and
-//! holds up nothing else.
+//! holds up nothing else. The end of another part ends the agent with an error, so that systemd
+//! starts it anew: what it would go on with is not whole.
 
 mod backlog;
 mod clock;
@@ -24,6 +25,7 @@ mod metrics;
 pub mod node;
 pub mod options;
 mod outbox;
+mod parts;
 pub mod program;
 pub mod signals;
 mod spool;
@@ -40,6 +42,7 @@ pub use identity::host_name;
 use model::entity::{Container, File, Platform};
 use model::{ContentId, Facts, HostId};
 use outbox::{Outbox, Standing};
+use parts::Parts;
 use spool::{Opened, Spool};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -88,15 +91,20 @@ pub enum Error {
     },
     #[error("watching this machine broke off")]
     Watching,
+    #[error("{part} broke off")]
+    Part { part: &'static str },
     #[error(transparent)]
     Server(#[from] api::client::Error),
 }
 
-/// Watches this machine until told to stop, or fails before it has begun.
+/// Watches this machine until told to stop.
 ///
 /// # Errors
-/// When the state directory can't be used or the host has no usable name.
+/// When the state directory can't be used or the host has no usable name; and when a part of the
+/// agent broke off.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
+    // Also cancelled when a part broke off, which is no reason to stop for others.
+    let stop = stop.child_token();
     let identity = Identity::open(&config.state_dir)?;
     let host = host_name(&config)?;
     let to_server = client(&config)?;
@@ -144,30 +152,38 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
 
     // The outbox outlives the engine, and the engine the collectors: each is told to stop by
     // the end of what feeds it, so that the last changes still go out.
-    let mut parts = tokio::task::JoinSet::new();
-    parts.spawn(outbox.run(to_server, CancellationToken::new()));
-    parts.spawn(engine.run(received, outgoing, CancellationToken::new()));
+    let mut parts = Parts::default();
+    parts.start_essential("the outbox", outbox.run(to_server, CancellationToken::new()));
+    parts.start_essential("the engine", engine.run(received, outgoing, CancellationToken::new()));
     if let Some(figures) = figures {
-        parts.spawn(figures);
+        parts.start("telling figures", figures);
     }
-    parts.spawn(images);
-    parts.spawn(memory::give_back(stop.clone()));
-    parts.spawn(tell(standings, missing, context.reports.clone(), stop.clone()));
-    let mut collectors = collect::start(&context);
+    parts.start("handing out images", images);
+    parts.start("giving back memory", memory::give_back(stop.clone()));
+    parts.start(
+        "telling of deliveries",
+        tell(standings, missing, context.reports.clone(), stop.clone()),
+    );
+    let collectors = collect::start(&context);
     drop(context);
     notify(sd_notify::NotifyState::Ready);
-    keep_watchdog(&stop).await;
+    let result = keep_watchdog(&stop, &mut parts).await;
+    stop.cancel();
     notify(sd_notify::NotifyState::Stopping);
+    wind_up(collectors, parts).await;
+    result
+}
+
+/// Waits for those that were told to stop, though not for long.
+async fn wind_up(mut collectors: tokio::task::JoinSet<()>, mut parts: Parts) {
     let all_ended = async { while collectors.join_next().await.is_some() {} };
     if tokio::time::timeout(GRACE, all_ended).await.is_err() {
         tracing::debug!(left = collectors.len(), "collectors are cut off");
     }
     collectors.shutdown().await;
-    let all_ended = async { while parts.join_next().await.is_some() {} };
-    if tokio::time::timeout(GRACE * 4, all_ended).await.is_err() {
+    if tokio::time::timeout(GRACE * 4, parts.end()).await.is_err() {
         tracing::warn!("could not deliver everything in time; it is in the spool");
     }
-    Ok(())
 }
 
 fn client(config: &Config) -> Result<api::client::Client, api::client::Error> {
@@ -284,14 +300,24 @@ async fn tell(
     }
 }
 
-/// Waits for the stop; meanwhile tells systemd's watchdog that the event loop turns.
-async fn keep_watchdog(stop: &CancellationToken) {
-    let Some(period) = sd_notify::watchdog_enabled() else { return stop.cancelled().await };
-    while !stop.is_cancelled() {
+/// Waits for the stop, or for a part to break off; meanwhile tells systemd's watchdog that the
+/// event loop turns.
+async fn keep_watchdog(stop: &CancellationToken, parts: &mut Parts) -> Result<(), Error> {
+    let ended = async {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Ok(()),
+            part = parts.broken() => Err(Error::Part { part }),
+        }
+    };
+    let mut ended = std::pin::pin!(ended);
+    let Some(period) = sd_notify::watchdog_enabled() else { return ended.await };
+    loop {
         notify(sd_notify::NotifyState::Watchdog);
         tokio::select! {
+            biased;
+            ended = &mut ended => return ended,
             () = tokio::time::sleep(period / 3) => {}
-            () = stop.cancelled() => {}
         }
     }
 }

@@ -234,15 +234,42 @@ async fn switched_off(context: Context, name: &'static str, kinds: &[Kind]) {
         .await;
 }
 
+/// Runs a collector, which may have several names. That it failed inside is a fault of all it
+/// looks at, and the others go on: a program that ended for that, and met it again at each start,
+/// would see nothing at all.
+fn guarded<C>(
+    context: &Context,
+    names: &[&'static str],
+    collector: C,
+) -> impl Future<Output = ()> + Send + use<C>
+where
+    C: Future<Output = ()> + Send + 'static,
+{
+    let sinks: Vec<Sink> = names.iter().map(|name| context.sink(name)).collect();
+    let mut task = JoinSet::new();
+    task.spawn(collector);
+    async move {
+        if let Some(Err(error)) = task.join_next().await
+            && error.is_panic()
+        {
+            for sink in sinks {
+                // What it failed with may show what nobody redacted.
+                let fault = "it failed inside; restart the agent".to_owned();
+                sink.say(Seen::Fault(fault)).await;
+            }
+        }
+    }
+}
+
 /// Starts all collectors.
 pub(crate) fn start(context: &Context) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    tasks.spawn(machine::machine(context.clone()));
-    tasks.spawn(machine::users(context.clone()));
-    tasks.spawn(machine::disks(context.clone()));
-    tasks.spawn(machine::gpus(context.clone()));
+    tasks.spawn(guarded(context, &["machine"], machine::machine(context.clone())));
+    tasks.spawn(guarded(context, &["users"], machine::users(context.clone())));
+    tasks.spawn(guarded(context, &["disks"], machine::disks(context.clone())));
+    tasks.spawn(guarded(context, &["gpus"], machine::gpus(context.clone())));
     if context.config.network {
-        tasks.spawn(machine::network(context.clone()));
+        tasks.spawn(guarded(context, &["network"], machine::network(context.clone())));
     } else {
         tasks.spawn(switched_off(context.clone(), "network", &[Kind::INTERFACE, Kind::ROUTE]));
         tasks.spawn(switched_off(context.clone(), "sockets", &[Kind::SOCKET]));
@@ -250,17 +277,18 @@ pub(crate) fn start(context: &Context) -> JoinSet<()> {
     if !context.config.processes {
         tasks.spawn(switched_off(context.clone(), "processes", &[Kind::PROCESS]));
     }
-    tasks.spawn(units::system(context.clone()));
-    tasks.spawn(units::users(context.clone()));
-    tasks.spawn(containers::run(context.clone()));
-    tasks.spawn(packages::run(context.clone()));
-    tasks.spawn(files::run(context.clone()));
+    tasks.spawn(guarded(context, &["units"], units::system(context.clone())));
+    tasks.spawn(guarded(context, &["user-units"], units::users(context.clone())));
+    tasks.spawn(guarded(context, &["containers"], containers::run(context.clone())));
+    tasks.spawn(guarded(context, &["packages"], packages::run(context.clone())));
+    tasks.spawn(guarded(context, &["files"], files::run(context.clone())));
     // Where looks are asked for there are no VMs that anybody follows.
     if !context.asked.is_used() {
-        tasks.spawn(journal::run(context.clone()));
-        tasks.spawn(vmms::run(context.clone()));
+        tasks.spawn(guarded(context, &["journal"], journal::run(context.clone())));
+        tasks.spawn(guarded(context, &["vmms"], vmms::run(context.clone())));
     }
-    tasks.spawn(processes::run(context.clone()));
+    let names = ["processes", "sockets", "dependencies", "workloads"];
+    tasks.spawn(guarded(context, &names, processes::run(context.clone())));
     tasks
 }
 
@@ -269,5 +297,29 @@ async fn until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::File;
+
+    #[tokio::test]
+    async fn a_collector_that_fails_inside_is_a_fault_of_all_it_looks_at() {
+        let (reports, mut seen) = mpsc::channel(8);
+        let config = File::default().check().unwrap();
+        let context = Context::new(config, [7; 32], reports, watch::channel(Vec::new()).1);
+        guarded(&context, &["machine"], async {}).await;
+        let failing = async { panic!("secret") };
+        guarded(&context, &["processes", "sockets"], failing).await;
+        drop(context);
+        let mut faults = Vec::new();
+        while let Some(Report { collector, seen, .. }) = seen.recv().await {
+            let Seen::Fault(fault) = seen else { panic!("{seen:?}") };
+            assert!(!fault.contains("secret"));
+            faults.push(collector);
+        }
+        assert_eq!(faults, ["processes", "sockets"]);
     }
 }

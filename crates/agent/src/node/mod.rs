@@ -27,6 +27,7 @@ mod unit;
 
 pub use options::{Config, Options};
 
+use crate::parts::Parts;
 use crate::{Error, identity};
 use api::client::{self, Client, segment};
 use api::node::{Done, NodeAsks, NodeWork, Outcome, Task, Work};
@@ -80,7 +81,7 @@ fn unable(why: String) -> Answer {
 /// Works until told to stop.
 ///
 /// # Errors
-/// When the node has no usable name.
+/// When the node has no usable name; and when a part of the work broke off.
 pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let host = identity::name_of(config.host.as_deref())?;
     let path = format!("/api/v1/hosts/{}/vm-work", segment(host.as_str()));
@@ -91,13 +92,14 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), Error>
     let (outcomes, done) = mpsc::channel(OUTCOMES);
     tracing::info!(%host, server = config.server, restart = ?config.restart, "at work for the VMs of this node");
     crate::notify(sd_notify::NotifyState::Ready);
-    let mut parts = JoinSet::new();
-    parts.spawn(tell(client()?, path.clone(), done));
-    parts.spawn(ask(client()?, path, Arc::new(config.clone()), outcomes));
-    crate::keep_watchdog(&stop).await;
+    // Both end with this.
+    let mut parts = Parts::default();
+    parts.start_essential("telling outcomes", tell(client()?, path.clone(), done));
+    let asking = ask(client()?, path, Arc::new(config.clone()), outcomes);
+    parts.start_essential("asking for work", asking);
+    let result = crate::keep_watchdog(&stop, &mut parts).await;
     crate::notify(sd_notify::NotifyState::Stopping);
-    parts.shutdown().await;
-    Ok(())
+    result
 }
 
 /// Asks for work, and begins it.
