@@ -752,35 +752,3 @@ async fn checks_and_recoveries_that_are_none_are_refused() {
     }
     bench.end().await;
 }
-
-#[tokio::test]
-async fn what_does_not_run_uses_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut bench = Bench::start(dir.path()).await;
-    let one = facts(&[("web", RUNNING)], None);
-    bench.tell("n1", &one, vec![]).await;
-    bench.until_listed(&["web@n1 running present healthy"]).await;
-    let vm = VmLoad { oom_kills: Some(1), ..VmLoad::default() };
-    let memory_bytes = Some(99 << 20);
-    let used = UnitLoad { memory_bytes, vm: Some(Box::new(vm)), ..UnitLoad::default() };
-    let units = [("microvm@web.service".to_owned(), used)].into();
-    let at = Time::from_seconds(2_000_000_000);
-    bench.tell("n1", &one, vec![Load { at, units, ..Load::default() }]).await;
-    bench.until("/api/v1/vms/web", |vm| vm["usage"]["oom_kills"] == 1).await;
-    let figures = ["vm_memory_bytes{", "vm_oom_kills{", "vm_usage_age_seconds{"];
-    for (state, shown, is_told) in [
-        (RUNNING, "running", true),
-        ("inactive/dead", "stopped", false),
-        ("failed/failed", "failed", false),
-    ] {
-        bench.tell("n1", &facts(&[("web", state)], None), vec![]).await;
-        bench.until("/api/v1/vms/web", |vm| vm["state"] == shown).await;
-        let response = bench.client.open(Method::GET, "/metrics", "", Bytes::new()).await.unwrap();
-        let text = response.into_body().collect().await.unwrap().to_bytes();
-        let text = String::from_utf8(text.to_vec()).unwrap();
-        for figure in figures {
-            assert_eq!(text.contains(&format!("safetytwin_{figure}")), is_told, "{figure} {state}");
-        }
-    }
-    bench.end().await;
-}

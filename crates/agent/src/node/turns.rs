@@ -93,11 +93,12 @@ mod tests {
         assert_eq!(begin.elapsed(), Duration::ZERO);
         // A third of the VM that hangs waits, and is dropped.
         assert!(turns.take(&check("hung")).await.is_none());
-        assert_eq!(begin.elapsed(), PATIENCE);
+        let soon = PATIENCE..PATIENCE + Duration::from_secs(1);
+        assert!(soon.contains(&begin.elapsed()));
         // All turns are taken, and a restart has one.
         let restart = task("hung", Work::Restart);
         assert!(turns.take(&restart).await.is_some());
-        assert_eq!(begin.elapsed(), PATIENCE);
+        assert!(soon.contains(&begin.elapsed()));
         drop(under_way);
         assert!(turns.take(&check("late")).await.is_some());
         assert_eq!(turns.units.lock().unwrap().len(), 2, "nobody uses the others any more");
@@ -112,6 +113,6 @@ mod tests {
             under_way.push(turns.take(&restart).await.unwrap());
         }
         assert!(turns.take(&restart).await.is_none());
-        assert_eq!(begin.elapsed(), YOUNG);
+        assert!((YOUNG..PATIENCE).contains(&begin.elapsed()));
     }
 }

@@ -170,6 +170,15 @@ fn crash_loops() {
             2 failed/failed 5: failed the VMM ended with an error
         "#]],
     );
+    // The node's clock is ahead: it has not run for a while when it is seen first, and later has.
+    check_course(
+        "0 active/running 0, 1 active/running 3 9000, 6 active/running 3 9000",
+        &expect![[r#"
+            0 active/running 0: running
+            1 active/running 3 9000: failed (looping) 3
+            6 active/running 3 9000: running
+        "#]],
+    );
     // Started on purpose, its count begins anew.
     check_course(
         "0 active/running 7, 100 inactive/dead 7, 200 activating/start 0, 201 active/running 0",

@@ -107,17 +107,7 @@ pub(super) fn register(app: &App, registry: &mut Registry) {
         let table = app.vms.table();
         for vm in table.vms.values() {
             metrics.tell(vm);
-            // What one used that does not run, or that nobody sees, was long ago.
-            let runs =
-                vm.condition.state == VmState::Running && vm.record.presence == Presence::Present;
-            if let Some(usage) = vm.usage.as_ref().filter(|_| runs) {
-                let labels = labels(vm);
-                metrics.age.get_or_create(&labels).set(now.since(usage.at).as_secs_f64());
-                metrics.tell_usage(vm, &labels, usage);
-                if let Some(vmm) = &usage.vmm {
-                    metrics.tell_vmm(&labels, vmm, now);
-                }
-            }
+            metrics.tell_usage(vm, now);
         }
         for (name, node) in table.nodes.iter().filter(|(_, node)| !node.held.is_empty()) {
             held.get_or_create(&HostLabel { host: name.to_string() }).set(count(node.held.len()));
@@ -174,7 +164,20 @@ impl Metrics {
         }
     }
 
-    fn tell_usage(&self, vm: &Vm, labels: &VmLabels, usage: &Usage) {
+    /// What one used that does not run, or that nobody sees, was long ago and is not told.
+    fn tell_usage(&self, vm: &Vm, now: Time) {
+        let runs =
+            vm.condition.state == VmState::Running && vm.record.presence == Presence::Present;
+        let Some(usage) = vm.usage.as_ref().filter(|_| runs) else { return };
+        let labels = labels(vm);
+        self.age.get_or_create(&labels).set(now.since(usage.at).as_secs_f64());
+        self.tell_figures(vm, &labels, usage);
+        if let Some(vmm) = &usage.vmm {
+            self.tell_vmm(&labels, vmm, now);
+        }
+    }
+
+    fn tell_figures(&self, vm: &Vm, labels: &VmLabels, usage: &Usage) {
         let limits = vm.limits();
         let boot = usage.boot_ms.map(|ms| Duration::from_millis(ms).as_secs_f64());
         put(&self.boot, labels, boot);
@@ -310,5 +313,76 @@ fn count(number: impl TryInto<i64>) -> i64 {
 fn put<L: Clone + Eq + Hash>(figures: &Figures<L>, labels: &L, known: Option<f64>) {
     if let Some(known) = known {
         figures.get_or_create(labels).set(known);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use inventory::health::{Health, Rule, Verdict};
+    use inventory::recovery::Tried;
+    use inventory::{Condition, Limits, Record};
+    use model::HostId;
+    use std::collections::{BTreeMap, VecDeque};
+
+    fn vm(state: VmState, presence: Presence) -> Vm {
+        let condition = Condition {
+            state,
+            detail: String::new(),
+            since: None,
+            fault: None,
+            restarts: 0,
+            looping: None,
+        };
+        let record = Record {
+            id: "web@n1".parse().unwrap(),
+            source: VmSource::Microvm,
+            node: HostId::new("n1").unwrap(),
+            name: "web".parse().unwrap(),
+            reference: "microvm@web.service".to_owned(),
+            labels: BTreeMap::new(),
+            limits: Limits { memory_bytes: Some(100), cpu_percent: None },
+            first_seen: Time(0),
+            presence,
+            checks: BTreeMap::new(),
+            recovery: None,
+        };
+        let mut health = Health::default();
+        let failed = Verdict::Fail("near".to_owned());
+        let memory = "memory".parse().unwrap();
+        health.judge(&memory, Rule::default(), (Layer::Vmm, &failed), Time(1));
+        health.assess(&record.presence, &condition, Time(1));
+        let usage = Some(Usage {
+            memory_bytes: Some(99),
+            oom_kills: Some(1),
+            vmm: Some(VmmLoad::default()),
+            ..Usage::default()
+        });
+        let (tried, transitions) = (Tried::default(), VecDeque::new());
+        Vm { record, condition, last_seen: Time(1), health, usage, tried, transitions }
+    }
+
+    #[test]
+    fn what_does_not_run_uses_nothing() {
+        let stale = Presence::Stale { since: Time(1), reason: "silent".to_owned() };
+        for (state, presence, is_told) in [
+            (VmState::Running, Presence::Present, true),
+            (VmState::Stopped, Presence::Present, false),
+            (VmState::Failed, Presence::Present, false),
+            (VmState::Running, stale, false),
+            (VmState::Running, Presence::Orphan { since: Time(1) }, false),
+        ] {
+            let (metrics, mut registry) = (Metrics::default(), Registry::default());
+            let vm = vm(state, presence);
+            metrics.tell(&vm);
+            metrics.tell_usage(&vm, Time(2));
+            metrics.register(&mut registry);
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            for figure in ["memory_bytes", "memory_limit_bytes", "oom_kills", "vmm_answers"] {
+                assert_eq!(text.contains(&format!("vm_{figure}{{")), is_told, "{state} {text}");
+            }
+            assert!(text.contains("vm_state{"), "{text}");
+        }
     }
 }
