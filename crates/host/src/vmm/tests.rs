@@ -189,7 +189,7 @@ async fn a_socket_of_somebody_else_is_left_alone() {
     place.listen("qmp", |stream| qmp(stream, "running", true));
     let mut monitor = place.monitor();
     monitor.unit = vec![1];
-    let asked = monitor.ask(&place.root(), LIMIT).await;
+    let asked = monitor.ask(&place.root(), LIMIT * 50).await;
     assert!(matches!(asked, Err(Error::Foreign { .. })), "{asked:?}");
 }
 
