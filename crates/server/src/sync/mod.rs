@@ -126,7 +126,7 @@ impl Sync {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let standing = SyncStanding {
             in_process: false,
-            stands_by: Some("whether another instance does is not known yet".to_owned()),
+            stands_by: Some("who syncs is not known yet".to_owned()),
             sources: Vec::new(),
             last: None,
             decisions: std::collections::BTreeMap::new(),
