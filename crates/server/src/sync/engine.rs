@@ -300,7 +300,7 @@ impl Engine {
         self.sync.mirror.mark(decided.filter_map(|one| one.id.clone()));
         if completeness == Some(Completeness::Complete) {
             // With the time at which they were in step last.
-            self.sync.mirror.mark(outcome.listed.iter().cloned());
+            self.sync.mirror.mark_in_step(outcome.listed.iter().cloned());
         }
         Ok((result, outcome.orphans()))
     }

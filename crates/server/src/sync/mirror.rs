@@ -15,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Documents that are written at once.
 const BATCH: usize = 1000;
+/// The same of those that only are in step still: what changes meanwhile waits for no more.
+const IN_STEP_BATCH: usize = 200;
 const BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Single documents that MongoDB does not take are tried again after this.
@@ -30,7 +32,10 @@ pub(super) struct Mirror {
 
 #[derive(Debug, Default)]
 struct Waiting {
+    /// Something of them changed: they go first.
     ids: BTreeSet<VmId>,
+    /// They were listed, and are to say when.
+    in_step: BTreeSet<VmId>,
     /// Being written: neither told nor forgotten.
     under_way: usize,
     /// MongoDB did not take these, while it took others; and when they are tried again.
@@ -63,11 +68,20 @@ impl Mirror {
         }
     }
 
+    /// Those that were listed, also where nothing of them changed.
+    pub(super) fn mark_in_step(&self, ids: impl IntoIterator<Item = VmId>) {
+        if self.is_there {
+            self.locked().in_step.extend(ids);
+            self.wake.notify_one();
+        }
+    }
+
     /// How many wait, and why.
     pub(super) fn standing(&self) -> (usize, Option<String>) {
         let waiting = self.locked();
-        let refused = waiting.refused.keys().filter(|id| !waiting.ids.contains(*id)).count();
-        (waiting.ids.len() + waiting.under_way + refused, waiting.fault.clone())
+        let elsewhere = waiting.in_step.iter().chain(waiting.refused.keys());
+        let others: BTreeSet<&VmId> = elsewhere.filter(|id| !waiting.ids.contains(*id)).collect();
+        (waiting.ids.len() + waiting.under_way + others.len(), waiting.fault.clone())
     }
 
     /// What could not be written.
@@ -102,14 +116,25 @@ impl Mirror {
     fn next(&self) -> (BTreeSet<VmId>, Option<Instant>) {
         let mut waiting = self.locked();
         let later = waiting.take_up(Instant::now());
-        let rest = match waiting.ids.iter().nth(BATCH).cloned() {
-            Some(first_of_rest) => waiting.ids.split_off(&first_of_rest),
-            None => BTreeSet::new(),
+        let next = if waiting.ids.is_empty() {
+            first(&mut waiting.in_step, IN_STEP_BATCH)
+        } else {
+            let next = first(&mut waiting.ids, BATCH);
+            waiting.in_step.retain(|id| !next.contains(id));
+            next
         };
-        let next = std::mem::replace(&mut waiting.ids, rest);
         waiting.under_way = next.len();
         (next, later)
     }
+}
+
+/// Takes the first of a set, so many at most.
+fn first(ids: &mut BTreeSet<VmId>, count: usize) -> BTreeSet<VmId> {
+    let rest = match ids.iter().nth(count).cloned() {
+        Some(first_of_rest) => ids.split_off(&first_of_rest),
+        None => BTreeSet::new(),
+    };
+    std::mem::replace(ids, rest)
 }
 
 /// Writes until told to stop.
@@ -172,6 +197,18 @@ fn documents(app: &App, sync: &Sync, ids: &BTreeSet<VmId>) -> Vec<VmDocument> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_changed_does_not_wait_for_what_did_not() {
+        let mirror = Mirror::new(true);
+        let id = |n: usize| format!("423c1d0e-0000-0000-0000-{n:012}").parse::<VmId>().unwrap();
+        mirror.mark_in_step((0..1000).map(id));
+        assert_eq!(mirror.next().0.len(), IN_STEP_BATCH);
+        mirror.mark([id(999)]);
+        assert_eq!(mirror.next().0, [id(999)].into());
+        mirror.settle(&[id(999)].into(), &[]);
+        assert_eq!(mirror.standing().0, 1000 - IN_STEP_BATCH - 1);
+    }
 
     #[test]
     fn what_is_refused_holds_up_no_other() {
