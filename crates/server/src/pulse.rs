@@ -64,18 +64,24 @@ mod tests {
     use std::sync::mpsc;
     use store::Options;
 
+    /// Has the writer do nothing until what is returned is dropped.
+    fn hang(history: &History) -> mpsc::Sender<()> {
+        let (begun, has_begun) = mpsc::channel();
+        let (go, may_go) = mpsc::channel::<()>();
+        let wait = move || {
+            begun.send(()).unwrap();
+            may_go.recv().unwrap_err();
+        };
+        history.ask(wait).unwrap();
+        has_begun.recv().unwrap();
+        go
+    }
+
     #[tokio::test]
     async fn a_writer_that_hangs_is_asked_once_and_has_a_pulse_when_it_goes_on() {
         let directory = tempfile::tempdir().unwrap();
         let history = History::open(directory.path(), Options::default()).unwrap();
-        let (begun, has_begun) = mpsc::channel();
-        let (go, may_go) = mpsc::channel::<()>();
-        let hang = move || {
-            begun.send(()).unwrap();
-            may_go.recv().unwrap_err();
-        };
-        history.ask(hang).unwrap();
-        has_begun.recv().unwrap();
+        let go = hang(&history);
         let pulse = Pulse::default();
         for _ in 0..3 {
             assert_eq!(pulse.answers(&history).now_or_never(), None);
@@ -92,14 +98,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let options = Options { queue: 1, ..Options::default() };
         let history = History::open(directory.path(), options).unwrap();
-        let (begun, has_begun) = mpsc::channel();
-        let (go, may_go) = mpsc::channel::<()>();
-        let hang = move || {
-            begun.send(()).unwrap();
-            may_go.recv().unwrap_err();
-        };
-        history.ask(hang).unwrap();
-        has_begun.recv().unwrap();
+        let go = hang(&history);
         history.ask(|| {}).unwrap();
         let pulse = Pulse::default();
         assert_eq!(pulse.answers(&history).now_or_never(), None);
