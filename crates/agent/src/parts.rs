@@ -25,8 +25,7 @@ impl Parts {
         name: &'static str,
         part: impl Future<Output = ()> + Send + 'static,
     ) {
-        let id = self.tasks.spawn(part).id();
-        self.kinds.insert(id, Kind { name, is_essential: false });
+        self.add(part, Kind { name, is_essential: false });
     }
 
     /// Starts a part that nothing goes on without.
@@ -35,8 +34,12 @@ impl Parts {
         name: &'static str,
         part: impl Future<Output = ()> + Send + 'static,
     ) {
+        self.add(part, Kind { name, is_essential: true });
+    }
+
+    fn add(&mut self, part: impl Future<Output = ()> + Send + 'static, kind: Kind) {
         let id = self.tasks.spawn(part).id();
-        self.kinds.insert(id, Kind { name, is_essential: true });
+        self.kinds.insert(id, kind);
     }
 
     /// Waits until a part has failed inside, or has ended that nothing goes on without; its name.

@@ -217,38 +217,53 @@ impl Units {
         sums
     }
 
+    /// A number that a controller's own hierarchy tells, else the unified one: in which file of
+    /// each, and how it stands there.
+    fn number(
+        &mut self,
+        group: &str,
+        controller: fn(&Hierarchies) -> &Option<OwnedFd>,
+        [older, unified]: [(&str, Reading); 2],
+    ) -> Option<u64> {
+        let Self { hierarchies, path, buffer, .. } = self;
+        let told = file(controller(hierarchies), path, buffer, [group, older.0]).and_then(older.1);
+        told.or_else(|| {
+            file(&hierarchies.unified, path, buffer, [group, unified.0]).and_then(unified.1)
+        })
+    }
+
     /// Processes of the group that the kernel killed for lack of memory.
     fn oom_kills(&mut self, group: &str) -> Option<u64> {
-        let Self { hierarchies, path, buffer, .. } = self;
-        file(&hierarchies.memory, path, buffer, [group, "memory.oom_control"])
-            .and_then(|text| value_of(text, b"oom_kill"))
-            .or_else(|| {
-                let text = file(&hierarchies.unified, path, buffer, [group, "memory.events"])?;
-                value_of(text, b"oom_kill")
-            })
+        self.number(
+            group,
+            |of| &of.memory,
+            [
+                ("memory.oom_control", |text| value_of(text, b"oom_kill")),
+                ("memory.events", |text| value_of(text, b"oom_kill")),
+            ],
+        )
     }
 
     /// The most memory that the group ever had. The kernel keeps it for both hierarchies, for the
     /// unified one since 5.19.
     fn memory_peak_bytes(&mut self, group: &str) -> Option<u64> {
-        let Self { hierarchies, path, buffer, .. } = self;
-        file(&hierarchies.memory, path, buffer, [group, "memory.max_usage_in_bytes"])
-            .and_then(|text| decimal(text.trim_ascii()))
-            .or_else(|| {
-                let text = file(&hierarchies.unified, path, buffer, [group, "memory.peak"])?;
-                decimal(text.trim_ascii())
-            })
+        self.number(
+            group,
+            |of| &of.memory,
+            [("memory.max_usage_in_bytes", alone), ("memory.peak", alone)],
+        )
     }
 
     /// Files in memory that nobody used for a while.
     fn unused_file_bytes(&mut self, group: &str) -> Option<u64> {
-        let Self { hierarchies, path, buffer, .. } = self;
-        file(&hierarchies.memory, path, buffer, [group, "memory.stat"])
-            .and_then(|text| value_of(text, b"total_inactive_file"))
-            .or_else(|| {
-                let text = file(&hierarchies.unified, path, buffer, [group, "memory.stat"])?;
-                value_of(text, b"inactive_file")
-            })
+        self.number(
+            group,
+            |of| &of.memory,
+            [
+                ("memory.stat", |text| value_of(text, b"total_inactive_file")),
+                ("memory.stat", |text| value_of(text, b"inactive_file")),
+            ],
+        )
     }
 
     fn unified_micros(&mut self, group: &str) -> Option<u64> {
@@ -264,23 +279,15 @@ impl Units {
     }
 
     fn memory_bytes(&mut self, group: &str) -> Option<u64> {
-        let Self { hierarchies, path, buffer, .. } = self;
-        file(&hierarchies.memory, path, buffer, [group, "memory.usage_in_bytes"])
-            .and_then(|text| decimal(text.trim_ascii()))
-            .or_else(|| {
-                let text = file(&hierarchies.unified, path, buffer, [group, "memory.current"])?;
-                decimal(text.trim_ascii())
-            })
+        self.number(
+            group,
+            |of| &of.memory,
+            [("memory.usage_in_bytes", alone), ("memory.current", alone)],
+        )
     }
 
     fn tasks(&mut self, group: &str) -> Option<u64> {
-        let Self { hierarchies, path, buffer, .. } = self;
-        file(&hierarchies.tasks, path, buffer, [group, "pids.current"])
-            .and_then(|text| decimal(text.trim_ascii()))
-            .or_else(|| {
-                let text = file(&hierarchies.unified, path, buffer, [group, "pids.current"])?;
-                decimal(text.trim_ascii())
-            })
+        self.number(group, |of| &of.tasks, [("pids.current", alone), ("pids.current", alone)])
     }
 
     /// Bytes read and written, of all devices together.
@@ -310,6 +317,14 @@ impl Units {
         }
         pressures
     }
+}
+
+/// How a number stands in a file.
+type Reading = fn(&[u8]) -> Option<u64>;
+
+/// Nothing but the number.
+fn alone(text: &[u8]) -> Option<u64> {
+    decimal(text.trim_ascii())
 }
 
 /// What one file of a group says now.
