@@ -3,9 +3,10 @@
 #
 #   ./test.sh                    everything
 #   ./test.sh --allow-missing    leave out what this machine can't run, and say so
-#   ./test.sh STEP...            only these steps; see --list
+#   ./test.sh STEP...            only these steps, one after the other; see --list
 #
-# Nothing is left out silently: what can't run is named, and fails the run.
+# Nothing is left out silently: what can't run is named, and fails the run. What mostly waits runs
+# beside what mostly builds, so that a step may be told of later than it began.
 set -euo pipefail
 
 cd "$(dirname "$(readlink -f "$0")")"
@@ -13,24 +14,32 @@ root=$PWD
 
 say() { printf '\n== %s\n' "$*"; }
 
-steps=(shell format lint unit openapi deny alerts sinks sync lab observe machines libvirt twins follow endtoend inventory kills fuzz)
+# Each row one after the other, the two rows beside each other. What calls cargo is in the first.
+building=(shell format lint unit openapi deny alerts sinks observe machines libvirt twins fuzz)
+playing=(lab endtoend inventory sync kills follow)
+steps=("${building[@]}" "${playing[@]}")
 allow_missing=no
 chosen=()
 while [ $# -gt 0 ]; do
     case $1 in
         --allow-missing) allow_missing=yes ;;
         --list) printf '%s\n' "${steps[@]}"; exit 0 ;;
-        -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
         -*) printf 'test.sh: unknown option %s\n' "$1" >&2; exit 64 ;;
         *) chosen+=("$1") ;;
     esac
     shift
 done
-[ ${#chosen[@]} -gt 0 ] || chosen=("${steps[@]}")
+for step in "${chosen[@]}"; do
+    [[ " ${steps[*]} " == *" $step "* ]] || { printf 'test.sh: no step %s; see --list\n' "$step" >&2; exit 64; }
+done
 
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$root/target}"
 export CARGO_TERM_PROGRESS_WHEN=never
-binaries=$CARGO_TARGET_DIR/debug
+# Where the steps find the programs: what is built for tests meanwhile takes none away.
+binaries=$CARGO_TARGET_DIR/tested
+told=$(mktemp -d) # What each step said, and its end.
+trap 'rm -rf "$told"' EXIT
 
 # Says why a step can't run; a failure unless that is allowed.
 missing() {
@@ -42,9 +51,19 @@ need_root() {
     [ "$(id -u)" -eq 0 ] || missing "$1 needs root, for namespaces of its own"
 }
 
-# The programs that steps run. All at once, since another selection has its dependencies built
-# anew with other features.
-programs() { cargo build --locked --quiet --workspace --bins --example plan --example build_image --example by_ansible --example relay --example images; }
+# The programs that steps run, once for all. All at once, since another selection has its
+# dependencies built anew with other features.
+programs() (
+    flock 9
+    [ ! -e "$told/.programs" ] || exit 0
+    examples=(plan build_image by_ansible relay images)
+    cargo build --locked --quiet --workspace --bins "${examples[@]/#/--example=}"
+    rm -rf "$binaries"
+    mkdir -p "$binaries/examples"
+    cp --link "$CARGO_TARGET_DIR"/debug/twin{,-agent,-guest,-node} "$binaries/"
+    cp --link "${examples[@]/#/$CARGO_TARGET_DIR/debug/examples/}" "$binaries/examples/"
+    touch "$told/.programs"
+) 9>"$told/.lock"
 
 step_shell() {
     ensure_packages shellcheck
@@ -217,25 +236,20 @@ mkdir -p "$CARGO_TARGET_DIR"
 free=$(($(df --output=avail --block-size=1G "$CARGO_TARGET_DIR" | tail -n 1)))
 [ $free -ge 10 ] || missing "room: $free GB are free for $CARGO_TARGET_DIR, 10 are needed" || exit 1
 
-# What failed is told once more at the end, where it is found.
-told=$(mktemp)
-trap 'rm -f "$told"' EXIT
-exec > >(tee "$told") 2>&1
+# Of the machine's cores, in hundredths of seconds: all time, and that in which they had nothing
+# to do.
+cores() { awk '$1 == "cpu" { for (i = 2; i <= 9; i++) all += $i; print all, $5 + $6 }' /proc/stat; }
 
-# Waits until all that was said so far, of which $1 is the last, was told. No longer than that: what
-# a step left running may still hold the other end.
-until_told() {
-    local _
-    for _ in {1..100}; do
-        ! tail -n 1 "$told" | grep -qF -e "$1" || return 0
-        sleep 0.05
-    done
+# How busy all cores were since $1.
+busy() {
+    { echo "$1"; cores; } |
+        awk '{ all = $1 - all; idle = $2 - idle } END { printf "%.0f %%", all ? 100 * (all - idle) / all : 0 }'
 }
 
 # The complaints of a step, or else the last that it said.
 complaints() {
     local of wrong='\bFAILED\b\|panicked at\|^error'
-    of=$(sed -n "/^== $1\$/,/^-- $1 /p" "$told" | grep -v '^\(ok\|==\|--\|test .* ok$\|$\)')
+    of=$(grep -v '^\(ok\|==\|--\|test .* ok$\|$\)' "$told/$1")
     if grep -q "$wrong" <<<"$of"; then
         grep -A 6 "$wrong" <<<"$of" | head -n 30
     else
@@ -243,28 +257,86 @@ complaints() {
     fi | cut -c -300 | sed 's/^/    /'
 }
 
+# One step, with an errexit of its own: a condition would switch it off. To a file, since what a
+# step leaves running may hold the other end of a pipe for as long as it likes.
+run() (
+    exec </dev/null >"$told/$1" 2>&1
+    set -e
+    "step_$1"
+)
+
+declare -A step_of=() began=() cores_then=()
+start() { # STEP
+    : >"$told/$1"
+    began[$1]=$SECONDS
+    cores_then[$1]=$(cores)
+    run "$1" &
+    step_of[$!]=$1
+}
+
 passed=0
 failed=()
-for step in "${chosen[@]}"; do
-    declare -F "step_$step" >/dev/null || { printf 'test.sh: no step %s; see --list\n' "$step" >&2; exit 64; }
-    say "$step"
-    begin=$SECONDS
-    # A subshell with its own errexit: a condition would switch it off.
-    set +e
-    (set -e; "step_$step")
-    status=$?
-    set -e
-    if [ $status -eq 0 ]; then
+ended() { # STEP STATUS
+    local word=FAILED
+    if [ "$2" -eq 0 ]; then
+        word=passed
         passed=$((passed + 1))
-        printf -- '-- %s passed in %s s\n' "$step" $((SECONDS - begin))
     else
-        failed+=("$step")
-        printf -- '-- %s FAILED in %s s\n' "$step" $((SECONDS - begin))
+        failed+=("$1")
     fi
-    until_told "-- $step "
-done
+    printf -- '-- %s %s in %s s, cores %s busy\n' "$1" $word $((SECONDS - began[$1])) "$(busy "${cores_then[$1]}")"
+}
+
+# A group for each step, to be ended as a whole; a step cleans up after itself then.
+set -m
+stop() {
+    trap '' INT TERM
+    local pid
+    for pid in "${!step_of[@]}"; do kill -TERM -- "-$pid" || true; done
+    wait
+    exit 130
+}
+trap stop INT TERM
+
+if [ ${#chosen[@]} -gt 0 ]; then
+    for step in "${chosen[@]}"; do
+        say "$step"
+        start "$step"
+        pid=$!
+        tail -n +1 -f -s 0.2 --pid=$pid "$told/$step" &
+        reader=$!
+        status=0
+        wait $pid || status=$?
+        unset "step_of[$pid]"
+        wait $reader
+        ended "$step" $status
+    done
+else
+    programs
+    declare -A row_of=()
+    for step in "${building[@]}"; do row_of[$step]=building; done
+    for step in "${playing[@]}"; do row_of[$step]=playing; done
+    start_next() { # ROW
+        local -n row=$1
+        [ ${#row[@]} -gt 0 ] || return 0
+        printf '.. %s begins\n' "${row[0]}"
+        start "${row[0]}"
+        row=("${row[@]:1}")
+    }
+    start_next building
+    start_next playing
+    while [ ${#step_of[@]} -gt 0 ]; do
+        status=0
+        wait -n -p pid "${!step_of[@]}" || status=$?
+        step=${step_of[$pid]}
+        unset "step_of[$pid]"
+        say "$step"
+        cat "$told/$step"
+        ended "$step" $status
+        start_next "${row_of[$step]}"
+    done
+fi
 
 for step in "${failed[@]}"; do printf '\nfailed: %s\n%s\n' "$step" "$(complaints "$step")"; done
 printf '\n%s passed, %s failed\n' "$passed" "${#failed[@]}"
-until_told ' passed, '
 [ ${#failed[@]} -eq 0 ]

@@ -1,0 +1,6 @@
+#![no_main]
+
+safetytwin_fuzz::targets! {
+    vsphere:
+    vsphere_soap,
+}
