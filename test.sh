@@ -157,6 +157,12 @@ step_libvirt() {
     trap "'$root/lab/libvirt' down" EXIT
     SAFETYTWIN_GUEST_IMAGE=$image SAFETYTWIN_LIBVIRT_URI=$(lab/libvirt uri) \
         cargo test --locked --quiet -p vm --features libvirt --test contract libvirt
+    programs
+    cargo build --locked --quiet --workspace --bin twin --features cli/libvirt
+    rm -rf "$binaries-libvirt"
+    mkdir "$binaries-libvirt"
+    cp --link "$CARGO_TARGET_DIR/debug/twin" "$binaries/twin-guest" "$binaries-libvirt/"
+    lab/by-libvirt "$binaries-libvirt" "$image"
 }
 
 # The server's twins, with a guest that boots, and what goes wrong with them.
