@@ -1,7 +1,7 @@
 //! Blocking looks, each on a thread apart, with a deadline.
 
 use std::time::Duration;
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinHandle;
 
 /// A state that is looked at on other threads. A look that does not end in time keeps its
 /// thread and the state; until it ends, further looks are refused at once.
@@ -17,8 +17,9 @@ pub(crate) enum Error {
     Deadline(Duration),
     #[error("an earlier look still hangs")]
     Stuck,
+    /// Without what it failed with, which may show what nobody redacted. The program's log has it.
     #[error("the look failed inside")]
-    Panic(#[source] JoinError),
+    Panic,
     #[error("an earlier look failed inside; restart the agent")]
     Lost,
 }
@@ -38,7 +39,7 @@ impl<S: Send + 'static> Apart<S> {
                 self.stuck = Some(stuck);
                 return Err(Error::Stuck);
             }
-            self.state = Some(stuck.await.map_err(Error::Panic)?);
+            self.state = Some(stuck.await.map_err(|_panic| Error::Panic)?);
         }
         let mut state = self.state.take().ok_or(Error::Lost)?;
         let (sender, result) = tokio::sync::oneshot::channel();
@@ -50,7 +51,7 @@ impl<S: Send + 'static> Apart<S> {
         });
         match tokio::time::timeout(deadline, result).await {
             Ok(found) => {
-                self.state = Some(handle.await.map_err(Error::Panic)?);
+                self.state = Some(handle.await.map_err(|_panic| Error::Panic)?);
                 found.map_err(|_closed| Error::Lost)
             }
             Err(_) => {
@@ -84,6 +85,14 @@ mod tests {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_look_failed_with_is_not_told() {
+        let mut apart = Apart::new(());
+        let failed = apart.look(DEADLINE, |()| panic!("secret")).await;
+        let error = failed.expect_err("it panics");
+        assert_eq!(model::with_causes(&error), "the look failed inside");
     }
 
     const DEADLINE: Duration = Duration::from_secs(5);
