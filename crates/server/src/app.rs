@@ -1,5 +1,6 @@
 //! What every request works with.
 
+use crate::listening::Places;
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
 use crate::rendered::Rendered;
@@ -49,6 +50,7 @@ impl From<&Committed> for Recorded {
 pub(crate) struct App {
     pub(crate) history: History,
     pub(crate) pulse: Pulse,
+    pub(crate) places: Arc<Places>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) tokens: Tokens,
     pub(crate) tokens_required: bool,

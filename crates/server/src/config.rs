@@ -3,6 +3,7 @@
 //! Unknown keys are errors that name the nearest known one. Beyond loopback the server listens
 //! only when `listen` says so, and then wants tokens.
 
+use crate::listening;
 use crate::runs::Limits;
 use crate::sync;
 use crate::twins::{Settings, TwinsFile};
@@ -48,6 +49,8 @@ pub struct File {
     pub server_names: Vec<String>,
     /// Ask for tokens also on loopback.
     pub require_tokens: Option<bool>,
+    /// At once, over all addresses.
+    pub max_connections: Option<usize>,
     pub retention: RetentionFile,
     pub runs: RunsFile,
     pub twins: TwinsFile,
@@ -126,6 +129,7 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     pub server_names: Vec<String>,
     pub tokens_required: bool,
+    pub connections: listening::Limits,
     pub retention: Retention,
     pub runs: Limits,
     pub max_snapshots: usize,
@@ -204,6 +208,14 @@ impl File {
             let message = "full_days is at least 1, and keep_days at least full_days".to_owned();
             return Err(wrong("retention", message));
         }
+        let connections = listening::Limits::default();
+        let connections = listening::Limits {
+            connections: self.max_connections.unwrap_or(connections.connections),
+            ..connections
+        };
+        if connections.connections == 0 {
+            return Err(wrong("max_connections", "at least 1".to_owned()));
+        }
         let runs = self.runs.check().map_err(|message| wrong("runs", message.to_owned()))?;
         let max_snapshots = self.max_snapshots.unwrap_or(10);
         if max_snapshots < 2 {
@@ -221,6 +233,7 @@ impl File {
             listen,
             server_names: self.server_names,
             tokens_required: beyond || self.require_tokens.unwrap_or(false),
+            connections,
             retention,
             runs,
             max_snapshots,
@@ -272,6 +285,7 @@ mod tests {
         check("retention: {full_day: 3}", "did you mean \"full_days\"?");
         check("retention: {full_days: 30, keep_days: 3}", "keep_days at least full_days");
         check("max_snapshots: 1", "at least 2");
+        check("max_connections: 0", "max_connections: at least 1");
         check("runs: {keep: 5, keep_days: 1, log_mb: 2, at_once: 1}", "tokens=false");
         check("runs: {at_once: 0}", "runs: at_once is between 1 and 64");
         check("runs: {log_mb: 5000000000}", "runs: log_mb is between 1 and 1024");

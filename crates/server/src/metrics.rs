@@ -84,6 +84,7 @@ pub(crate) fn render(app: &App, form: Form) -> Result<String, store::Error> {
         metrics.ingested_bytes.clone(),
     );
     registry.register("live_streams", "Open event streams", metrics.streams.clone());
+    connections(app, &mut registry);
     let build: Family<BuildLabel, Gauge> = Family::default();
     build.get_or_create(&BuildLabel { version: env!("CARGO_PKG_VERSION").to_owned() }).set(1);
     registry.register("build_info", "The running version", build);
@@ -96,6 +97,20 @@ pub(crate) fn render(app: &App, form: Form) -> Result<String, store::Error> {
         tracing::error!(%error, "metrics could not be encoded");
         String::new()
     }))
+}
+
+fn connections(app: &App, registry: &mut Registry) {
+    let gauges = [
+        ("connections", "Open connections", app.places.taken()),
+        ("connections_limit", "Connections there may be", app.places.most()),
+    ];
+    for (name, help, value) in gauges {
+        let gauge: Gauge = Gauge::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        registry.register(name, help, gauge);
+    }
+    let help = "Connections that came when there were as many as there may be";
+    registry.register("connections_beyond_limit", help, app.places.beyond.clone());
 }
 
 fn history(app: &App, registry: &mut Registry) -> Result<(), store::Error> {

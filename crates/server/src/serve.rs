@@ -4,6 +4,7 @@ use crate::app::{App, events};
 use crate::clock;
 use crate::config::Config;
 use crate::http;
+use crate::listening::{Answers, Places, listen};
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
 use crate::rendered::Rendered;
@@ -16,7 +17,6 @@ use crate::tokens::{self, Tokens};
 use crate::twins::follow::{self, Wakers};
 use crate::twins::{self, Shared, Twins};
 use crate::vms::{self, Vms};
-use axum::Router;
 use model::redact::Redactor;
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
@@ -81,7 +81,7 @@ pub struct Server {
     app: Arc<App>,
     listeners: Vec<TcpListener>,
     addresses: Vec<SocketAddr>,
-    router: Router,
+    answers: Answers,
     /// What the inventory is told.
     messages: mpsc::Receiver<vms::Message>,
     commands: Option<OlderService>,
@@ -147,6 +147,7 @@ impl Server {
             images,
             history,
             pulse: Pulse::default(),
+            places: Arc::new(Places::new(config.connections)),
             events,
             tokens,
             tokens_required: config.tokens_required,
@@ -160,8 +161,8 @@ impl Server {
             seen: Mutex::new(HashMap::new()),
             shutdown: CancellationToken::new(),
         });
-        let router = http::router(&app);
-        Ok(Self { app, listeners, addresses, router, messages, commands })
+        let answers = Answers { all: http::router(&app), probes: http::probes(&app) };
+        Ok(Self { app, listeners, addresses, answers, messages, commands })
     }
 
     /// Where it listens, with the ports the system chose.
@@ -190,13 +191,16 @@ impl Server {
 
     /// Serves until told to stop; then ends what is under way, and closes the history.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { app, listeners, router, messages, commands, .. } = self;
+        let Self { app, listeners, answers, messages, commands, .. } = self;
         let mut tasks = JoinSet::new();
+        let serve = |listener, answers| {
+            listen(listener, answers, Arc::clone(&app.places), app.shutdown.clone())
+        };
         for listener in listeners {
-            tasks.spawn(listen(listener, router.clone(), app.shutdown.clone()));
+            tasks.spawn(serve(listener, answers.clone()));
         }
         if let (Some((commands, listener)), Some(sync)) = (commands, app.sync.clone()) {
-            tasks.spawn(listen(listener, http::older_sync(&app), app.shutdown.clone()));
+            tasks.spawn(serve(listener, Answers { all: http::older_sync(&app), ..answers }));
             tasks.spawn(sync::run(Arc::clone(&app), sync, commands));
         }
         tasks.spawn(retention::run(Arc::clone(&app)));
@@ -248,13 +252,6 @@ async fn follow_vspheres(
     let listener = listener.map_err(failed)?;
     let (sync, commands) = Sync::open(settings, history.records(), clock::now())?;
     Ok((Some(sync), Some((commands, listener))))
-}
-
-async fn listen(listener: TcpListener, router: Router, stopping: CancellationToken) {
-    let serving = axum::serve(listener, router).with_graceful_shutdown(stopping.cancelled_owned());
-    if let Err(error) = serving.await {
-        tracing::error!(%error, "a listener failed");
-    }
 }
 
 /// The runs, and the base images that some of them make. What the last server left half-made

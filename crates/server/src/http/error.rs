@@ -53,21 +53,31 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let request_id = REQUEST_ID.try_with(Clone::clone).unwrap_or_default();
         if self.status.is_server_error() {
             tracing::warn!(
-                request_id,
+                request_id = request_id(),
                 code = self.code,
                 message = self.message,
                 "answering with an error"
             );
         }
+        self.untold()
+    }
+}
+
+fn request_id() -> String {
+    REQUEST_ID.try_with(Clone::clone).unwrap_or_default()
+}
+
+impl ApiError {
+    /// The answer, without a line in the log: for what may come in any number.
+    pub(crate) fn untold(self) -> Response {
         let body = ErrorBody {
             status: "error".to_owned(),
             code: self.code.to_owned(),
             message: self.message,
             details: self.details,
-            request_id,
+            request_id: request_id(),
         };
         let mut response = (self.status, Json(body)).into_response();
         if self.status == StatusCode::UNAUTHORIZED {

@@ -29,6 +29,7 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use error::{ApiError, REQUEST_ID};
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
@@ -163,6 +164,24 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         // One layer, since each is a box and a copy of all within it for every request.
         .layer(from_fn_with_state(Arc::clone(app), identify))
         .with_state(Arc::clone(app))
+}
+
+/// What is answered when there are as many connections as there may be.
+pub(crate) fn probes(app: &Arc<App>) -> Router {
+    Router::new()
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics))
+        .layer(from_fn_with_state(Arc::clone(app), identify))
+        .with_state(Arc::clone(app))
+        .fallback(async || {
+            let refused = ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_many_connections",
+                "there are as many connections as the server may have; try again in a moment",
+            );
+            ([(header::RETRY_AFTER, "5")], refused.untold())
+        })
 }
 
 /// What is served where the older sync service was.

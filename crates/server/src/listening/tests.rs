@@ -1,0 +1,133 @@
+//! Real sockets: silent ones, slow ones, and too many.
+
+use super::*;
+use axum::routing::get;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const SOON: Duration = Duration::from_secs(10);
+
+struct Bench {
+    address: std::net::SocketAddr,
+    places: Arc<Places>,
+    stop: CancellationToken,
+    serving: JoinSet<()>,
+}
+
+impl Bench {
+    async fn start(limits: Limits) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answers = Answers {
+            all: Router::new().route("/", get(async || "all")),
+            probes: Router::new().route("/", get(async || "probes")),
+        };
+        let (places, stop) = (Arc::new(Places::new(limits)), CancellationToken::new());
+        let mut serving = JoinSet::new();
+        serving.spawn(listen(listener, answers, Arc::clone(&places), stop.clone()));
+        Self { address, places, stop, serving }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    async fn end(mut self) {
+        self.stop.cancel();
+        let ended = tokio::time::timeout(SOON, self.serving.join_next()).await.unwrap();
+        ended.unwrap().unwrap();
+        assert_eq!(self.places.taken(), 0);
+    }
+}
+
+/// The last line of an answer, without waiting for more.
+async fn ask(stream: &mut TcpStream) -> String {
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"all") && !answer.ends_with(b"probes") {
+        let read = tokio::time::timeout(SOON, stream.read_buf(&mut answer)).await.unwrap();
+        assert_ne!(read.unwrap(), 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    String::from_utf8(answer).unwrap().lines().last().unwrap().to_owned()
+}
+
+/// Writes without end, a byte now and then, until the other side has closed.
+async fn trickle(mut stream: TcpStream, begin: &[u8]) {
+    stream.write_all(begin).await.unwrap();
+    let (mut read, mut write) = stream.split();
+    let writing = async {
+        let mut rhythm = tokio::time::interval(Duration::from_millis(20));
+        while write.write_all(b"x").await.is_ok() {
+            rhythm.tick().await;
+        }
+    };
+    let closed = async {
+        let mut answer = Vec::new();
+        // A reset is an end, too.
+        let _end = read.read_to_end(&mut answer).await;
+    };
+    let closed = async { tokio::join!(writing, closed) };
+    tokio::time::timeout(SOON, closed).await.expect("the server closes it");
+}
+
+#[tokio::test]
+async fn what_asks_nothing_in_time_is_closed() {
+    let soon = Duration::from_millis(200);
+    let bench =
+        Bench::start(Limits { first_head: soon, next_head: soon, ..Limits::default() }).await;
+    // Nothing at all; the begin of either protocol; a head without end.
+    for begin in ["", "PRI * HT", "GET / HTTP/1.1\r\nhost: x\r\nx-long: "] {
+        let stream = bench.connect().await;
+        match begin {
+            "" => {
+                let mut stream = stream;
+                let read = tokio::time::timeout(SOON, stream.read_u8()).await;
+                assert!(read.expect("the server closes it").is_err());
+            }
+            _ => trickle(stream, begin.as_bytes()).await,
+        }
+    }
+    // A head that never ends, after one that did.
+    let mut stream = bench.connect().await;
+    assert_eq!(ask(&mut stream).await, "all");
+    trickle(stream, b"GET / HTTP/1.1\r\nx: ").await;
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_kept_connection_outlives_the_time_for_its_first_head() {
+    let first_head = Duration::from_millis(100);
+    let bench = Bench::start(Limits { first_head, ..Limits::default() }).await;
+    let mut stream = bench.connect().await;
+    assert_eq!(ask(&mut stream).await, "all");
+    // Past it: a silent one that came later is closed.
+    let read = tokio::time::timeout(SOON, bench.connect().await.read_u8()).await;
+    assert!(read.expect("the server closes it").is_err());
+    assert_eq!(ask(&mut stream).await, "all");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn beyond_the_limit_only_probes_are_answered() {
+    let bench = Bench::start(Limits { connections: 2, ..Limits::default() }).await;
+    let mut first = bench.connect().await;
+    let mut second = bench.connect().await;
+    assert_eq!((ask(&mut first).await, ask(&mut second).await), ("all".into(), "all".into()));
+    // More than there are places for probes: each is closed after its answer, and makes room.
+    for _ in 0..FOR_PROBES + 2 {
+        let mut probe = bench.connect().await;
+        assert_eq!(ask(&mut probe).await, "probes");
+        assert!(probe.read_u8().await.is_err(), "is closed after one answer");
+    }
+    assert_eq!(bench.places.beyond.get(), FOR_PROBES as u64 + 2);
+    assert_eq!(ask(&mut first).await, "all");
+    drop(second);
+    let freed = async {
+        while bench.places.taken() > 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, freed).await.expect("its place is free");
+    assert_eq!(ask(&mut bench.connect().await).await, "all");
+    drop(first);
+    bench.end().await;
+}
