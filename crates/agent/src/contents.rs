@@ -1,7 +1,8 @@
 //! Contents of files on their way to the server, kept on disk until it has them.
 //!
 //! Bounded: at the limit a new content is not kept, and the change of its file is then shown
-//! without its text until the file is read again.
+//! without its text until the file is read again. So it is with one that the server refuses for
+//! good, until the agent is started anew.
 
 use crate::spool::private_directory;
 use model::ContentId;
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 /// Bytes of contents in one request.
 const MAX_REQUEST: u64 = 4 << 20;
+/// Refused contents that are remembered; of more than these the oldest are tried again.
+const MAX_REFUSED: usize = 4096;
 
 #[derive(Debug)]
 pub(crate) struct Contents {
@@ -19,12 +22,22 @@ pub(crate) struct Contents {
     waiting: VecDeque<(ContentId, u64)>,
     total: u64,
     limit: u64,
+    /// Whether each goes in a request of its own, to find the one that is refused.
+    singly: bool,
+    refused: VecDeque<ContentId>,
 }
 
 impl Contents {
     pub(crate) fn open(dir: &Path, limit: u64) -> io::Result<Self> {
         private_directory(dir)?;
-        let mut contents = Self { dir: dir.to_owned(), waiting: VecDeque::new(), total: 0, limit };
+        let mut contents = Self {
+            dir: dir.to_owned(),
+            waiting: VecDeque::new(),
+            total: 0,
+            limit,
+            singly: false,
+            refused: VecDeque::new(),
+        };
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
             match entry.file_name().to_str().and_then(|name| name.parse::<ContentId>().ok()) {
@@ -44,11 +57,11 @@ impl Contents {
         self.waiting.len()
     }
 
-    /// Keeps a content until it is delivered.
+    /// Keeps a content until it is delivered, unless the server does not take it.
     pub(crate) fn add(&mut self, content: &[u8]) -> io::Result<()> {
         let id = ContentId::of(content);
         let size = on_disk(u64::try_from(content.len()).unwrap_or(u64::MAX));
-        if self.waiting.iter().any(|(waiting, _)| *waiting == id) {
+        if self.refused.contains(&id) || self.waiting.iter().any(|(waiting, _)| *waiting == id) {
             return Ok(());
         }
         if self.total.saturating_add(size) > self.limit {
@@ -68,7 +81,7 @@ impl Contents {
         let next: Vec<(ContentId, u64)> = self.waiting.iter().copied().collect();
         for (id, size) in next {
             bytes += size;
-            if bytes > MAX_REQUEST && !batch.is_empty() {
+            if !batch.is_empty() && (self.singly || bytes > MAX_REQUEST) {
                 break;
             }
             match fs::read(self.path(&id)) {
@@ -80,7 +93,26 @@ impl Contents {
         batch
     }
 
+    /// From now on each goes in a request of its own, until none waits.
+    pub(crate) fn send_singly(&mut self) {
+        self.singly = true;
+    }
+
+    /// The server does not take it: it is not kept, now and later.
+    pub(crate) fn give_up(&mut self, id: ContentId) {
+        self.delivered(&[id]);
+        if self.refused.len() >= MAX_REFUSED {
+            self.refused.pop_front();
+        }
+        self.refused.push_back(id);
+    }
+
     pub(crate) fn delivered(&mut self, ids: &[ContentId]) {
+        self.remove(ids);
+        self.singly &= !self.waiting.is_empty();
+    }
+
+    fn remove(&mut self, ids: &[ContentId]) {
         for id in ids {
             let Some(position) = self.waiting.iter().position(|(waiting, _)| waiting == id) else {
                 continue;

@@ -134,6 +134,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         standing,
         new_stream: identity::new_stream,
         refusals: 0,
+        content_refusals: 0,
         looked: has_looked,
         engine: reports.downgrade(),
         recall: true,
@@ -260,7 +261,7 @@ pub async fn once(config: Config) -> Result<Facts, Error> {
 }
 
 /// Says in the log, once each, when deliveries fail and when they go on; makes a spool that
-/// can't be written a fault; and passes on what the server asks for again.
+/// can't be written, and a content that is not taken, a fault; and passes on what the server asks for again.
 async fn tell(
     mut standings: watch::Receiver<Standing>,
     missing: watch::Sender<Vec<ContentId>>,
@@ -281,14 +282,22 @@ async fn tell(
             (Some(_), None) => tracing::info!(version = now.version, "changes are delivered again"),
             _ => {}
         }
-        if before.spool != now.spool {
-            let seen = match &now.spool {
+        let parts = [
+            (None, &before.spool, &now.spool),
+            (Some("contents"), &before.contents, &now.contents),
+        ];
+        for (part, before, now) in parts {
+            if before == now {
+                continue;
+            }
+            let seen = match now {
                 Some(trouble) => Seen::Fault(trouble.clone()),
                 None => Seen::Some { put: Vec::new(), gone: Vec::new() },
             };
+            let part = part.map(str::to_owned);
             // No room means that the engine is busy enough; the next change tells again.
-            if reports.try_send(Report { collector: "spool", part: None, seen }).is_err() {
-                tracing::warn!(trouble = now.spool, "the spool");
+            if reports.try_send(Report { collector: "spool", part, seen }).is_err() {
+                tracing::warn!(trouble = now, "the spool");
             }
         }
         missing.send_if_modified(|known| {

@@ -54,6 +54,8 @@ pub(crate) struct Standing {
     pub(crate) trouble: Option<String>,
     /// Why the spool could not be written.
     pub(crate) spool: Option<String>,
+    /// Why the server did not take a content, the last that was given up.
+    pub(crate) contents: Option<String>,
     pub(crate) waiting: usize,
     /// The version the server last gave.
     pub(crate) version: Option<u64>,
@@ -70,6 +72,8 @@ pub(crate) struct Outbox {
     pub(crate) new_stream: fn() -> String,
     /// How often in a row the server refused for good.
     pub(crate) refusals: u32,
+    /// The same of the content that is next.
+    pub(crate) content_refusals: u32,
     /// How much of this host was looked at; what was seen came here.
     pub(crate) looked: watch::Receiver<Looked>,
     /// To tell what the server remembers.
@@ -91,6 +95,9 @@ pub(crate) struct Outbox {
 enum Failure {
     #[error(transparent)]
     Server(#[from] Error),
+    /// Nothing else was sent.
+    #[error("contents were not taken")]
+    Contents(Vec<ContentId>, #[source] Error),
     #[error(transparent)]
     Spool(#[from] spool::Error),
 }
@@ -276,8 +283,7 @@ impl Outbox {
     /// A server that can't take what waits (it is older, or something in it is broken) will not
     /// take it later either: after some tries all of it becomes one whole state, marked as a gap.
     fn note_refusal(&mut self, error: &Error) {
-        let refused = matches!(error.status().map(|status| status.as_u16()), Some(400 | 413 | 422));
-        if !refused {
+        if !is_for_good(error) {
             return;
         }
         self.refusals += 1;
@@ -291,6 +297,34 @@ impl Outbox {
                 self.spool_failed(&error);
             }
         }
+    }
+
+    /// Deltas wait for contents: one that the server, or what is in between, will never take must
+    /// not hold them up for ever. Which one it is shows when each goes alone.
+    fn contents_refused(&mut self, ids: &[ContentId], error: &Error) {
+        if is_for_good(error) {
+            match ids {
+                [id] => {
+                    self.content_refusals += 1;
+                    if self.content_refusals >= REFUSALS {
+                        self.give_up(*id, error);
+                    }
+                }
+                _ => self.contents.send_singly(),
+            }
+        }
+        self.tell(Some(with_causes(error)));
+    }
+
+    fn give_up(&mut self, id: ContentId, error: &Error) {
+        self.content_refusals = 0;
+        self.contents.give_up(id);
+        let error = with_causes(error);
+        tracing::error!(error, %id, "the server can't take a file's content; its change goes without");
+        let fault = format!(
+            "the text of files was refused, and is missing at their changes: {error}; mend what refuses it, and restart the agent"
+        );
+        self.standing.send_modify(|standing| standing.contents = Some(fault));
     }
 
     fn tell(&self, trouble: Option<String>) {
@@ -341,7 +375,7 @@ impl Outbox {
                 let path = format!("/api/v1/hosts/{host}/contents");
                 let body = Bytes::from(wire::encode(&wire::Contents(bytes)));
                 if let Err(error) = client.send(Method::POST, &path, wire::MEDIA_TYPE, body).await {
-                    let (contents, result) = (Vec::new(), Err(error.into()));
+                    let (contents, result) = (Vec::new(), Err(Failure::Contents(ids, error)));
                     return Sent { client, contents, load: batch.load, newest, recalls, result };
                 }
             }
@@ -411,6 +445,9 @@ impl Outbox {
     fn settle(&mut self, sent: Sent, load: &mut Backlog) -> (Client, bool) {
         let Sent { client, contents, load: samples, newest, recalls, result } = sent;
         self.contents.delivered(&contents);
+        if !contents.is_empty() {
+            self.content_refusals = 0;
+        }
         match result {
             Ok(acknowledged) => {
                 self.without_load = false;
@@ -433,6 +470,7 @@ impl Outbox {
                 load.put_back(samples);
                 match failure {
                     Failure::Server(error) => self.refused(&error),
+                    Failure::Contents(ids, error) => self.contents_refused(&ids, &error),
                     Failure::Spool(error) => {
                         self.spool_failed(&error);
                         self.tell(Some(with_causes(&error)));
@@ -477,6 +515,11 @@ impl Outbox {
         // Not at once: two agents under one name would otherwise chase each other.
         self.tell(Some("the server knew another state; resynchronising".to_owned()));
     }
+}
+
+/// Whether the same will be answered to the same again.
+fn is_for_good(error: &Error) -> bool {
+    matches!(error.status().map(|status| status.as_u16()), Some(400 | 413 | 422))
 }
 
 /// The last number that the server has of the stream, by its refusal.

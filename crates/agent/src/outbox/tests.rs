@@ -13,10 +13,14 @@ use tokio::task::JoinSet;
 /// What was sent, and what the server is to say to it: a status.
 type Asked = (Batch, tokio::sync::oneshot::Sender<u16>);
 
+/// A content that the server does not take, whatever it is sent with.
+const REFUSED: &[u8] = b"too large for what is in between";
+
 struct Bench {
     outgoing: mpsc::Sender<Outgoing>,
     asked: mpsc::Receiver<Asked>,
     reports: mpsc::Receiver<Report>,
+    standings: watch::Receiver<Standing>,
     /// The engine's end, which the outbox holds weakly.
     _engine: mpsc::Sender<Report>,
     _tasks: JoinSet<()>,
@@ -54,14 +58,16 @@ impl Bench {
         }
         let (engine, reports) = mpsc::channel(64);
         let looked = Looked { all: true, ..Looked::default() };
+        let (standing, standings) = watch::channel(Standing::default());
         let outbox = Outbox {
             host: HostId::new("n1").unwrap(),
             spool,
             contents: Contents::open(&dir.path().join("contents"), 1 << 20).unwrap(),
             incoming,
-            standing: watch::Sender::default(),
+            standing,
             new_stream: || "fresh".to_owned(),
             refusals: 0,
+            content_refusals: 0,
             looked: watch::channel(looked).1,
             engine: engine.downgrade(),
             recall: true,
@@ -76,7 +82,7 @@ impl Bench {
         let mut tasks = JoinSet::new();
         tasks.spawn(serve(listener, ask));
         tasks.spawn(outbox.run(Client::new(&url, None).unwrap(), CancellationToken::new()));
-        Self { outgoing, asked, reports, _engine: engine, _tasks: tasks, dir }
+        Self { outgoing, asked, reports, standings, _engine: engine, _tasks: tasks, dir }
     }
 
     /// Says this to the next request.
@@ -90,7 +96,15 @@ impl Bench {
 async fn serve(listener: TcpListener, ask: mpsc::Sender<Asked>) {
     loop {
         let mut stream = listener.accept().await.unwrap().0;
-        while let Some(batch) = next_batch(&mut stream).await {
+        while let Some(body) = next_body(&mut stream).await {
+            if let Ok(wire::Contents(contents)) = wire::decode(&body) {
+                let is_refused = contents.iter().any(|content| content == REFUSED);
+                let status = if is_refused { 413 } else { 204 };
+                let head = format!("HTTP/1.1 {status} -\r\nContent-Length: 0\r\n\r\n");
+                stream.write_all(head.as_bytes()).await.unwrap();
+                continue;
+            }
+            let batch: Batch = wire::decode(&body).unwrap();
             let acknowledged = Acknowledged {
                 sequence: batch.deltas.last().map_or(0, |delta| delta.sequence),
                 version: Version(1),
@@ -107,7 +121,7 @@ async fn serve(listener: TcpListener, ask: mpsc::Sender<Asked>) {
     }
 }
 
-async fn next_batch(stream: &mut TcpStream) -> Option<Batch> {
+async fn next_body(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
@@ -116,7 +130,7 @@ async fn next_batch(stream: &mut TcpStream) -> Option<Batch> {
     let (_, length) = head.split_once("content-length: ").unwrap();
     let mut body = vec![0; length.split("\r\n").next().unwrap().parse().unwrap()];
     stream.read_exact(&mut body).await.unwrap();
-    Some(wire::decode(&body).unwrap())
+    Some(body)
 }
 
 #[tokio::test]
@@ -169,4 +183,33 @@ async fn what_can_not_be_read_back_is_asked_of_the_engine() {
     assert_eq!(first.gap.map(|gap| (gap.since, gap.merged)), Some((Time(0), 5)));
     bench.outgoing.send(delta(5, step(5))).await.unwrap();
     assert_eq!(bench.answer(200).await.deltas[0].body, step(5));
+}
+
+#[tokio::test]
+async fn a_content_that_is_not_taken_holds_up_no_change() {
+    let keep = |dir: &Path| {
+        let mut contents = Contents::open(&dir.join("contents"), 1 << 20).unwrap();
+        for content in [b"before".as_slice(), REFUSED, b"after"] {
+            contents.add(content).unwrap();
+        }
+    };
+    let mut bench = Bench::start(2, keep).await;
+    // The changes come with nothing left out, and so does the load.
+    let mut load = 0;
+    let batch = loop {
+        let batch = bench.answer(200).await;
+        load += batch.load.len();
+        if !batch.deltas.is_empty() {
+            break batch;
+        }
+    };
+    assert_eq!((batch.stream.as_str(), batch.deltas.len(), load), ("stream", 3, 2));
+    assert_eq!(std::fs::read_dir(bench.dir.path().join("contents")).unwrap().count(), 0);
+    let fault = bench.standings.borrow().contents.clone().unwrap();
+    assert!(fault.contains("413"), "{fault}");
+    // It is asked for again, and is not tried again.
+    bench.outgoing.send(Outgoing::Content(REFUSED.to_vec())).await.unwrap();
+    bench.outgoing.send(delta(3, step(3))).await.unwrap();
+    assert_eq!(bench.answer(200).await.deltas.len(), 1);
+    assert_eq!(bench.standings.borrow().trouble, None);
 }
