@@ -25,6 +25,9 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// Units and packages change in bursts; which files are tracked may wait a little.
 const REBUILD_AFTER: Duration = Duration::from_millis(500);
 
+/// When owners that could not be told are asked for again.
+const OWNERS_AGAIN: Duration = Duration::from_secs(60);
+
 const UNINFORMED: &str =
     "which files to track is not known in full: units or packages could not be looked at yet";
 
@@ -33,6 +36,8 @@ struct Sight {
     set: TrackedSet,
     /// What an agent before this one tracked.
     known: Vec<(String, Role)>,
+    /// Why it is not known of some files whose they are.
+    owners_fault: Option<String>,
 }
 
 struct Look {
@@ -40,6 +45,7 @@ struct Look {
     /// What to watch, and where the tracked files are; after a rebuild, where anything is.
     watched: Option<(Wanted, BTreeSet<PathBuf>)>,
     left_out: usize,
+    owners_fault: Option<String>,
     /// Whether units and packages were known.
     informed: bool,
 }
@@ -78,7 +84,7 @@ pub(crate) async fn run(context: Context) {
     let known = context.known_files.to_vec();
     let mut follower = Follower {
         sink: context.sink("files"),
-        sight: Apart::new(Sight { tracker, set: TrackedSet::default(), known }),
+        sight: Apart::new(Sight { tracker, set: TrackedSet::default(), known, owners_fault: None }),
         watch: Watch::new(),
         places: BTreeSet::new(),
         named: None,
@@ -119,6 +125,7 @@ impl Sight {
         set.keep(root, known, packages);
         self.set = set;
         self.known.clear();
+        self.owners_fault = packages.owners_fault().map(str::to_owned);
     }
 }
 
@@ -161,6 +168,7 @@ impl Follower {
                 scan,
                 watched,
                 left_out: sight.set.left_out(),
+                owners_fault: sight.owners_fault.clone(),
                 informed,
             })
         });
@@ -184,6 +192,10 @@ impl Follower {
         let mut limits = self.refused.clone();
         if look.left_out > 0 {
             limits.push(format!("{} files or directories are not tracked: too many, too deep, unreadable, or of unprintable names", look.left_out));
+        }
+        if let Some(fault) = look.owners_fault {
+            limits.push(format!("which packages some files belong to: {fault}"));
+            self.due.get_or_insert(Instant::now() + OWNERS_AGAIN);
         }
         let files = items(&look.scan.files);
         if look.informed {

@@ -3,13 +3,14 @@
 use super::apart::Apart;
 use super::{Context, items};
 use crate::engine::Scope;
+use host::packages::Reading;
 use host::watch::{Wanted, Watch};
 use model::{Item, Kind, Subject};
 use std::sync::PoisonError;
 use std::time::Duration;
 
-/// `rpm` may take this long.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// `rpm` may take 30 s, and who asks it for owners meanwhile a few.
+const DEADLINE: Duration = Duration::from_secs(45);
 /// A package manager writes its database many times in one run.
 const SETTLE: Duration = Duration::from_millis(200);
 
@@ -22,9 +23,13 @@ pub(crate) async fn run(mut context: Context) {
     let mut watch = Watch::new();
     loop {
         let asked = context.asked.take_up();
-        let found = look.look(DEADLINE, |packages| -> Result<Found, host::packages::Error> {
-            let mut packages = packages.lock().unwrap_or_else(PoisonError::into_inner);
-            let changed = packages.refresh()?;
+        let found = look.look(DEADLINE, |shared| -> Result<Found, host::packages::Error> {
+            let packages = || shared.lock().unwrap_or_else(PoisonError::into_inner);
+            // Not locked while it is read: the files' collector has what was read before.
+            let reading = packages().due();
+            let read = reading.map(Reading::read).transpose()?;
+            let mut packages = packages();
+            let changed = read.is_some_and(|read| packages.take(read));
             Ok((changed.then(|| items(packages.list())), packages.watched()))
         });
         match found.await {

@@ -304,8 +304,7 @@ impl TrackedSet {
             .filter(|word| word.starts_with('/') && is_file(word))
             .take(PROGRAMS_MAX)
             .collect();
-        let owners = packages.owners(paths.iter().copied());
-        for path in paths.into_iter().filter(|path| !owners.contains_key(*path)) {
+        for path in packages.without_owner(paths) {
             self.add(path, Role::Program);
         }
     }

@@ -4,9 +4,12 @@
 //! looked up only for paths somebody asks about.
 //!
 //! # Invariants
-//! - [`Packages::refresh`] on an unchanged database costs a few `stat`s.
+//! - That a database is unchanged costs a few `stat`s.
 //! - A malformed entry is skipped; the rest of the database still counts.
 //! - A database that can't be read leaves what was known, and is an error.
+//! - What takes long is apart from [`Packages`] ([`Reading`]), so that who shares them waits for no
+//!   reading. Who asks for owners waits for `rpm` a few seconds at most, and then not again for a
+//!   minute: the answers from before count until then.
 
 mod apk;
 mod dpkg;
@@ -16,16 +19,22 @@ use crate::Root;
 use crate::bounded;
 use crate::watch::Wanted;
 use model::entity::Package;
+use rpm::Rpm;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::mem;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Bytes read of a database; a large desktop has 10 MB.
 const DATABASE_MAX: u64 = 128 * 1024 * 1024;
 
 /// Paths whose owners are remembered.
 const OWNERS_MAX: usize = 20_000;
+
+/// How long nobody is asked for owners who did not tell them.
+const REST: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -73,36 +82,93 @@ pub struct Packages {
     database: Database,
     /// Paths that were asked about, and what owns them.
     owners: HashMap<String, Option<String>>,
+    /// The same from before the database changed.
+    earlier_owners: HashMap<String, Option<String>>,
+    /// Why owners could not be told, and when that was.
+    owners_fault: Option<(String, Instant)>,
+    rpm: Rpm,
+}
+
+/// A database that is to be read, since it changed.
+#[derive(Debug)]
+pub struct Reading {
+    root: Root,
+    format: Option<Format>,
+    stamp: Stamp,
+    rpm: Rpm,
+}
+
+/// What a database says, and which state of it.
+#[derive(Debug)]
+pub struct Read {
+    database: Database,
+    stamp: Stamp,
+}
+
+impl Reading {
+    /// Blocks: for milliseconds, or as long as `rpm` takes, up to its deadline.
+    ///
+    /// # Errors
+    /// When there is a database and it can't be read.
+    pub fn read(self) -> Result<Read, Error> {
+        let database = match self.format {
+            Some(Format::Dpkg) => dpkg::read(&self.root)?,
+            Some(Format::Apk) => apk::read(&self.root)?,
+            Some(Format::Rpm) => self.rpm.read(&self.root)?,
+            None => Database::default(),
+        };
+        Ok(Read { database, stamp: self.stamp })
+    }
 }
 
 impl Packages {
-    /// Knows nothing before the first [`Packages::refresh`].
+    /// Knows nothing before something was read.
     #[must_use]
     pub fn new(root: Root) -> Self {
-        Self { root, stamp: None, database: Database::default(), owners: HashMap::new() }
+        Self {
+            root,
+            stamp: None,
+            database: Database::default(),
+            owners: HashMap::new(),
+            earlier_owners: HashMap::new(),
+            owners_fault: None,
+            rpm: Rpm::default(),
+        }
     }
 
-    /// Reads the database if it changed since; says whether it did. Blocks: for milliseconds,
-    /// or as long as `rpm` takes, up to its deadline.
+    /// Reads the database if it changed since, where nobody else waits for these packages; says
+    /// whether it did.
     ///
     /// # Errors
     /// When there is a database and it can't be read. The next call tries again.
     pub fn refresh(&mut self) -> Result<bool, Error> {
+        let Some(reading) = self.due() else { return Ok(false) };
+        let read = reading.read()?;
+        Ok(self.take(read))
+    }
+
+    /// What is to be read, if the database changed since it was read last.
+    #[must_use]
+    pub fn due(&self) -> Option<Reading> {
         let stamp = self.stamp_now();
-        if self.stamp.as_ref() == Some(&stamp) {
-            return Ok(false);
+        (self.stamp.as_ref() != Some(&stamp)).then(|| Reading {
+            root: self.root.clone(),
+            format: self.format(),
+            stamp,
+            rpm: self.rpm.clone(),
+        })
+    }
+
+    /// Takes what was read; says whether it is something else than before.
+    pub fn take(&mut self, read: Read) -> bool {
+        let changed = self.stamp.is_none() || read.database != self.database;
+        self.database = read.database;
+        self.stamp = Some(read.stamp);
+        if self.earlier_owners.len() + self.owners.len() > OWNERS_MAX {
+            self.earlier_owners.clear();
         }
-        let database = match self.format() {
-            Some(Format::Dpkg) => dpkg::read(&self.root)?,
-            Some(Format::Apk) => apk::read(&self.root)?,
-            Some(Format::Rpm) => rpm::read(&self.root)?,
-            None => Database::default(),
-        };
-        let changed = self.stamp.is_none() || database != self.database;
-        self.database = database;
-        self.stamp = Some(stamp);
-        self.owners.clear();
-        Ok(changed)
+        self.earlier_owners.extend(mem::take(&mut self.owners));
+        changed
     }
 
     /// What was read last, in order of name.
@@ -122,8 +188,9 @@ impl Packages {
         self.database.configuration.get(package).map_or(&[], Vec::as_slice)
     }
 
-    /// Looks up which packages own these paths. What owns nothing is left out. Answers are
-    /// remembered until the database changes.
+    /// Looks up which packages own these paths. What has no owner is left out, and what can't be
+    /// told now. Answers are remembered until the database changes, and longer where it then can't
+    /// be asked.
     pub fn owners<'p>(
         &mut self,
         paths: impl IntoIterator<Item = &'p str>,
@@ -134,17 +201,45 @@ impl Packages {
             .filter(|path| !self.owners.contains_key(**path))
             .map(|path| (merged(path), *path))
             .collect();
-        if !unknown.is_empty() {
-            let found = self.look_up(&unknown);
-            if self.owners.len() + unknown.len() > OWNERS_MAX {
-                self.owners.clear();
-            }
-            for path in unknown.values() {
-                self.owners.insert((*path).to_owned(), found.get(*path).cloned());
+        let rests = self.owners_fault.as_ref().is_some_and(|(_, since)| since.elapsed() < REST);
+        if !unknown.is_empty() && !rests {
+            match self.look_up(&unknown) {
+                Ok(found) => {
+                    if self.owners.len() + unknown.len() > OWNERS_MAX {
+                        self.owners.clear();
+                    }
+                    for path in unknown.values() {
+                        self.owners.insert((*path).to_owned(), found.get(*path).cloned());
+                    }
+                    self.owners_fault = None;
+                }
+                Err(error) => {
+                    self.owners_fault = Some((model::with_causes(&error), Instant::now()));
+                }
             }
         }
-        let owner = |path: &str| Some((path.to_owned(), self.owners.get(path)?.clone()?));
+        let owner = |path: &str| Some((path.to_owned(), self.known_owner(path)?.clone()?));
         asked.into_iter().filter_map(owner).collect()
+    }
+
+    /// Of these paths those that no package owns, as far as that is known.
+    pub fn without_owner<'p>(
+        &mut self,
+        paths: impl IntoIterator<Item = &'p str> + Clone,
+    ) -> Vec<&'p str> {
+        self.owners(paths.clone());
+        let is_known = |path: &&str| matches!(self.known_owner(path), Some(None));
+        paths.into_iter().filter(is_known).collect()
+    }
+
+    /// Why owners could not be told when they were asked for last.
+    #[must_use]
+    pub fn owners_fault(&self) -> Option<&str> {
+        self.owners_fault.as_ref().map(|(fault, _)| fault.as_str())
+    }
+
+    fn known_owner(&self, path: &str) -> Option<&Option<String>> {
+        self.owners.get(path).or_else(|| self.earlier_owners.get(path))
     }
 
     /// The package that owns a path.
@@ -165,12 +260,12 @@ impl Packages {
         wanted
     }
 
-    fn look_up(&self, asked: &HashMap<&str, &str>) -> HashMap<String, String> {
+    fn look_up(&self, asked: &HashMap<&str, &str>) -> Result<HashMap<String, String>, Error> {
         match self.format() {
-            Some(Format::Dpkg) => dpkg::owners(&self.root, asked),
-            Some(Format::Apk) => apk::owners(&self.root, asked),
-            Some(Format::Rpm) => rpm::owners(&self.root, asked),
-            None => HashMap::new(),
+            Some(Format::Dpkg) => Ok(dpkg::owners(&self.root, asked)),
+            Some(Format::Apk) => Ok(apk::owners(&self.root, asked)),
+            Some(Format::Rpm) => self.rpm.owners(&self.root, asked),
+            None => Ok(HashMap::new()),
         }
     }
 

@@ -6,6 +6,7 @@ use crate::Root;
 use model::entity::Package;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io::{self, Read};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,7 +22,6 @@ pub(super) const DATABASES: [&str; 6] = [
 ];
 
 const PROGRAM: &str = "rpm";
-const DEADLINE: Duration = Duration::from_secs(30);
 /// Bytes of one answer: the names of about three million files.
 const ANSWER_MAX: usize = 256 * 1024 * 1024;
 /// Bytes of one line of an answer.
@@ -30,20 +30,99 @@ const LINE_MAX: usize = 64 * 1024;
 const PACKAGES: &str = "%{NAME}\\t%{EPOCHNUM}:%{VERSION}-%{RELEASE}\\t%{ARCH}\\n";
 const FILES: &str = "[%{FILEFLAGS:fflags}\\t%{=NAME}\\t%{FILENAMES}\\n]";
 
-pub(super) fn read(root: &Root) -> Result<Database, Error> {
-    let mut answer = Vec::new();
-    run(command(root).args(["-qa", "--qf", PACKAGES]), |line| {
-        answer.extend_from_slice(line);
-        answer.push(b'\n');
-    })?;
-    let mut database = parse(&answer);
-    run(command(root).args(["-qa", "--qf", FILES]), |line| {
-        let Some(File { flags, package, path }) = file(line) else { return };
-        if flags.contains('c') && path.starts_with("/etc/") {
-            database.configuration.entry(package.to_owned()).or_default().push(path.to_owned());
+/// The program, and how long it may take.
+#[derive(Debug, Clone)]
+pub(super) struct Rpm {
+    /// The program, behind what it is begun with.
+    pub(super) command: Vec<OsString>,
+    /// To tell all that is installed.
+    pub(super) deadline: Duration,
+    /// To tell which packages own some files: who asks waits for it.
+    pub(super) owners_deadline: Duration,
+}
+
+impl Default for Rpm {
+    fn default() -> Self {
+        Self {
+            command: vec![PROGRAM.into()],
+            deadline: Duration::from_secs(30),
+            owners_deadline: Duration::from_secs(8),
         }
-    })?;
-    Ok(database)
+    }
+}
+
+impl Rpm {
+    pub(super) fn read(&self, root: &Root) -> Result<Database, Error> {
+        let until = Instant::now() + self.deadline;
+        let mut answer = Vec::new();
+        self.list(root, PACKAGES, (until, self.deadline), |line| {
+            answer.extend_from_slice(line);
+            answer.push(b'\n');
+        })?;
+        let mut database = parse(&answer);
+        self.list(root, FILES, (until, self.deadline), |line| {
+            let Some(File { flags, package, path }) = file(line) else { return };
+            if flags.contains('c') && path.starts_with("/etc/") {
+                let of_package = database.configuration.entry(package.to_owned());
+                of_package.or_default().push(path.to_owned());
+            }
+        })?;
+        Ok(database)
+    }
+
+    /// One listing of all files of all packages: rpm's answers to single paths don't name them.
+    pub(super) fn owners(
+        &self,
+        root: &Root,
+        asked: &HashMap<&str, &str>,
+    ) -> Result<HashMap<String, String>, Error> {
+        let until = Instant::now() + self.owners_deadline;
+        let mut found = HashMap::new();
+        self.list(root, FILES, (until, self.owners_deadline), |line| {
+            let Some(File { package, path, .. }) = file(line) else { return };
+            if let Some(path) = asked.get(merged(path)) {
+                found.insert((*path).to_owned(), package.to_owned());
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Gives each line about all packages to `visit`.
+    fn list(
+        &self,
+        root: &Root,
+        form: &str,
+        (until, deadline): (Instant, Duration),
+        visit: impl FnMut(&[u8]),
+    ) -> Result<(), Error> {
+        let failed = |source| Error::Run { program: PROGRAM, source };
+        let (program, begin) =
+            self.command.split_first().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        let mut command = Command::new(program);
+        command.args(begin);
+        if !root.is_live() {
+            command.arg("--root").arg(root.path("/"));
+        }
+        command.args(["-qa", "--qf", form]);
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().map_err(failed)?;
+        let answered = read_lines(&mut child, until, visit);
+        if answered.is_err() {
+            child.kill().map_err(failed)?;
+        }
+        let status = child.wait().map_err(failed)?;
+        answered.map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => {
+                Error::Deadline { program: PROGRAM, seconds: deadline.as_secs() }
+            }
+            _ => failed(error),
+        })?;
+        if !status.success() {
+            return Err(Error::Failed { program: PROGRAM, message: status.to_string() });
+        }
+        Ok(())
+    }
 }
 
 /// `NAME <tab> EPOCH:VERSION-RELEASE <tab> ARCHITECTURE` per line.
@@ -96,52 +175,6 @@ pub(crate) fn file(line: &[u8]) -> Option<File<'_>> {
     let (package, path) = line.split_once('\t')?;
     let printable = !line.chars().any(|c| c.is_control() && c != '\t');
     (printable && path.starts_with('/')).then_some(File { flags, package, path })
-}
-
-/// One listing of all files of all packages: rpm's answers to single paths don't name them.
-pub(super) fn owners(root: &Root, asked: &HashMap<&str, &str>) -> HashMap<String, String> {
-    let mut found = HashMap::new();
-    let listed = run(command(root).args(["-qa", "--qf", FILES]), |line| {
-        let Some(File { package, path, .. }) = file(line) else { return };
-        if let Some(path) = asked.get(merged(path)) {
-            found.insert((*path).to_owned(), package.to_owned());
-        }
-    });
-    if let Err(error) = listed {
-        tracing::warn!(%error, "could not ask rpm who owns files");
-    }
-    found
-}
-
-fn command(root: &Root) -> Command {
-    let mut command = Command::new(PROGRAM);
-    if !root.is_live() {
-        command.arg("--root").arg(root.path("/"));
-    }
-    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
-    command
-}
-
-/// Runs the program, and gives each line it writes to `visit`.
-fn run(command: &mut Command, visit: impl FnMut(&[u8])) -> Result<(), Error> {
-    let failed = |source| Error::Run { program: PROGRAM, source };
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().map_err(failed)?;
-    let answered = read_lines(&mut child, Instant::now() + DEADLINE, visit);
-    if answered.is_err() {
-        child.kill().map_err(failed)?;
-    }
-    let status = child.wait().map_err(failed)?;
-    answered.map_err(|error| match error.kind() {
-        io::ErrorKind::TimedOut => {
-            Error::Deadline { program: PROGRAM, seconds: DEADLINE.as_secs() }
-        }
-        _ => failed(error),
-    })?;
-    if !status.success() {
-        return Err(Error::Failed { program: PROGRAM, message: status.to_string() });
-    }
-    Ok(())
 }
 
 /// Reads until the program closes its output. A line longer than [`LINE_MAX`] is cut.

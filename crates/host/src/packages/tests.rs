@@ -67,6 +67,67 @@ fn a_truncated_status_keeps_what_is_whole() {
     }
 }
 
+/// A machine with rpm, and with what answers in its place.
+fn rpm_machine() -> (tempfile::TempDir, Packages, impl Fn(&str)) {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, program) = (directory.path().to_owned(), directory.path().join("rpm.sh"));
+    std::fs::create_dir_all(path.join("var/lib/rpm")).unwrap();
+    let mut packages = Packages::new(Root::at(directory.path()));
+    packages.rpm = Rpm {
+        command: vec!["sh".into(), program.clone().into()],
+        deadline: Duration::from_secs(30),
+        owners_deadline: Duration::from_secs(30),
+    };
+    // What it answers; the database is another one then.
+    let answer = move |script: &str| {
+        std::fs::write(&program, script).unwrap();
+        let database = path.join("var/lib/rpm/rpmdb.sqlite");
+        let before = std::fs::read(&database).unwrap_or_default();
+        std::fs::write(&database, [before.as_slice(), b"x"].concat()).unwrap();
+    };
+    (directory, packages, answer)
+}
+
+const LISTS: &str = "case \"$*\" in\n\
+    *FILENAMES*) printf 'c\\tnginx\\t/etc/nginx/nginx.conf\\n-\\tnginx\\t/usr/sbin/nginx\\n' ;;\n\
+    *) printf 'nginx\\t0:1.2-3\\tx86_64\\n' ;;\nesac\n";
+
+#[test]
+fn a_program_that_hangs_leaves_what_it_told_before_and_is_not_asked_at_once_again() {
+    let (_directory, mut packages, answer) = rpm_machine();
+    answer(LISTS);
+    assert!(packages.refresh().unwrap());
+    assert_eq!(packages.configuration("nginx"), ["/etc/nginx/nginx.conf"]);
+    let paths = ["/usr/sbin/nginx", "/opt/own"];
+    assert_eq!(packages.owners(paths).len(), 1);
+    assert_eq!(packages.without_owner(paths), ["/opt/own"]);
+    assert_eq!(packages.owners_fault(), None);
+    // The database changes, and its program does not answer any more who owns what.
+    answer(&LISTS.replace("1.2-3", "1.2-4"));
+    assert!(packages.refresh().unwrap());
+    answer("exec sleep 600");
+    packages.rpm.owners_deadline = Duration::from_millis(200);
+    assert_eq!(packages.owner("/usr/sbin/nginx").as_deref(), Some("nginx"));
+    assert_eq!(packages.owners_fault(), Some("rpm did not answer within 0 s"));
+    // Not known is not nobody's.
+    assert_eq!(packages.without_owner(["/opt/own", "/opt/new"]), ["/opt/own"]);
+    // Where it would be asked again, it would answer by now.
+    answer(LISTS);
+    assert_eq!(packages.owner("/etc/nginx/nginx.conf"), None);
+    packages.rpm.owners_deadline = Duration::from_secs(30);
+    packages.owners_fault = None;
+    assert_eq!(packages.owner("/etc/nginx/nginx.conf").as_deref(), Some("nginx"));
+}
+
+#[test]
+fn all_that_rpm_tells_has_one_deadline() {
+    let (_directory, mut packages, answer) = rpm_machine();
+    answer(&LISTS.replace("*FILENAMES*)", "*FILENAMES*) exec sleep 600;"));
+    packages.rpm.deadline = Duration::from_millis(200);
+    assert!(matches!(packages.refresh(), Err(Error::Deadline { .. })));
+    assert_eq!(packages.list().count(), 0);
+}
+
 /// A machine with dpkg, `nginx-common` owning a unit by its unmerged path.
 fn machine() -> (tempfile::TempDir, Packages) {
     let directory = tempfile::tempdir().unwrap();
