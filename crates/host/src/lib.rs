@@ -30,6 +30,7 @@ pub mod packages;
 pub mod platform;
 pub mod process;
 pub mod readiness;
+mod rights;
 mod root;
 pub mod sockets;
 pub mod systemd;
@@ -41,4 +42,5 @@ pub mod watch;
 pub mod workload;
 
 pub use now::Now;
+pub use rights::Rights;
 pub use root::Root;

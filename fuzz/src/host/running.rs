@@ -3,12 +3,12 @@
 use super::printable;
 use crate::machine::Machine;
 use crate::redactor;
-use ::host::Now;
 use ::host::dependencies::dependencies;
 use ::host::load::Sampler;
 use ::host::process::Scanner;
 use ::host::sockets::{Depth, Sockets};
 use ::host::workload::Detector;
+use ::host::{Now, Rights};
 use model::Time;
 use model::load::Load;
 use std::cell::LazyCell;
@@ -17,6 +17,9 @@ use std::time::Duration;
 
 const STAT: &str = "42 (app) S 1 0 0 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 7 4096 10 0\n";
 const INIT: &str = "1 (init) S 0 0 0 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 1 4096 10 0\n";
+
+/// What is not seen is said for these in as many words as for others.
+const RIGHTS: Rights = Rights { is_root: false, may_trace: false };
 
 fn now(seconds: u64) -> Now {
     let clock = Duration::from_secs(seconds);
@@ -47,7 +50,7 @@ pub fn host_processes(data: &[u8]) {
         let mut detector = Detector::new(&machine.root);
         for seconds in [0, 10] {
             let scan = scanner.scan(now(seconds), &redactor()).expect("there is a /proc");
-            let _limits = scan.limits();
+            let _limits = scan.limits(RIGHTS);
             printable(&detector.observe(&scanner, &[], &BTreeMap::new()));
         }
         scanner.name_containers(BTreeMap::from([("a".repeat(64), "db".to_owned())]));
@@ -98,7 +101,7 @@ pub fn host_sockets(data: &[u8]) {
         let mut sockets = Sockets::new(&machine.root).expect("there is a /proc");
         for depth in [Depth::Connections, Depth::Listeners] {
             let seen = sockets.observe(&scanner, depth).expect("the tables are there");
-            let _limits = seen.limits();
+            let _limits = seen.limits(RIGHTS);
             printable(&seen.sockets);
             printable(&dependencies(&[], &seen.connections));
         }

@@ -10,7 +10,6 @@ use super::transient::Transients;
 use super::{Context, Gpus, Sink, UserVms, item, items, until};
 use crate::clock;
 use crate::engine::{Scope, Seen};
-use host::Now;
 use host::dependencies::dependencies;
 use host::exec_events::{Event, ExecEvents};
 use host::journal::Errors;
@@ -18,6 +17,7 @@ use host::load::Sampler;
 use host::process::{CENSUS_EVERY, Census, Group, Scan, Scanner};
 use host::sockets::{Connection, Depth, Sockets};
 use host::workload::Detector;
+use host::{Now, Rights};
 use model::entity::Unit;
 use model::load::{Load, VmmLoad};
 use model::redact::Redactor;
@@ -155,6 +155,7 @@ struct Watcher {
     units: watch::Receiver<Option<Arc<Vec<Unit>>>>,
     /// What is not seen for lack of the kernel's events, and why there are none.
     no_events: Option<String>,
+    rights: Rights,
 }
 
 pub(crate) async fn run(context: Context) {
@@ -193,6 +194,7 @@ impl Watcher {
             limits: Vec::new(),
             connections: Vec::new(),
             no_events: None,
+            rights: Rights::own(),
             context,
         })
     }
@@ -350,7 +352,7 @@ impl Watcher {
         if !self.context.config.processes {
             return;
         }
-        let mut limits = scan.limits();
+        let mut limits = scan.limits(self.rights);
         limits.extend(self.no_events.clone());
         if !self.owes_all {
             self.tell_what_changed(changed).await;
@@ -438,7 +440,11 @@ impl Watcher {
         }
         if self.context.config.network {
             self.sockets
-                .all(vec![Scope::Kind(Kind::SOCKET)], items(&seen.sockets), seen.limits())
+                .all(
+                    vec![Scope::Kind(Kind::SOCKET)],
+                    items(&seen.sockets),
+                    seen.limits(self.rights),
+                )
                 .await;
         }
     }

@@ -1,6 +1,7 @@
 //! What a scanner shows of what it knows.
 
 use super::groups;
+use crate::Rights;
 use crate::text::printable;
 use model::{Time, entity};
 use std::collections::BTreeSet;
@@ -24,19 +25,15 @@ pub struct Scan {
 impl Scan {
     /// What the scan can't see by its rights, and what would let it.
     #[must_use]
-    pub fn limits(&self) -> Vec<String> {
+    pub fn limits(&self, rights: Rights) -> Vec<String> {
         let mut limits = Vec::new();
         if self.hidden {
-            limits.push(
-                "processes of other users are hidden by hidepid; run as root or with the gid of /proc"
-                    .to_owned(),
-            );
+            let way = rights.way("the gid of /proc");
+            limits.push(format!("processes of other users are hidden by hidepid; {way}"));
         }
         if self.denied > 0 {
-            limits.push(
-                "executables and open files of other users' processes; run as root or with CAP_SYS_PTRACE"
-                    .to_owned(),
-            );
+            let way = rights.way("CAP_SYS_PTRACE");
+            limits.push(format!("executables and open files of other users' processes; {way}"));
         }
         limits
     }

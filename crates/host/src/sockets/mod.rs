@@ -15,10 +15,10 @@
 
 pub(crate) mod table;
 
-use crate::Root;
 use crate::netlink;
 use crate::process::{ProcDirectory, Scanner, View};
 use crate::text::decimal;
+use crate::{Rights, Root};
 use model::entity;
 use rustix::net::AddressFamily;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -81,13 +81,11 @@ pub struct Observation {
 impl Observation {
     /// What can't be seen by our rights, and what would let it.
     #[must_use]
-    pub fn limits(&self) -> Vec<String> {
+    pub fn limits(&self, rights: Rights) -> Vec<String> {
         let mut limits = Vec::new();
-        if self.unresolved > 0 && !rustix::process::geteuid().is_root() {
-            limits.push(
-                "which processes hold others' sockets; run as root or with CAP_SYS_PTRACE"
-                    .to_owned(),
-            );
+        if self.unresolved > 0 && !rights.may_trace {
+            let way = rights.way("CAP_SYS_PTRACE");
+            limits.push(format!("which processes hold others' sockets; {way}"));
         }
         if self.truncated {
             limits.push(format!("sockets beyond the first {SOCKETS_MAX}"));
