@@ -467,6 +467,79 @@ async fn a_resumed_stream_begins_a_new_life_at_its_first_version() {
     bench.end().await;
 }
 
+#[tokio::test]
+async fn a_socket_resumes_in_the_life_it_was_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::start(dir.path()).await;
+    bench.send("web01", vec![keyframe(1, 1, "s0"), patch(2, 2, "s0", "s1")]).await;
+    let address = bench.url.strip_prefix("http://").unwrap().to_owned();
+    // The ids of messages, until there are so many.
+    let read = async |from: &str, count: usize| {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let request = format!(
+            "GET /api/v1/hosts/web01/ws?from={from} HTTP/1.1\r\nHost: {address}\r\n\
+             Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let (mut told, mut buffer) = (Vec::new(), [0; 4096]);
+        loop {
+            let text = String::from_utf8_lossy(&told);
+            let ids = text.split("{\"id\":\"").skip(1);
+            let ids: Vec<String> =
+                ids.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())).collect();
+            if ids.len() >= count {
+                return ids;
+            }
+            let length = stream.read(&mut buffer).await.unwrap();
+            assert!(length > 0, "{text}");
+            told.extend_from_slice(&buffer[..length]);
+        }
+    };
+    let ids = read("0", 2).await;
+    assert_eq!(read(&ids[0], 1).await, ids[1..]);
+    assert_eq!(bench.ask(Method::DELETE, "/api/v1/hosts/web01", "", "").await.0, 204);
+    let again = vec![keyframe(1, 5, "t0"), patch(2, 6, "t0", "t1"), patch(3, 7, "t1", "t2")];
+    bench.send("web01", again).await;
+    let anew = read(&ids[1], 3).await;
+    let versions: Vec<&str> = anew.iter().map(|id| id.split_once('-').unwrap().0).collect();
+    assert_eq!(versions, ["1", "2", "3"]);
+    // A version alone is of the life that is on.
+    assert_eq!(read("2", 1).await, anew[2..]);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn probes_are_answered_when_all_connections_are_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = File {
+        data_dir: Some(dir.path().to_owned()),
+        listen: Some(vec!["127.0.0.1:0".into()]),
+        max_connections: Some(1),
+        ..File::default()
+    };
+    let mut bench = Bench::with(file, None).await;
+    assert_eq!(bench.get("/api/v1/hosts").await.0, 200);
+    let beyond = async |path: &str| {
+        let mut client = Client::new(&bench.url, None).unwrap();
+        let response = client.open(Method::GET, path, "", Bytes::new()).await.unwrap();
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    };
+    assert_eq!(beyond("/healthz").await, (200, "ok\n".to_owned()));
+    assert_eq!(beyond("/readyz").await, (200, "ready\n".to_owned()));
+    let (_, metrics) = beyond("/metrics").await;
+    for line in ["connections 1", "connections_limit 1", "connections_beyond_limit_total 3"] {
+        assert!(metrics.contains(&format!("\nsafetytwin_{line}\n")), "{metrics}");
+    }
+    let (status, refused) = beyond("/api/v1/hosts").await;
+    assert!(status == 503 && refused.contains("too_many_connections"), "{status} {refused}");
+    assert_eq!(bench.get("/api/v1/hosts").await.0, 200);
+    bench.end().await;
+}
+
 /// One item, with one field.
 fn item(kind: Kind, id: &str, field: &str, value: &str) -> (Subject, Item) {
     let fields: Fields = [(field.to_owned(), Value::from(value))].into();

@@ -105,6 +105,27 @@ impl Past<'_> {
         self.origin_bytes()?.map(decode).transpose()
     }
 
+    /// The last version before the days that are kept. That there is one, where it is damaged.
+    fn before_days(&self, spans: &[Span]) -> Result<Option<Entry>, Error> {
+        let first = spans.first();
+        match self.origin_record() {
+            Ok(record) => {
+                let is_before = |entry: &Entry| first.is_none_or(|span| entry.version < span.first);
+                Ok(record.map(|record| record.entry).filter(is_before))
+            }
+            Err(error) => {
+                let end = first.map_or(self.head().0.saturating_add(1), |span| span.first.0);
+                let Some(last) = end.checked_sub(1).filter(|last| *last > 0) else {
+                    return Ok(None);
+                };
+                let first_at = first.map_or(self.meta.state.head_at, |span| span.first_at);
+                let last = Version(last);
+                let span = Span { day: 0, first: last, first_at, last };
+                damaged_part(span, last, last, error).map(Some)
+            }
+        }
+    }
+
     fn origin(&self, version: Version) -> Result<Option<Origin>, Error> {
         let Some(bytes) = self.origin_bytes()? else { return Ok(None) };
         let origin =
@@ -349,11 +370,8 @@ impl Past<'_> {
     pub(crate) fn after(&self, version: Version, limit: usize) -> Result<Vec<Entry>, Error> {
         let from = Version(version.0.saturating_add(1));
         let mut entries = Vec::new();
-        let origin = self.origin_record()?.map(|record| record.entry);
         let spans = self.spans()?;
-        let before_all =
-            |entry: &Entry| spans.first().is_none_or(|span| entry.version < span.first);
-        entries.extend(origin.filter(|entry| entry.version >= from && before_all(entry)));
+        entries.extend(self.before_days(&spans)?.filter(|entry| entry.version >= from));
         for span in spans {
             let Some(bucket) = self.db.bucket(span.day) else { continue };
             for record in self.records(&bucket, span.first.max(from)..=span.last) {
@@ -421,10 +439,7 @@ impl Past<'_> {
                 }
             }
         }
-        let origin = self.origin_record()?.map(|record| record.entry);
-        let before_all =
-            |entry: &Entry| spans.first().is_none_or(|span| entry.version < span.first);
-        if let Some(entry) = origin.filter(|entry| entry.version <= upto && before_all(entry)) {
+        if let Some(entry) = self.before_days(&spans)?.filter(|entry| entry.version <= upto) {
             found.take(entry);
         }
         Ok(found.entries)

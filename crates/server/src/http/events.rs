@@ -8,7 +8,8 @@
 //!
 //! A stream of one host is complete and in order, however slow its reader: what the live
 //! channel could not hold is read from the history. A stream of all hosts says `lost` instead,
-//! since there is no one order to resume in.
+//! since there is no one order to resume in. What is damaged ends neither: the one tells of an
+//! entry that it was left out, as the log does, the other says `lost`.
 
 use super::auth::Caller;
 use super::error::{ApiError, unknown_host};
@@ -26,7 +27,8 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, stream};
-use model::{HostId, Op, Subject, Time, Version};
+use model::{HostId, Op, Subject, Time, Version, with_causes};
+use serde::Serialize;
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -63,15 +65,15 @@ impl Follower {
     ) -> Result<Self, ApiError> {
         // Subscribed before reading where the history ends: nothing falls between.
         let live = app.events.subscribe();
-        let mut from = resume.map(|place| place.version);
+        let mut resume = resume;
         let mut words = Vec::new();
         for (name, value) in pairs(query)? {
             match name.as_str() {
                 "from" => {
-                    let version = value.trim_start_matches('@').parse();
-                    let version = version
-                        .map_err(|_n| ApiError::bad("bad_query", "from is a version, as 412"))?;
-                    from = from.or(Some(Version(version)));
+                    let wrong = "from is a version, as 412, or the id of an event of this stream";
+                    let place = Place::parse(&value);
+                    let place = place.ok_or_else(|| ApiError::bad("bad_query", wrong))?;
+                    resume = resume.or(Some(place));
                 }
                 "subject" => words.push(value),
                 _ => {
@@ -86,12 +88,11 @@ impl Follower {
         let asked = Arc::clone(&words);
         let (host, last, life, only) = off_thread(&app, move |app| {
             let info = app.history.host(&host).ok_or_else(|| unknown_host(host.as_str()))?;
-            let is_over = |life: Time| life != info.first_at;
-            let from = match resume.and_then(|place| place.life) {
+            let from = resume.map(|place| match place.life {
                 // What was seen is forgotten, and all there is comes after it.
-                Some(life) if is_over(life) => Some(Version(0)),
-                _ => from,
-            };
+                Some(life) if life != info.first_at => Version(0),
+                _ => place.version,
+            });
             if let Some(from) = from.filter(|from| *from > info.head) {
                 // The history was restored or forgotten: what the reader knows is not this one.
                 let message = format!(
@@ -202,7 +203,9 @@ impl Follower {
                 let look = move |app: &App| watched(app, &host, &words);
                 self.only = off_thread(&self.app, look).await?;
             }
-            if !entry.narrow(|subject| self.only.contains(subject)) {
+            // What could not be read may have been about what is watched.
+            let is_left_out = entry.gap.is_some() && entry.patch.is_empty();
+            if !is_left_out && !entry.narrow(|subject| self.only.contains(subject)) {
                 return Ok(());
             }
         }
@@ -282,7 +285,7 @@ fn watched(app: &App, host: &HostId, words: &[String]) -> Result<BTreeSet<Subjec
 /// `event` `version`, `data` an entry. `Last-Event-ID` of a life that is over begins the new one.
 #[utoipa::path(get, path = "/api/v1/hosts/{host}/events", tag = "live",
     params(("host" = String, Path),
-        ("from" = Option<u64>, Query, description = "the version after which to begin; the newest unless told. `Last-Event-ID` goes before it"),
+        ("from" = Option<String>, Query, description = "the version after which to begin, or the id of an event; the newest unless told. `Last-Event-ID` goes before it"),
         ("subject" = Option<Vec<String>>, Query)),
     responses((status = 200, content_type = "text/event-stream", body = Entry), (status = 404, body = api::ErrorBody)))]
 pub(crate) async fn host_events(
@@ -306,12 +309,36 @@ pub(crate) async fn host_events(
 }
 
 /// What was recorded, read from the history where the event does not carry it.
-async fn whole(app: &Arc<App>, event: &Event) -> Option<store::Entry> {
+async fn whole(app: &Arc<App>, event: &Event) -> Result<Option<store::Entry>, store::Error> {
     if let Some(entry) = &event.entry {
-        return Some(entry.clone());
+        return Ok(Some(entry.clone()));
     }
     let (host, version) = (event.host.clone(), event.version);
-    app.read(move |app| app.history.entry(&host, version)).await.ok().flatten()
+    app.read(move |app| app.history.entry(&host, version)).await
+}
+
+/// What a stream of all hosts tells of a version; that it is lost to it where that can't be read,
+/// or is not there any more.
+fn told_of_all(
+    event: &Event,
+    found: Result<Option<store::Entry>, store::Error>,
+) -> Result<sse::Event, Infallible> {
+    match found {
+        Ok(Some(entry)) => {
+            let entry = shown(&event.host, entry, CHANGES);
+            sse_event(&entry, format!("{}:{}", event.host, entry.version.0))
+        }
+        Ok(None) => Ok(lost(1)),
+        Err(error) => {
+            let (host, version) = (&event.host, event.version);
+            tracing::warn!(%host, %version, error = with_causes(&error), "a live stream lost a version");
+            Ok(lost(1))
+        }
+    }
+}
+
+fn lost(count: u64) -> sse::Event {
+    sse::Event::default().event("lost").data(count.to_string())
 }
 
 fn keep_alive() -> KeepAlive {
@@ -323,9 +350,18 @@ fn sse_event(entry: &Entry, id: String) -> Result<sse::Event, Infallible> {
     Ok(event.json_data(entry).unwrap_or_else(|_never| sse::Event::default().comment("unencodable")))
 }
 
-/// Changes of a host over a WebSocket: one entry as JSON in each message.
+/// An entry, and where a reader is that has it.
+#[derive(Serialize)]
+struct Told<'e> {
+    id: String,
+    #[serde(flatten)]
+    entry: &'e Entry,
+}
+
+/// Changes of a host over a WebSocket: one entry as JSON in each message. Its `id` is that of the
+/// event, for `from`.
 #[utoipa::path(get, path = "/api/v1/hosts/{host}/ws", tag = "live",
-    params(("host" = String, Path), ("from" = Option<u64>, Query), ("subject" = Option<Vec<String>>, Query)),
+    params(("host" = String, Path), ("from" = Option<String>, Query, description = "the version after which to begin, or the `id` of a message; the newest unless told"), ("subject" = Option<Vec<String>>, Query)),
     responses((status = 101), (status = 404, body = api::ErrorBody)))]
 pub(crate) async fn host_socket(
     State(app): State<Arc<App>>,
@@ -345,8 +381,10 @@ async fn tell(mut follower: Follower, mut socket: WebSocket) {
     loop {
         let sent = tokio::select! {
             entry = follower.next() => {
-                let Some((_, entry)) = entry else { break };
-                let text = serde_json::to_string(&entry).unwrap_or_default();
+                let Some((life, entry)) = entry else { break };
+                let place = Place { version: entry.version, life: Some(life) };
+                let told = Told { id: place.to_string(), entry: &entry };
+                let text = serde_json::to_string(&told).unwrap_or_default();
                 socket.send(Message::Text(text.into())).await
             }
             // What the other side says does not matter, only whether it is there.
@@ -366,7 +404,7 @@ async fn tell(mut follower: Follower, mut socket: WebSocket) {
 }
 
 /// Changes of all hosts as server-sent events, from now on: `id` is `HOST:VERSION`. A reader
-/// that is too slow gets the event `lost`.
+/// that is too slow gets the event `lost`, and so does everybody for what can't be read.
 #[utoipa::path(get, path = "/api/v1/events", tag = "live",
     responses((status = 200, content_type = "text/event-stream", body = Entry)))]
 pub(crate) async fn all_events(State(app): State<Arc<App>>) -> Response {
@@ -376,14 +414,8 @@ pub(crate) async fn all_events(State(app): State<Arc<App>>) -> Response {
         let shutdown = app.shutdown.clone();
         let event = tokio::select! {
             event = live.recv() => match event {
-                Ok(event) => match whole(&app, &event).await {
-                    Some(entry) => {
-                        let entry = shown(&event.host, entry, CHANGES);
-                        sse_event(&entry, format!("{}:{}", event.host, entry.version.0))
-                    }
-                    None => return None,
-                },
-                Err(RecvError::Lagged(count)) => Ok(sse::Event::default().event("lost").data(count.to_string())),
+                Ok(event) => told_of_all(&event, whole(&app, &event).await),
+                Err(RecvError::Lagged(count)) => Ok(lost(count)),
                 Err(RecvError::Closed) => return None,
             },
             () = shutdown.cancelled() => return None,
@@ -391,4 +423,23 @@ pub(crate) async fn all_events(State(app): State<Arc<App>>) -> Response {
         Some((event, (live, app, open)))
     });
     Sse::new(events).keep_alive(keep_alive()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::Recorded;
+    use http_body_util::BodyExt;
+
+    #[tokio::test]
+    async fn what_can_not_be_read_is_said_to_be_lost() {
+        let host: HostId = "web01".parse().unwrap();
+        let event = Arc::new(Recorded { host, version: Version(7), entry: None });
+        for found in [Ok(None), Err(store::Error::Closed)] {
+            let events = stream::iter([told_of_all(&event, found)]);
+            let body = Sse::new(events).into_response().into_body();
+            let text = body.collect().await.unwrap().to_bytes();
+            assert_eq!(text, "event: lost\ndata: 1\n\n");
+        }
+    }
 }

@@ -119,6 +119,14 @@ pub(crate) fn pairs(query: &str) -> Result<Vec<(String, String)>, ApiError> {
         .ok_or_else(|| ApiError::bad("bad_query", "the query is not percent-encoded UTF-8"))
 }
 
+/// Nothing where it is damaged: what belongs to a subject is then not known, its changes are.
+fn unless_damaged<T>(found: Result<Option<T>, store::Error>) -> Result<Option<T>, store::Error> {
+    match found {
+        Err(error) if error.is_damage() => Ok(None),
+        found => found,
+    }
+}
+
 /// What words stand for on a host; an error that helps when they stand for nothing.
 pub(crate) fn subjects(
     app: &App,
@@ -147,7 +155,7 @@ pub(crate) fn subjects(
             .with("similar", &similar.join(","))
         })?);
     }
-    if with_related && let Some(head) = app.history.head(host)? {
+    if with_related && let Some(head) = unless_damaged(app.history.head(host))? {
         let mut more = related(&found, &head.facts);
         // What belonged to it before its last changes belongs to its story, too.
         let units: Vec<Subject> =
@@ -156,7 +164,7 @@ pub(crate) fn subjects(
             let filter = Filter { subjects: units.clone(), ..Filter::default() };
             for entry in app.history.log(host, &filter, None, BEFORE)? {
                 let before = Version(entry.version.0.saturating_sub(1));
-                if let Some(facts) = app.history.state(host, before)? {
+                if let Some(facts) = unless_damaged(app.history.state(host, before))? {
                     more.extend(related(&units, &facts));
                 }
             }
