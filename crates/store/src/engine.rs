@@ -62,7 +62,7 @@ pub(crate) struct Db {
     database: Database,
     /// Names, heads, spans and marks: see [`keys`].
     pub(crate) hosts: Keyspace,
-    /// Every subject a host ever had.
+    /// Every subject a host had in what is kept.
     pub(crate) subjects: Keyspace,
     /// A host's last version before everything kept.
     pub(crate) origins: Keyspace,

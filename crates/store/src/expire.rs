@@ -68,6 +68,8 @@ impl History {
             }
         }
         self.exclusively(move |writer| writer.shared.db()?.drop_eras(keep_from))?;
+        let swept = self.sweep_subjects(keep_from, &mut report);
+        report.unless_damaged("subjects that went stay listed", swept)?;
         let swept = self.sweep_contents(now, &mut report);
         report.unless_damaged("no contents are removed", swept)?;
         report.load_dropped = self.drop_loads(now)?;
@@ -183,6 +185,59 @@ impl History {
         Ok(merged)
     }
 
+    /// Subjects that went on a day that is not kept any more, and did not come back.
+    fn sweep_subjects(&self, keep_from: i64, report: &mut Report) -> Result<(), Error> {
+        let mut gone = Vec::new();
+        for meta in self.shared().metas() {
+            let days =
+                keys::gone_until(meta.number, i64::MIN)..keys::gone_until(meta.number, keep_from);
+            {
+                let db = self.shared().db()?;
+                // What is more goes with a later expiry.
+                for entry in db.subjects.range(days).take(KEYS) {
+                    let key = entry.key().map_err(Error::storage("list what went"))?;
+                    gone.push((Arc::clone(&meta), key.to_vec()));
+                }
+            }
+            if gone.len() >= KEYS {
+                report.subjects_removed += self.remove_subjects(std::mem::take(&mut gone))?;
+            }
+        }
+        report.subjects_removed += self.remove_subjects(gone)?;
+        Ok(())
+    }
+
+    /// Of subjects that went, by their keys, removes those that did not come back; how many.
+    fn remove_subjects(&self, gone: Vec<(Arc<Meta>, Vec<u8>)>) -> Result<u64, Error> {
+        if gone.is_empty() {
+            return Ok(0);
+        }
+        self.exclusively(move |writer| {
+            let db = writer.shared.db()?;
+            let mut origins: HashMap<HostNumber, HashSet<Vec<u8>>> = HashMap::new();
+            let (mut batch, mut removed) = (db.batch(), 0);
+            for (meta, entry) in &gone {
+                let Some((day, subject)) = keys::gone_of(entry) else { continue };
+                let mentions = origins.entry(meta.number).or_insert_with(|| {
+                    mentioned_last(&Past { db: &db, bases: &writer.shared.bases, meta })
+                });
+                if mentions.contains(&subject) {
+                    continue;
+                }
+                let mark =
+                    db.subjects.get(&subject).map_err(Error::storage("look up a subject"))?;
+                // Another mark: it came back, and may have gone again later.
+                if mark.is_some_and(|mark| *mark == *day) {
+                    batch.remove(&db.subjects, subject);
+                    removed += 1;
+                }
+                batch.remove(&db.subjects, entry.as_slice());
+            }
+            db.commit(batch).map_err(|error| writer.full_or(error))?;
+            Ok(removed)
+        })
+    }
+
     /// A content is named by a head, or by a patch in some bucket: what an older state has, a
     /// later patch takes away, and says so.
     fn used_contents(&self) -> Result<HashSet<ContentId>, Error> {
@@ -260,6 +315,14 @@ impl History {
             Ok(dropped)
         })
     }
+}
+
+/// The keys of subjects that the last version before the days that are kept mentions: it is kept,
+/// too. One that can't be read mentions nothing to anybody.
+fn mentioned_last(past: &Past<'_>) -> HashSet<Vec<u8>> {
+    let origin = past.origin_record().ok().flatten();
+    let patch = origin.map(|record| record.entry.patch).unwrap_or_default();
+    patch.iter().map(|(subject, _)| keys::subject(past.meta.number, subject)).collect()
 }
 
 /// A host's last version in a bucket, with its state.

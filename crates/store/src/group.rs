@@ -91,6 +91,15 @@ struct Working {
     touched: bool,
     /// The head can't be read. Only a whole state can follow, and begins anew.
     lost: bool,
+    /// What becomes of the list of subjects, by key: each is written once.
+    subjects: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl Working {
+    fn of(meta: Meta, head: HeadState, weight: usize) -> Self {
+        let (is_new, touched, lost) = (false, false, false);
+        Self { meta, head, weight, is_new, touched, lost, subjects: BTreeMap::new() }
+    }
 }
 
 pub(crate) struct Group {
@@ -310,7 +319,7 @@ impl Group {
         for content in contents_of(&record.entry.patch) {
             self.mention(db, bucket, &content)?;
         }
-        self.put_subjects(db, working, &record.entry.patch)?;
+        note_subjects(db, working, &record.entry.patch, bucket.day)?;
         working.head.version = version;
         match working.head.block.take() {
             Some(mut block) if block.day == bucket.day => {
@@ -392,21 +401,6 @@ impl Group {
         Ok(())
     }
 
-    fn put_subjects(&mut self, db: &Db, working: &Working, patch: &Patch) -> Result<(), Error> {
-        for (subject, op) in patch.iter() {
-            if !matches!(op, Op::Added(_)) {
-                continue;
-            }
-            let key = keys::subject(working.meta.number, subject);
-            let known = !working.is_new
-                && db.subjects.contains_key(&key).map_err(Error::storage("look up a subject"))?;
-            if !known {
-                self.put(&db.subjects, key, Vec::new());
-            }
-        }
-        Ok(())
-    }
-
     /// The batch with the hosts' new heads, and whether it must be synced; `None` when there is
     /// nothing to write.
     pub(crate) fn take_batch(&mut self, db: &Db) -> Result<Option<(OwnedWriteBatch, bool)>, Error> {
@@ -419,6 +413,9 @@ impl Group {
             let number = working.meta.number;
             self.sync = true;
             batch.insert(&db.hosts, keys::host_state(number), working.meta.state.encode(number));
+            for (key, value) in &working.subjects {
+                batch.insert(&db.subjects, key.as_slice(), value.as_slice());
+            }
             if working.is_new {
                 next_host = next_host.max(Some(u64::from(number) + 1));
                 batch.insert(&db.hosts, keys::host_name(number), working.meta.host.as_str());
@@ -455,6 +452,36 @@ impl Group {
     }
 }
 
+/// Puts what comes into the list of subjects, and marks there what goes, and when.
+fn note_subjects(db: &Db, working: &mut Working, patch: &Patch, day: i64) -> Result<(), Error> {
+    let number = working.meta.number;
+    for (subject, op) in patch.iter() {
+        let key = keys::subject(number, subject);
+        match op {
+            Op::Added(_) => {
+                let stored = match working.subjects.get(&key) {
+                    Some(mark) => Some(mark.is_empty()),
+                    None if working.is_new => None,
+                    None => {
+                        let mark =
+                            db.subjects.get(&key).map_err(Error::storage("look up a subject"))?;
+                        mark.map(|mark| mark.is_empty())
+                    }
+                };
+                if stored != Some(true) {
+                    working.subjects.insert(key, Vec::new());
+                }
+            }
+            Op::Removed(_) => {
+                working.subjects.insert(keys::gone(number, day, subject), Vec::new());
+                working.subjects.insert(key, keys::gone_on(day));
+            }
+            Op::Edited { .. } => {}
+        }
+    }
+    Ok(())
+}
+
 /// Takes a host's head out of the cache or reads it; makes up a new host.
 fn take_out(writer: &mut Writer, db: &Db, host: &HostId) -> Result<Working, Error> {
     let Some(meta) = writer.shared.meta(host) else {
@@ -462,13 +489,13 @@ fn take_out(writer: &mut Writer, db: &Db, host: &HostId) -> Result<Working, Erro
         writer.next_host = number.saturating_add(1);
         let meta = Meta::new(number, host.clone());
         let head = HeadState { version: Version(0), facts: model::Facts::default(), block: None };
-        return Ok(Working { meta, head, weight: 0, is_new: true, touched: false, lost: false });
+        return Ok(Working { is_new: true, ..Working::of(meta, head, 0) });
     };
     let meta = Meta::clone(&meta);
     let cached = writer.shared.heads().take(meta.number);
     let cached = cached.filter(|cached| cached.state.version == meta.state.head);
     if let Some(CachedHead { state: head, weight }) = cached {
-        return Ok(Working { meta, head, weight, is_new: false, touched: false, lost: false });
+        return Ok(Working::of(meta, head, weight));
     }
     let past = Past { db, bases: &writer.shared.bases, meta: &meta };
     let (head, lost) = match past.head_state() {
@@ -483,7 +510,7 @@ fn take_out(writer: &mut Writer, db: &Db, host: &HostId) -> Result<Working, Erro
         Err(error) => return Err(error),
     };
     let weight = head.facts.weight();
-    Ok(Working { meta, head, weight, is_new: false, touched: false, lost })
+    Ok(Working { lost, ..Working::of(meta, head, weight) })
 }
 
 fn put_back(
@@ -491,7 +518,7 @@ fn put_back(
     heads: &mut Cache<HostNumber, CachedHead>,
     working: Working,
 ) {
-    let Working { meta, head, weight, touched, is_new, lost } = working;
+    let Working { meta, head, weight, touched, is_new, lost, .. } = working;
     if is_new && !touched {
         return;
     }

@@ -275,7 +275,7 @@ impl History {
         Ok(self.past(host, |past| past.after(version, limit))?.unwrap_or_default())
     }
 
-    /// Every subject the host ever had, in order.
+    /// Every subject the host has, or had in what is kept, in order.
     ///
     /// # Errors
     /// When it can't be read.

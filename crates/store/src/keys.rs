@@ -3,13 +3,16 @@
 
 use crate::record::HostNumber;
 use model::{ContentId, Kind, Subject, Time, Version};
+use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_64;
 
 const KEYFRAME: u8 = 0;
 const VERSION: u8 = 1;
 const POSTING: u8 = 2;
-/// Sorts behind all hosts.
-const CONTENTS: HostNumber = HostNumber::MAX;
+/// No kind begins with it.
+const GONE: u8 = 0;
+/// No host has this number: what begins with it sorts behind all of theirs.
+const BEHIND_HOSTS: HostNumber = HostNumber::MAX;
 
 /// What a posting is about: a subject, a kind, or all major versions.
 pub(crate) type Term = u64;
@@ -54,7 +57,7 @@ pub(crate) fn host_start(host: HostNumber) -> Vec<u8> {
 
 pub(crate) fn host_of(key: &[u8]) -> Option<HostNumber> {
     let host = HostNumber::from_be_bytes(*key.first_chunk()?);
-    (host != CONTENTS).then_some(host)
+    (host != BEHIND_HOSTS).then_some(host)
 }
 
 /// The number a key ends in: the version, of versions, keyframes and postings.
@@ -64,13 +67,13 @@ pub(crate) fn version_of(key: &[u8]) -> Version {
 
 /// A bucket's mention of some content.
 pub(crate) fn mention(content: &ContentId) -> Vec<u8> {
-    let mut key = CONTENTS.to_be_bytes().to_vec();
+    let mut key = BEHIND_HOSTS.to_be_bytes().to_vec();
     key.extend_from_slice(content.as_bytes());
     key
 }
 
 pub(crate) fn mentions() -> [u8; 4] {
-    CONTENTS.to_be_bytes()
+    BEHIND_HOSTS.to_be_bytes()
 }
 
 /// In `hosts`: a host's name.
@@ -137,6 +140,38 @@ pub(crate) fn signed_of(key: &[u8]) -> i64 {
 /// In `subjects`.
 pub(crate) fn subject(host: HostNumber, subject: &Subject) -> Vec<u8> {
     subject_bytes(host_start(host), subject)
+}
+
+/// What [`subject`] of one that went leads to: the day it went.
+pub(crate) fn gone_on(day: i64) -> Vec<u8> {
+    ordered(day).to_vec()
+}
+
+/// In `subjects`: that one went on a day.
+pub(crate) fn gone(host: HostNumber, day: i64, subject: &Subject) -> Vec<u8> {
+    subject_bytes(gone_until(host, day), subject)
+}
+
+/// The end of all [`gone`] before a day.
+pub(crate) fn gone_until(host: HostNumber, day: i64) -> Vec<u8> {
+    let mut key = host_start(host);
+    key.push(GONE);
+    key.extend_from_slice(&ordered(day));
+    key
+}
+
+/// The day of such a key, as [`gone_on`] has it, and the key of the subject.
+pub(crate) fn gone_of(key: &[u8]) -> Option<(&[u8], Vec<u8>)> {
+    let (host, rest) = key.split_first_chunk::<{ size_of::<HostNumber>() }>()?;
+    let (day, subject) = rest.strip_prefix(&[GONE])?.split_at_checked(size_of::<i64>())?;
+    Some((day, [host.as_slice(), subject].concat()))
+}
+
+/// All keys of a host in `subjects` that are those of subjects.
+pub(crate) fn subjects(host: HostNumber) -> Range<Vec<u8>> {
+    let mut first = host_start(host);
+    first.push(GONE + 1);
+    first..host_start(host.saturating_add(1))
 }
 
 /// A subject as it is written, behind what is there already.

@@ -25,7 +25,8 @@
 //! hosts         h HOST → name;  m HOST → head, streams;  d HOST DAY → first version and time;
 //!               b DAY → t or d: the bucket was thinned or dropped;  n, o, q → counters;
 //!               f HOST → being forgotten
-//! subjects      HOST SUBJECT: every subject ever seen
+//! subjects      HOST SUBJECT: every subject that a kept version mentions → the day it went
+//!               HOST 0 DAY SUBJECT: it went that day
 //! origins       HOST → the last version before everything kept, with its state
 //! contents      c CONTENT → bytes;  x CONTENT → since when nothing names it
 //! records       COLLECTION 0 KEY → anything small

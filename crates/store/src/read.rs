@@ -97,7 +97,7 @@ impl Past<'_> {
     }
 
     /// The last version before all that is kept, when it is this one or `None` was asked.
-    fn origin_record(&self) -> Result<Option<Record>, Error> {
+    pub(crate) fn origin_record(&self) -> Result<Option<Record>, Error> {
         let decode = |bytes: fjall::UserValue| {
             Origin::decode_record(self.number(), &bytes)
                 .map_err(self.damaged("the origin", self.head()))
@@ -538,10 +538,10 @@ impl Past<'_> {
         Ok(versions)
     }
 
-    /// Every subject the host ever had.
+    /// Every subject the host has, or had in what is kept.
     pub(crate) fn subjects(&self) -> Result<Vec<Subject>, Error> {
         let mut subjects = Vec::new();
-        for entry in self.db.subjects.prefix(keys::host_start(self.number())) {
+        for entry in self.db.subjects.range(keys::subjects(self.number())) {
             let key = entry.key().map_err(self.failed(None))?;
             let text = key.get(4..).and_then(|text| std::str::from_utf8(text).ok());
             let subject = text.and_then(|text| text.parse().ok()).ok_or(Malformed);

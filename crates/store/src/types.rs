@@ -239,6 +239,8 @@ pub struct Report {
     /// hour after the one that noticed.
     pub contents_unused: u64,
     pub contents_removed: u64,
+    /// Subjects that no kept version mentions any more.
+    pub subjects_removed: u64,
     /// Buckets of load samples dropped.
     pub load_dropped: u64,
     /// What was left as it is because something in it is damaged.

@@ -9,7 +9,7 @@ use common::{
     small, streamed, version,
 };
 use model::load::Load;
-use model::{Facts, Kind, Significance, Time, Version, diff};
+use model::{Facts, Item, Kind, Significance, Subject, Time, Version, diff};
 use std::sync::{Arc, Mutex, mpsc};
 use store::{Body, Error, Filter, Gap, History, Options, StreamInfo};
 
@@ -483,4 +483,61 @@ fn load_is_kept_in_full_and_then_thinned() {
     let report = history.expire(NOON.plus(days(40))).unwrap();
     assert_eq!(report.load_dropped, 1);
     assert_eq!(history.load(&web, NOON, end, 1000).unwrap(), []);
+}
+
+#[test]
+fn subjects_stay_as_long_as_a_kept_version_mentions_them() {
+    let (directory, history) = open();
+    let web = host("web01");
+    let units = |names: &[&str]| -> Facts {
+        let unit = |name: &&str| {
+            let fields = [("n".to_owned(), model::Value::Int(1))].into();
+            (Subject::escaped(Kind::UNIT, name), Item::new(&fields))
+        };
+        names.iter().map(unit).collect()
+    };
+    let names = |history: &History| -> Vec<String> {
+        let subjects = history.subjects(&web).unwrap();
+        subjects.iter().map(|subject| subject.id().to_owned()).collect()
+    };
+    let on = |day: u64, states: &[&[&str]]| {
+        for (n, state) in states.iter().enumerate() {
+            let at = NOON.plus(days(day)).plus(seconds(n as u64));
+            record(&history, &web, at, &units(state)).unwrap();
+        }
+    };
+    // `back` goes and comes back, `twice` goes again later, `last` is in the last change of its day.
+    on(
+        0,
+        &[
+            &["on", "gone", "back", "twice", "last"],
+            &["on", "last"],
+            &["on", "last", "back", "twice"],
+        ],
+    );
+    on(0, &[&["on", "back", "twice"]]);
+    on(1, &[&["on", "back"]]);
+    on(2, &[&["on", "back", "new"]]);
+    let all = ["back", "gone", "last", "new", "on", "twice"];
+    assert_eq!(names(&history), all);
+    let report = history.expire(NOON.plus(days(400))).unwrap();
+    assert_eq!((report.dropped, names(&history)), (0, all.map(str::to_owned).to_vec()));
+    // The first day is not kept, but its last version.
+    let report = history.expire(NOON.plus(days(401))).unwrap();
+    assert_eq!((report.dropped, report.subjects_removed), (1, 1));
+    assert_eq!(names(&history), ["back", "last", "new", "on", "twice"]);
+    history.expire(NOON.plus(days(402))).unwrap();
+    assert_eq!(names(&history), ["back", "new", "on", "twice"]);
+    history.expire(NOON.plus(days(403))).unwrap();
+    let history = reopen(&directory, history);
+    assert_eq!(names(&history), ["back", "new", "on"]);
+    assert_eq!(history.expire(NOON.plus(days(404))).unwrap().subjects_removed, 0);
+    // What goes and comes back within one commit is there.
+    let (before, none) = (units(&["back", "new", "on"]), units(&["on"]));
+    let deltas = [patch(&before, &none), patch(&none, &before)];
+    let mut appended = append(&web, NOON.plus(days(404)), deltas[0].clone());
+    appended.deltas.extend(append(&web, NOON.plus(days(404)), deltas[1].clone()).deltas);
+    history.append_and_wait(appended).unwrap();
+    history.expire(NOON.plus(days(900))).unwrap();
+    assert_eq!(names(&history), ["back", "new", "on"]);
 }
