@@ -2,7 +2,7 @@
 
 use crate::config::{Error, File, default_file};
 use clap::Parser;
-use model::Facts;
+use model::{Facts, terminal};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -102,19 +102,18 @@ impl Options {
     /// # Errors
     /// When it can't be written. A reader that has seen enough is no error.
     pub fn write(&self, facts: &Facts) -> io::Result<()> {
-        let text = if self.pretty {
-            serde_json::to_string_pretty(facts)
-        } else {
-            serde_json::to_string(facts)
-        };
-        let text = text.map_err(io::Error::other)?;
+        let text = self.text(facts);
         match self.output.as_deref().filter(|path| path.as_os_str() != "-") {
             Some(path) => std::fs::write(path, text),
-            None => match writeln!(io::stdout().lock(), "{text}") {
+            None => match io::stdout().lock().write_all(text.as_bytes()) {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
                 result => result,
             },
         }
+    }
+
+    fn text(&self, facts: &Facts) -> String {
+        if self.pretty { terminal::json(facts) } else { terminal::json_line(facts) }
     }
 
     /// Reads the file, and lets the flags win.
@@ -142,6 +141,7 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use model::{Item, Kind, Subject, Value};
 
     fn check(line: &str) -> Options {
         let words =
@@ -164,6 +164,19 @@ mod tests {
         );
         let options = check("-output - -pretty");
         assert_eq!((options.output, options.pretty), (Some("-".into()), true));
+    }
+
+    #[test]
+    fn facts_are_printable_and_whole() {
+        let unit = Subject::escaped(Kind::UNIT, "a\u{202e}b.service");
+        let fields = [("description".to_owned(), Value::from("x\u{9b}2J\u{2028}\u{200b}"))];
+        let facts: Facts = [(unit, Item::new(&fields.into()))].into_iter().collect();
+        for line in ["--once", "--once --json", "--once --pretty"] {
+            let text = check(line).text(&facts);
+            let is_plain = |c: char| c == '\n' || c.is_ascii_graphic() || c == ' ';
+            assert!(text.ends_with("}\n") && text.chars().all(is_plain), "{text}");
+            assert_eq!(serde_json::from_str::<Facts>(&text).unwrap(), facts);
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::config::{Config, Error, File};
 use anyhow::Context;
+use model::terminal;
 use std::path::Path;
 use std::process::ExitCode;
 use tokio_util::sync::CancellationToken;
@@ -34,17 +35,22 @@ where
     let config = match config {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("{name}: {:#}", anyhow::Error::new(error));
+            say(name, &anyhow::Error::new(error));
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
     match turn(verbose, log, config, work) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{name}: {error:#}");
+            say(name, &error);
             ExitCode::FAILURE
         }
     }
+}
+
+/// Of an error, also of one that speaks with the words of a file or a server.
+fn say(name: &str, error: &anyhow::Error) {
+    eprintln!("{name}: {}", terminal::plain(&format!("{error:#}")));
 }
 
 fn turn<C, W>(

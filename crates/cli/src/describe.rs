@@ -7,9 +7,9 @@ mod standing;
 
 pub(crate) use standing::standing;
 
-use crate::terminal::{plain, shorten};
 use crate::values::{NONE, edit, int, text};
 use crate::view::{View, signed_bytes};
+use model::terminal::{plain, shorten};
 use model::{Fields, Kind, Op, Subject, Value};
 use std::collections::BTreeSet;
 

@@ -6,10 +6,10 @@ mod picture;
 
 use crate::contents::Contents;
 use crate::describe::{Description, Tone, describe};
-use crate::terminal::{plain, shorten};
 use crate::values::{edit, show, some};
 use crate::view::{Paint, View, count};
 use api::answer::{Change, Entry};
+use model::terminal::{plain, shorten};
 use model::{Kind, Op, Significance, Subject, Version};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,7 +1,7 @@
 //! Why a command did not succeed, in one line that says what to do, and its exit code.
 
-use crate::terminal::plain;
 use api::client;
+use model::terminal::plain;
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -3,7 +3,7 @@
 //!
 //! A command is a file in [`commands`]: it asks the server through [`remote`] and renders the
 //! answer with pure functions. What comes from outside reaches the terminal only through
-//! [`terminal`].
+//! [`model::terminal`].
 
 mod arguments;
 mod commands;
@@ -20,7 +20,6 @@ mod session;
 mod sse;
 mod table;
 mod target;
-mod terminal;
 mod values;
 mod view;
 mod vm_events;

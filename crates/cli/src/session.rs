@@ -2,8 +2,8 @@
 
 use crate::failure::Failure;
 use crate::remote::Remote;
-use crate::terminal;
 use crate::view::View;
+use model::terminal;
 use serde::Serialize;
 use std::io::Write;
 

@@ -1,9 +1,9 @@
 //! Tables as kubectl and systemctl write them: columns, a heading, no borders.
 
-use crate::terminal::{plain, shorten};
 use crate::view::{Paint, View};
 use comfy_table::presets::NOTHING;
 use comfy_table::{Attribute, CellAlignment, Color, ContentArrangement};
+use model::terminal::{plain, shorten};
 
 pub(crate) struct Table {
     table: comfy_table::Table,

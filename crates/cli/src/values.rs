@@ -1,10 +1,10 @@
 //! Single values and their edits, as people read them: sizes with units, times in the
 //! reader's zone, command lines as a shell takes them, lists by what came and went.
 //!
-//! What is returned is not yet plain: whoever prints it passes it through [`crate::terminal`].
+//! What is returned is not yet plain: whoever prints it passes it through [`model::terminal`].
 
-use crate::terminal::shorten;
 use crate::view::{View, signed_bytes};
+use model::terminal::shorten;
 use model::{Fields, Time, Value};
 use std::collections::BTreeMap;
 

@@ -3,9 +3,9 @@
 //! Renderers take a [`View`] and nothing else of the world, so the same answer seen the same
 //! way gives the same text.
 
-use crate::terminal::plain;
 use jiff::tz::TimeZone;
 use model::Time;
+use model::terminal::plain;
 use std::io::IsTerminal;
 use std::time::Duration;
 

@@ -29,6 +29,7 @@ pub mod plan;
 pub mod redact;
 mod significance;
 pub mod spec;
+pub mod terminal;
 mod time;
 mod value;
 pub mod vm;

@@ -7,9 +7,9 @@ use crate::entry::{details, kinds, paint};
 use crate::failure::Failure;
 use crate::session::{Session, note, write};
 use crate::target::{Target, single};
-use crate::terminal;
 use crate::view::{Paint, View, plural};
 use api::answer::{Change, Diff, End};
+use model::terminal;
 use model::{HostId, Kind, Op, Significance};
 use std::collections::BTreeMap;
 

@@ -10,9 +10,9 @@ mod virtualisation;
 use crate::arguments::DataDirectory;
 use crate::failure::{Failure, is_here};
 use crate::session::{Session, write};
-use crate::terminal;
 use crate::view::{Paint, View};
 use machine::Machine;
+use model::terminal;
 use serde::Serialize;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -5,9 +5,9 @@ use crate::arguments::ExtrasCommand;
 use crate::failure::Failure;
 use crate::session::{Session, note, write};
 use crate::table::{Cell, Table};
-use crate::terminal;
 use crate::view::{Paint, View};
 use api::extras::{NewExtra, TwinExtra, TwinExtras};
+use model::terminal;
 use model::{Fields, Value};
 
 pub(crate) async fn run(command: &ExtrasCommand, session: &mut Session) -> Result<(), Failure> {

@@ -5,12 +5,12 @@ use crate::arguments::{FidelityArguments, FollowArguments, TwinArguments};
 use crate::failure::Failure;
 use crate::session::{Session, note, write};
 use crate::table::{Cell, Table};
-use crate::terminal;
 use crate::view::{Paint, View, count, duration};
 use api::following::{FollowState, Following, TwinFidelity, TwinGap, TwinPlan, TwinVerified};
 use api::run::Begun;
 use hyper::Method;
 use model::HostId;
+use model::terminal;
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -6,10 +6,10 @@ use crate::failure::{Failure, is_here};
 use crate::remote::Query;
 use crate::session::{Session, note, write};
 use crate::table::{Cell, Table};
-use crate::terminal;
 use crate::view::{Paint, View, bytes};
 use api::answer::{Image, Images, NewImage};
 use api::run::Begun;
+use model::terminal;
 
 /// Digits of a digest that people read.
 const DIGITS: usize = 12;

@@ -5,13 +5,13 @@ use crate::failure::Failure;
 use crate::remote::{Query, Remote};
 use crate::session::{Session, note, write};
 use crate::table::{Cell, Table};
-use crate::terminal;
 use crate::view::{Paint, View, bytes, clock, duration};
 use crate::vm_events::VmEvents;
 use api::vm::{
     ConfirmOrphans, ConfirmedOrphans, Presence, Vm, VmCause, VmCheckSpec, VmChecks, VmEvent,
     VmHealthReport, VmJournal, VmMonitor, VmRecovery, VmTraffic, VmUsage, Vms,
 };
+use model::terminal;
 use model::vm::{VmHealth, VmSource, VmState};
 use std::collections::BTreeMap;
 use std::io::Read;

@@ -8,9 +8,9 @@ use crate::naming::stands_for;
 use crate::remote::{ALL_CHANGES, LogQuery, Remote};
 use crate::session::{Session, note, write};
 use crate::target::{Target, leading};
-use crate::terminal;
 use crate::view::View;
 use api::answer::Log;
+use model::terminal;
 use model::{HostId, Kind, Subject};
 
 /// Entries asked for at once; fewer where each comes with all its changes.

@@ -6,9 +6,9 @@ use crate::remote::Query;
 use crate::run_log::RunLog;
 use crate::session::{Session, note, write};
 use crate::table::{Cell, Table};
-use crate::terminal;
 use crate::view::{Paint, View, bytes, duration};
 use api::run::{Run, RunCause, RunEvent, RunId, RunRecord, RunState, RunStream, Runs};
+use model::terminal;
 
 pub(crate) async fn run(command: &RunCommand, session: &mut Session) -> Result<(), Failure> {
     match command {

@@ -8,10 +8,10 @@ use crate::naming::{near, stands_for};
 use crate::session::Session;
 use crate::table::{Cell, Table};
 use crate::target::leading;
-use crate::terminal::plain;
 use crate::values::{command_line, entry, show};
 use crate::view::{Paint, View};
 use api::answer::State;
+use model::terminal::plain;
 use model::{Facts, Fields, Kind, Subject, Value};
 
 /// Entries of a list that stay on one line.

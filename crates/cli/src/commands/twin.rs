@@ -9,12 +9,12 @@ use crate::remote::{Query, Remote};
 use crate::session::{Session, note, write};
 use crate::table::{Cell, Table};
 use crate::target::only_host;
-use crate::terminal;
 use crate::view::{Paint, View, bytes};
 use api::run::{Begun, RunId};
 use api::twin::{BegunClones, BegunRevert, NewClones, Revert, Stop, Twin, TwinState};
 use hyper::Method;
 use model::HostId;
+use model::terminal;
 use serde::Serialize;
 
 pub(crate) fn of(name: &HostId) -> Query {

@@ -7,9 +7,9 @@ use crate::failure::Failure;
 use crate::follow::{Follow, Scope};
 use crate::session::{Session, write};
 use crate::target::leading;
-use crate::terminal;
 use crate::view::clock;
 use model::Version;
+use model::terminal;
 use std::time::Duration;
 
 pub(crate) async fn run(arguments: &WatchArguments, session: &mut Session) -> Result<(), Failure> {

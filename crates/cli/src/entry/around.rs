@@ -3,10 +3,10 @@
 
 use super::{INDENT, Lens, MAX_SUBJECT, paint};
 use crate::describe::{Tone, describe};
-use crate::terminal::shorten;
 use crate::values::some;
 use crate::view::{Paint, View, count, duration};
 use api::answer::{Around, Entry};
+use model::terminal::shorten;
 use model::{Kind, Significance, Subject, Time};
 use std::time::Duration;
 

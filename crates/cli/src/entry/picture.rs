@@ -5,10 +5,10 @@
 
 use super::{aligned, fields};
 use crate::describe::standing;
-use crate::terminal::shorten;
 use crate::values::{command_line, show, some, text, texts};
 use crate::view::View;
 use api::answer::Change;
+use model::terminal::shorten;
 use model::{Fields, Kind, Op, Subject, Value};
 use std::collections::BTreeSet;
 

@@ -10,7 +10,8 @@ use std::fmt::Write;
 
 /// Makes visible what would command the terminal or hide from the reader: control characters,
 /// line ends, direction overrides, characters without width.
-pub(crate) fn plain(text: &str) -> Cow<'_, str> {
+#[must_use]
+pub fn plain(text: &str) -> Cow<'_, str> {
     if !text.chars().any(hidden) {
         return Cow::Borrowed(text);
     }
@@ -33,7 +34,8 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
 }
 
 /// At most so many characters, the last of them an ellipsis where some are left out.
-pub(crate) fn shorten(text: &str, limit: usize) -> Cow<'_, str> {
+#[must_use]
+pub fn shorten(text: &str, limit: usize) -> Cow<'_, str> {
     if text.chars().count() <= limit {
         return Cow::Borrowed(text);
     }
@@ -42,13 +44,15 @@ pub(crate) fn shorten(text: &str, limit: usize) -> Cow<'_, str> {
 }
 
 /// A document of JSON over several lines, ending in one.
-pub(crate) fn json<T: Serialize>(value: &T) -> String {
+#[must_use]
+pub fn json<T: Serialize>(value: &T) -> String {
     let text = serde_json::to_string_pretty(value).expect("answers are plain data");
     escape(&text) + "\n"
 }
 
 /// A document of JSON in one line.
-pub(crate) fn json_line<T: Serialize>(value: &T) -> String {
+#[must_use]
+pub fn json_line<T: Serialize>(value: &T) -> String {
     let text = serde_json::to_string(value).expect("answers are plain data");
     escape(&text) + "\n"
 }
@@ -69,12 +73,16 @@ fn escape(json: &str) -> String {
     out
 }
 
+/// Controls, line ends that are none, what changes direction, and what Unicode lets programs ignore:
+/// it has no width, or none that is seen.
 fn hidden(c: char) -> bool {
     c.is_control()
         || matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-            | '\u{e0000}'..='\u{e007f}')
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+            | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -91,6 +99,9 @@ mod tests {
         check("\u{9b}2J \u{7f}", "\\x9b2J \\x7f");
         check("abc\u{202e}fdp.exe", "abc\\u{202e}fdp.exe");
         check("a\u{200b}b\u{feff}\u{e0041}", "a\\u{200b}b\\u{feff}\\u{e0041}");
+        check("a\u{2028}b\u{2066}c", "a\\u{2028}b\\u{2066}c");
+        // As one sees them, these are all the same name.
+        check("x\u{fe00}x\u{e0100}x\u{3164}", "x\\u{fe00}x\\u{e0100}x\\u{3164}");
     }
 
     #[test]
