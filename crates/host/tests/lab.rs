@@ -7,7 +7,7 @@
 use host::Root;
 use host::docker::{ContainerEvent, Docker};
 use host::systemd::{Bus, Systemd, UnitEvent};
-use host::vmm::{self, Monitor};
+use host::vmm::{self, Asker};
 use model::entity::Unit;
 use model::redact::Redactor;
 use rustix::process::{Pid, Signal};
@@ -314,11 +314,12 @@ impl Drop for Qemu {
 async fn a_real_qemu_is_asked() {
     const LIMIT: Duration = Duration::from_secs(2);
     let qemu = Qemu::start();
+    let asker = Asker::new(qemu.root());
     let begin = tokio::time::Instant::now();
     let (monitor, said) = loop {
-        let found = Monitor::find(&qemu.root(), "/vm.service");
+        let found = asker.find("/vm.service");
         if let Some(monitor) = found
-            && let Ok(said) = monitor.ask(&qemu.root(), LIMIT).await
+            && let Ok(said) = monitor.ask(&asker, LIMIT).await
             && said.runs == Some(true)
         {
             break (monitor, said);
@@ -329,21 +330,21 @@ async fn a_real_qemu_is_asked() {
     assert_eq!(said.status.as_deref(), Some("running"));
     assert_eq!((said.vcpus, said.memory_bytes), (Some(2), Some(64 << 20)));
     assert_eq!((said.balloon_memory_bytes, said.guest_agent), (Some(64 << 20), Some(false)));
-    let guest = monitor.guest(&qemu.root(), None, 1, LIMIT).await;
+    let guest = monitor.guest(&asker, None, 1, LIMIT).await;
     assert!(matches!(guest, Err(vmm::Error::NoAgent)), "{guest:?}");
     // Another has its socket: that is no fault of the VM.
     let path = qemu.directory.path().join("qmp");
     let mut other = tokio::net::UnixStream::connect(&path).await.unwrap();
     let mut greeting = [0];
     tokio::io::AsyncReadExt::read_exact(&mut other, &mut greeting).await.unwrap();
-    let taken = monitor.ask(&qemu.root(), LIMIT).await;
+    let taken = monitor.ask(&asker, LIMIT).await;
     assert!(matches!(taken, Err(vmm::Error::Taken { .. })), "{taken:?}");
     drop(other);
-    monitor.ask(&qemu.root(), PATIENCE).await.expect("it is free again");
+    monitor.ask(&asker, PATIENCE).await.expect("it is free again");
     // It hangs: what it does not say is told in time.
     qemu.signal(Signal::STOP);
-    let silent = monitor.guest(&qemu.root(), None, 1, LIMIT).await;
+    let silent = monitor.guest(&asker, None, 1, LIMIT).await;
     assert!(matches!(silent, Err(vmm::Error::Silent { .. })), "{silent:?}");
     qemu.signal(Signal::CONT);
-    monitor.ask(&qemu.root(), PATIENCE).await.expect("it goes on");
+    monitor.ask(&asker, PATIENCE).await.expect("it goes on");
 }

@@ -7,7 +7,7 @@
 
 use super::Context;
 use crate::clock;
-use host::vmm::{Error, Monitor};
+use host::vmm::{Asker, Error};
 use model::entity::Unit;
 use model::load::VmmLoad;
 use model::vm::{Layer, may_be_microvm};
@@ -35,6 +35,7 @@ pub(crate) async fn run(context: Context) {
     }
     let sink = context.sink("vmms");
     let units = context.units.subscribe();
+    let asker = Asker::new(context.root.clone());
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut asked: JoinSet<Said> = JoinSet::new();
     let mut under_way = BTreeSet::new();
@@ -60,7 +61,7 @@ pub(crate) async fn run(context: Context) {
                 keep(&context, &running);
                 for (unit, group) in running {
                     if under_way.insert(unit.clone()) {
-                        asked.spawn(ask(context.clone(), unit, group, Arc::clone(&turns)));
+                        asked.spawn(ask(asker.clone(), unit, group, Arc::clone(&turns)));
                     }
                 }
             }
@@ -81,16 +82,16 @@ fn running<'u>(units: impl Iterator<Item = &'u Unit>) -> Vec<(String, String)> {
     units.filter(runs).filter_map(|unit| Some((unit.id.clone(), unit.cgroup.clone()?))).collect()
 }
 
-async fn ask(context: Context, unit: String, group: String, turns: Arc<Semaphore>) -> Said {
+async fn ask(asker: Asker, unit: String, group: String, turns: Arc<Semaphore>) -> Said {
     let Ok(_turn) = turns.acquire().await else { return (unit, None) };
-    let root = context.root.clone();
-    let found = tokio::task::spawn_blocking(move || Monitor::find(&root, &group));
+    let finds = asker.clone();
+    let found = tokio::task::spawn_blocking(move || finds.find(&group));
     let found = tokio::time::timeout(DEADLINE, found).await;
     let Ok(Ok(Some(monitor))) = found else { return (unit, None) };
     if !monitor.can_be_asked() {
         return (unit, None);
     }
-    let said = monitor.ask(&context.root, DEADLINE).await;
+    let said = monitor.ask(&asker, DEADLINE).await;
     (unit, Some(said))
 }
 

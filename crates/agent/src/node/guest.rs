@@ -2,7 +2,7 @@
 
 use super::{Answer, unable, unit};
 use host::Root;
-use host::vmm::{Error, Monitor};
+use host::vmm::{Asker, Error};
 use model::vm::Layer;
 use model::with_causes;
 use std::time::Duration;
@@ -14,14 +14,15 @@ pub(super) async fn look(unit: &str, port: Option<u32>, token: u64, limit: Durat
         Ok(group) => group,
         Err(why) => return unable(why),
     };
-    let root = Root::live();
-    let found = tokio::task::spawn_blocking(move || (Monitor::find(&root, &group), root)).await;
+    let asker = Asker::new(Root::live());
+    let finds = asker.clone();
+    let found = tokio::task::spawn_blocking(move || finds.find(&group)).await;
     let asked = match found {
-        Ok((Some(monitor), root)) => {
+        Ok(Some(monitor)) => {
             let rest = limit.saturating_sub(begin.elapsed());
-            monitor.guest(&root, port, token, rest).await
+            monitor.guest(&asker, port, token, rest).await
         }
-        Ok((None, _)) => Err(Error::NoMonitor),
+        Ok(None) => Err(Error::NoMonitor),
         Err(error) => return unable(format!("its processes could not be looked at: {error}")),
     };
     match asked {

@@ -3,21 +3,24 @@
 
 use super::lines::Lines;
 use super::socket::Turn;
-use super::{Error, Monitor, broken, rest, socket};
+use super::{Asker, Error, Monitor, broken, rest, socket};
 use crate::Root;
 use serde_json::{Value, json};
 use std::io;
 use std::time::Duration;
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 /// By QEMU's channel.
 pub(super) async fn at_channel(
-    root: &Root,
+    asker: &Asker,
     monitor: &Monitor,
     token: u64,
     limit: Duration,
 ) -> Result<(), Error> {
+    let Asker { root, looks } = asker;
     let Some(channel) = &monitor.sockets.agent else { return Err(Error::NoChannel(monitor.vmm)) };
+    let late = Instant::now() + limit / 2;
     let work = async {
         let stream = socket::connect(root, monitor, &channel.path).await?;
         sync(Lines::new(stream), token).await.map_err(Error::BrokenAgent)
@@ -26,7 +29,7 @@ pub(super) async fn at_channel(
         return done;
     }
     let path = channel.path.clone();
-    Err(match socket::turn(root, &path).await {
+    Err(match looks.turn(root, &path, late).await {
         Turn::Behind => Error::Taken { path },
         // It is QEMU that lets nobody in.
         Turn::Ignored => Error::Silent { path, limit },

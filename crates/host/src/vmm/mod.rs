@@ -26,11 +26,12 @@ use crate::text::{decimal, lines, printable};
 use arguments::Sockets;
 use model::load::VmmLoad;
 use model::vm::{Layer, Vmm};
-use socket::Turn;
+use socket::{Looks, Turn};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Processes of a unit that are looked at.
 const PROCESSES_MAX: usize = 64;
@@ -104,6 +105,26 @@ impl Error {
     }
 }
 
+/// Who asks the VMMs of a machine. What its clones look at of the whole machine, they share.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    root: Root,
+    looks: Looks,
+}
+
+impl Asker {
+    #[must_use]
+    pub fn new(root: Root) -> Self {
+        Self { root, looks: Looks::default() }
+    }
+
+    /// The VMM that runs in a control group, as the unit has it. Blocks.
+    #[must_use]
+    pub fn find(&self, cgroup: &str) -> Option<Monitor> {
+        Monitor::find(&self.root, cgroup)
+    }
+}
+
 /// The VMM of one unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Monitor {
@@ -115,9 +136,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// The VMM that runs in a control group, as the unit has it. Blocks.
-    #[must_use]
-    pub fn find(root: &Root, cgroup: &str) -> Option<Self> {
+    fn find(root: &Root, cgroup: &str) -> Option<Self> {
         let unit = processes(root, cgroup);
         let mut found: Option<Self> = None;
         for &pid in unit.iter().take(PROCESSES_MAX) {
@@ -153,7 +172,9 @@ impl Monitor {
     ///
     /// # Errors
     /// When it has no socket, or does not answer in time.
-    pub async fn ask(&self, root: &Root, limit: Duration) -> Result<VmmLoad, Error> {
+    pub async fn ask(&self, asker: &Asker, limit: Duration) -> Result<VmmLoad, Error> {
+        let Asker { root, looks } = asker;
+        let late = Instant::now() + limit / 2;
         let path = self.sockets.api.as_deref().ok_or(Error::NoSocket(self.vmm))?;
         let asked = async {
             match self.vmm {
@@ -169,7 +190,9 @@ impl Monitor {
         };
         match tokio::time::timeout(limit, asked).await {
             Ok(asked) => asked,
-            Err(_) if self.vmm == Vmm::Qemu && socket::turn(root, path).await == Turn::Behind => {
+            Err(_)
+                if self.vmm == Vmm::Qemu && looks.turn(root, path, late).await == Turn::Behind =>
+            {
                 Err(Error::Taken { path: path.to_owned() })
             }
             Err(_) => Err(Error::Silent { path: path.to_owned(), limit }),
@@ -183,15 +206,15 @@ impl Monitor {
     /// When it does not, in time.
     pub async fn guest(
         &self,
-        root: &Root,
+        asker: &Asker,
         port: Option<u32>,
         token: u64,
         limit: Duration,
     ) -> Result<(), Error> {
-        let begin = tokio::time::Instant::now();
+        let begin = Instant::now();
         // One that is silent leaves time to say so.
         let half = limit / 2;
-        match self.ask(root, half).await {
+        match self.ask(asker, half).await {
             Ok(VmmLoad { runs: Some(false), status, .. }) => {
                 return Err(Error::Stopped(status.unwrap_or_default()));
             }
@@ -203,8 +226,8 @@ impl Monitor {
         }
         let rest = limit.saturating_sub(begin.elapsed());
         match port {
-            Some(port) => guest::at_port(root, self, port, token, rest).await,
-            None => guest::at_channel(root, self, token, rest).await,
+            Some(port) => guest::at_port(&asker.root, self, port, token, rest).await,
+            None => guest::at_channel(asker, self, token, rest).await,
         }
     }
 }

@@ -6,9 +6,13 @@ use crate::bounded;
 use crate::text::{lines, words};
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 /// Bytes of the kernel's table of sockets.
 const TABLE_MAX: u64 = 8 << 20;
@@ -59,30 +63,53 @@ pub(super) enum Turn {
     Ignored,
 }
 
-pub(super) async fn turn(root: &Root, path: &Path) -> Turn {
-    let table = root.proc("self/net/unix");
-    let path = path.as_os_str().as_encoded_bytes().to_vec();
-    let look = move || turn_in(&bounded::read(&table, TABLE_MAX).unwrap_or_default(), &path);
-    tokio::task::spawn_blocking(look).await.unwrap_or(Turn::Served)
+/// Who waits where, at a moment.
+type Queues = HashMap<Box<[u8]>, Turn>;
+
+#[derive(Debug)]
+struct Look {
+    at: Instant,
+    queues: Queues,
+}
+
+/// Looks at who waits where. The kernel's table tells of all sockets at once and costs as much as
+/// there are, so VMMs that are silent at the same time share one look.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Looks(Arc<Mutex<Option<Look>>>);
+
+impl Looks {
+    /// How connections of ours to a path fare, or fared at some moment since.
+    pub(super) async fn turn(&self, root: &Root, path: &Path, since: Instant) -> Turn {
+        let mut last = self.0.lock().await;
+        if last.as_ref().is_none_or(|look| look.at < since) {
+            let (at, table) = (Instant::now(), root.proc("self/net/unix"));
+            let look = move || queues(&bounded::read(&table, TABLE_MAX).unwrap_or_default());
+            let queues = tokio::task::spawn_blocking(look).await.unwrap_or_default();
+            *last = Some(Look { at, queues });
+        }
+        let path = path.as_os_str().as_encoded_bytes();
+        last.as_ref().and_then(|look| look.queues.get(path)).copied().unwrap_or(Turn::Served)
+    }
 }
 
 /// `Num RefCount Protocol Flags Type St Inode Path`: of connections to a path, those that were
-/// taken are in state 3, those that wait in state 2.
-fn turn_in(table: &[u8], path: &[u8]) -> Turn {
-    let (mut taken, mut waiting) = (false, false);
-    for line in lines(table) {
-        let mut fields = words(line);
-        let state = fields.nth(5);
-        if fields.nth(1) == Some(path) {
-            taken |= state == Some(b"03");
-            waiting |= state == Some(b"02");
+/// taken are in state 3, those that wait in state 2. Only paths at which somebody waits.
+fn queues(table: &[u8]) -> Queues {
+    let rows = |state: &'static [u8]| {
+        lines(table).filter_map(move |line| {
+            let mut fields = words(line);
+            (fields.nth(5)? == state).then(|| fields.nth(1)).flatten()
+        })
+    };
+    let mut queues: Queues = rows(b"02").map(|path| (path.into(), Turn::Ignored)).collect();
+    if !queues.is_empty() {
+        for path in rows(b"03") {
+            if let Some(turn) = queues.get_mut(path) {
+                *turn = Turn::Behind;
+            }
         }
     }
-    match (taken, waiting) {
-        (_, false) => Turn::Served,
-        (true, true) => Turn::Behind,
-        (false, true) => Turn::Ignored,
-    }
+    queues
 }
 
 #[cfg(test)]
@@ -102,17 +129,39 @@ mod tests {
             (&["01", "03"], Turn::Served),
             (&["01", "03", "02"], Turn::Behind),
         ] {
-            assert_eq!(turn_in(table(states).as_bytes(), b"/run/q"), turn, "{states:?}");
-            assert_eq!(turn_in(table(states).as_bytes(), b"/run"), Turn::Served);
+            let queues = queues(table(states).as_bytes());
+            let expected = (turn != Turn::Served).then_some(&turn);
+            assert_eq!(queues.get(&b"/run/q"[..]), expected, "{states:?}");
+            assert_eq!(queues.len(), expected.iter().len(), "{states:?}");
         }
-        assert_eq!(turn_in(b"x\n\n0: 1 2 3 4", b""), Turn::Served);
+        assert_eq!(queues(b"x\n\n0: 1 2 3 4"), Queues::new());
+    }
+
+    #[tokio::test]
+    async fn a_look_is_shared_until_it_is_too_old() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::at(directory.path());
+        std::fs::create_dir_all(root.proc("self/net")).unwrap();
+        let write = |path: &str| {
+            let table = format!("0: 00000002 00000000 00000000 0001 02 7 {path}\n");
+            std::fs::write(root.proc("self/net/unix"), table).unwrap();
+        };
+        let looks = Looks::default();
+        let (a, b) = (Path::new("/run/a"), Path::new("/run/b"));
+        write("/run/a");
+        let since = Instant::now();
+        assert_eq!(looks.turn(&root, a, since).await, Turn::Ignored);
+        write("/run/b");
+        assert_eq!(looks.clone().turn(&root, b, since).await, Turn::Served, "not read again");
+        assert_eq!(looks.turn(&root, b, Instant::now()).await, Turn::Ignored);
+        assert_eq!(looks.turn(&root, a, since).await, Turn::Served);
     }
 
     proptest::proptest! {
         #[test]
         fn anything_goes_in(table: Vec<u8>, text in "(0: |[0-9]{1,8} |/run/q|\n){0,40}") {
-            turn_in(&table, b"/run/q");
-            turn_in(text.as_bytes(), b"/run/q");
+            queues(&table);
+            queues(text.as_bytes());
         }
     }
 }

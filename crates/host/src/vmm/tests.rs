@@ -34,8 +34,12 @@ impl Place {
         Root::at(self.directory.path())
     }
 
+    fn asker(&self) -> Asker {
+        Asker::new(self.root())
+    }
+
     fn monitor(&self) -> Monitor {
-        Monitor::find(&self.root(), "/system.slice/vm").unwrap()
+        self.asker().find("/system.slice/vm").unwrap()
     }
 
     /// Whoever connects is served by a closure, one after the other.
@@ -52,11 +56,11 @@ impl Place {
     }
 
     async fn ask(&self) -> Result<VmmLoad, Error> {
-        self.monitor().ask(&self.root(), LIMIT).await
+        self.monitor().ask(&self.asker(), LIMIT).await
     }
 
     async fn guest(&self, port: Option<u32>) -> Result<(), Error> {
-        self.monitor().guest(&self.root(), port, 4711, LIMIT).await
+        self.monitor().guest(&self.asker(), port, 4711, LIMIT).await
     }
 }
 
@@ -175,7 +179,7 @@ async fn a_socket_that_serves_another_is_no_fault() {
     let path = place.directory.path().join("qmp");
     let other = UnixStream::connect(&path).await.unwrap();
     // It is served, or this test would wait for nothing.
-    while socket::turn(&place.root(), &path).await != Turn::Behind {
+    while Looks::default().turn(&place.root(), &path, Instant::now()).await != Turn::Behind {
         let waits = UnixStream::connect(&path).await.unwrap();
         tokio::task::yield_now().await;
         drop(waits);
@@ -189,7 +193,7 @@ async fn a_socket_of_somebody_else_is_left_alone() {
     place.listen("qmp", |stream| qmp(stream, "running", true));
     let mut monitor = place.monitor();
     monitor.unit = vec![1];
-    let asked = monitor.ask(&place.root(), LIMIT * 50).await;
+    let asked = monitor.ask(&place.asker(), LIMIT * 50).await;
     assert!(matches!(asked, Err(Error::Foreign { .. })), "{asked:?}");
 }
 
@@ -274,6 +278,6 @@ async fn what_firecracker_says() {
 fn units_without_a_vmm() {
     let place = Place::new(&["python3", "/usr/bin/qemu-system-x86_64"]);
     for group in ["/system.slice/vm", "/system.slice/other", "", "/", "/../etc", "a\0b"] {
-        assert_eq!(Monitor::find(&place.root(), group), None, "{group:?}");
+        assert_eq!(place.asker().find(group), None, "{group:?}");
     }
 }
