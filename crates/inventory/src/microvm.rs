@@ -195,6 +195,15 @@ fn completeness(facts: &Facts) -> Completeness {
     Completeness::Complete
 }
 
+/// What systemd has let go, which it says of a unit that was stopped and nothing wants.
+const LET_GO: &str = "not-loaded";
+
+/// Whether systemd itself said that it has let its unit go.
+#[must_use]
+pub fn was_let_go(condition: &Condition) -> bool {
+    condition.state == VmState::Stopped && condition.detail == LET_GO
+}
+
 fn condition(unit: &Unit, before: Option<&Condition>, now: Time) -> Condition {
     let restarts = unit.restarts.unwrap_or(0).max(0);
     let state = match unit.active_state.as_str() {
@@ -205,7 +214,7 @@ fn condition(unit: &Unit, before: Option<&Condition>, now: Time) -> Condition {
         "inactive" | "maintenance" => VmState::Stopped,
         "failed" => VmState::Failed,
         // There is its file, and systemd has no need of it.
-        "" if unit.load_state == "not-loaded" => VmState::Stopped,
+        "" if unit.load_state == LET_GO => VmState::Stopped,
         _ => VmState::Unknown,
     };
     let looping = looping(unit, state, restarts, before, now);

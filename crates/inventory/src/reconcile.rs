@@ -3,7 +3,8 @@
 //! ```text
 //!             listed                          not listed, on a node that was listed
 //!   none      register                        -
-//!   present   (refresh, rename, move)         complete: orphan, or held by the breaker
+//!   present   (refresh, rename, move)         complete: orphan, or held by the breaker,
+//!                                             which minds no VM whose unit was let go
 //!                                             incomplete: stale
 //!                                             partial: -
 //!   stale     reactivate (…)                  the same
@@ -11,9 +12,10 @@
 //! ```
 
 use crate::health::Health;
+use crate::microvm;
 use crate::record::{Act, Completeness, Decision, Listing, Presence, Record, Refused, Seen, Vm};
 use crate::recovery::Tried;
-use model::vm::{VmHealth, VmId, VmSource};
+use model::vm::{VmHealth, VmId, VmSource, VmState};
 use model::{HostId, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -208,21 +210,25 @@ fn decide_unseen(
             && speaks_for(&record.node)
             && !matches!(record.presence, Presence::Orphan { .. })
     };
-    let ours: Vec<&Record> =
-        records.values().map(|vm| &vm.record).filter(|record| is_ours(record)).collect();
+    let ours: Vec<&Vm> = records.values().filter(|vm| is_ours(&vm.record)).collect();
+    // That it was stopped was told of each by itself: a listing that lacks it says nothing new.
+    let was_let_go =
+        |vm: &Vm| vm.record.source == VmSource::Microvm && microvm::was_let_go(&vm.condition);
     // What was listed in some odd way is there, too.
     let seen: BTreeSet<&VmId> = listing.seen.iter().map(|seen| &seen.id).collect();
     let mut missing = Vec::new();
-    for record in ours.iter().filter(|record| !seen.contains(&record.id)) {
-        match doubt(listing, &record.node) {
-            Some(reason) => outcome.decisions.extend(stale(record, Act::Stale, reason)),
-            None => missing.push(*record),
+    for vm in ours.iter().filter(|vm| !seen.contains(&vm.record.id)) {
+        match doubt(listing, &vm.record.node) {
+            Some(reason) => outcome.decisions.extend(stale(&vm.record, Act::Stale, reason)),
+            None if was_let_go(vm) => outcome.decisions.push(orphan(&vm.record, listing.gone)),
+            None => missing.push(&vm.record),
         }
     }
     // With those that were listed just now, where they are now: so it is the same once they are
     // records.
     let is_complete = |node: &HostId| listing.nodes.get(node) == Some(&Completeness::Complete);
-    let unlisted = ours.iter().filter(|record| !chosen.contains_key(&record.id));
+    let unlisted = ours.iter().filter(|vm| !was_let_go(vm)).map(|vm| &vm.record);
+    let unlisted = unlisted.filter(|record| !chosen.contains_key(&record.id));
     let of = chosen.values().filter(|seen| is_complete(&seen.node)).count()
         + unlisted.filter(|record| is_complete(&record.node)).count();
     let is_recent = |record: &Record, breaker: &Breaker| {
@@ -247,11 +253,15 @@ fn decide_unseen(
         outcome.held = Some(Held { vms, of });
         return;
     }
-    outcome.decisions.extend(missing.into_iter().map(|record| Decision {
+    outcome.decisions.extend(missing.into_iter().map(|record| orphan(record, listing.gone)));
+}
+
+fn orphan(record: &Record, state: VmState) -> Decision {
+    Decision {
         id: Some(record.id.clone()),
-        act: Act::Orphan(listing.gone),
+        act: Act::Orphan(state),
         reason: format!("a complete listing of {} lacks {}", record.node, record.reference),
-    }));
+    }
 }
 
 /// Why a VM that was not listed may be there all the same.

@@ -5,11 +5,12 @@
 //! ```
 
 use super::{Context, Sink, item, items};
+use crate::clock;
 use crate::engine::{Scope, Seen};
 use host::systemd::{Bus, Catalog, Error, Systemd, UnitEvent, Watch, user_managers};
 use model::entity::Unit;
 use model::vm::may_be_microvm;
-use model::{Kind, Subject};
+use model::{Kind, Subject, Time};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -327,10 +328,14 @@ impl Follower {
                 self.sink.some(vec![item(&unit)], Vec::new()).await;
                 self.known.insert(id, unit);
             }
-            None => {
-                self.sink.some(Vec::new(), vec![Subject::escaped(Kind::UNIT, &id)]).await;
-                self.known.remove(&id);
-            }
+            None => match self.known.remove(&id).filter(|_| may_be_microvm(&id)) {
+                Some(unit) => {
+                    let unit = let_go(unit, clock::now());
+                    self.sink.some(vec![item(&unit)], Vec::new()).await;
+                    self.known.insert(id, unit);
+                }
+                None => self.sink.some(Vec::new(), vec![Subject::escaped(Kind::UNIT, &id)]).await,
+            },
         }
         self.publish();
         Ok(())
@@ -366,5 +371,46 @@ impl Follower {
             }
             Scope::Kind(_) | Scope::UnitsBut(_) | Scope::ContainersBut(_) => {}
         }
+    }
+}
+
+/// A microVM's unit that systemd says it has let go: that is a state of it, until all is read
+/// again and it is not there. So many that are stopped at once are not many that are missing.
+fn let_go(unit: Unit, at: Time) -> Unit {
+    if unit.load_state == "not-loaded" {
+        return unit;
+    }
+    Unit {
+        id: unit.id,
+        load_state: "not-loaded".to_owned(),
+        description: unit.description,
+        fragment_path: unit.fragment_path,
+        changed_at: Some(at),
+        ..Unit::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_that_was_let_go_is_stopped() {
+        let unit = Unit {
+            id: "microvm@web.service".to_owned(),
+            load_state: "loaded".to_owned(),
+            active_state: "active".to_owned(),
+            cgroup: Some("/system.slice/web".to_owned()),
+            ..Unit::default()
+        };
+        let at = Time::from_seconds(7);
+        let gone = let_go(unit, at);
+        assert_eq!(
+            (gone.id.as_str(), gone.load_state.as_str()),
+            ("microvm@web.service", "not-loaded")
+        );
+        assert_eq!((gone.active_state.as_str(), gone.cgroup.as_deref()), ("", None));
+        assert_eq!(gone.changed_at, Some(at));
+        assert_eq!(let_go(gone, Time::from_seconds(9)).changed_at, Some(at), "it was so before");
     }
 }

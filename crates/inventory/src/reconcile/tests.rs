@@ -1,7 +1,6 @@
 use super::*;
 use crate::record::Condition;
 use expect_test::{Expect, expect};
-use model::vm::VmState;
 use proptest::prelude::*;
 
 const BREAKER: Breaker = Breaker { share: 50, count: 3, since: None };
@@ -10,7 +9,7 @@ fn host(name: &str) -> HostId {
     HostId::new(name).unwrap()
 }
 
-/// `ID on NODE`, optionally `as NAME`, `is STATE`, `ref REFERENCE`.
+/// `ID on NODE`, optionally `as NAME`, `is STATE`, `ref REFERENCE`, `detail DETAIL`.
 fn seen(text: &str) -> Seen {
     let words: Vec<&str> = text.split(' ').collect();
     let after = |key: &str| {
@@ -28,7 +27,7 @@ fn seen(text: &str) -> Seen {
         limits: crate::Limits::default(),
         condition: Condition {
             state,
-            detail: state.to_string(),
+            detail: after("detail").map_or_else(|| state.to_string(), str::to_owned),
             since: None,
             fault: None,
             restarts: 0,
@@ -127,6 +126,37 @@ fn what_leaves_piece_by_piece_is_held_as_if_it_left_at_once() {
     assert_eq!(left(6, 1030), (0, Some((2, 10))), "six of ten within half a minute");
     // What went long before is another matter.
     assert_eq!(left(6, 1400), (2, None));
+}
+
+#[test]
+fn what_was_stopped_one_by_one_is_not_held() {
+    let all =
+        |state: &str| -> Vec<String> { (0..10).map(|n| format!("vm{n} on n1 {state}")).collect() };
+    let check = |state: &str, orphans: usize, held: Option<usize>| {
+        let known = all("is running");
+        let stopped = all(state);
+        let lists = [&known, &stopped, &Vec::new()]
+            .map(|list| listing(&["n1"], &list.iter().map(String::as_str).collect::<Vec<_>>()));
+        let (_, last) = after(&lists);
+        let seen = (last.orphans().len(), last.held.map(|held| held.vms.len()));
+        assert_eq!(seen, (orphans, held), "{state}");
+    };
+    check("is stopped detail not-loaded", 10, None);
+    // What systemd still had is missing without a word.
+    check("is stopped detail inactive/dead", 0, Some(10));
+    check("is running", 0, Some(10));
+}
+
+#[test]
+fn what_was_let_go_is_nothing_the_rest_is_measured_by() {
+    let stopped: Vec<String> =
+        (0..10).map(|n| format!("old{n} on n1 is stopped detail not-loaded")).collect();
+    let mut known: Vec<&str> = stopped.iter().map(String::as_str).collect();
+    known.extend(["a on n1", "b on n1", "c on n1"]);
+    let (records, last) = after(&[listing(&["n1"], &known), listing(&["n1"], &[])]);
+    assert_eq!(last.held.map(|held| (held.vms.len(), held.of)), Some((3, 3)));
+    assert_eq!(records.values().filter(|vm| vm.record.presence == Presence::Present).count(), 0);
+    assert_eq!(last.decisions.iter().filter(|one| matches!(one.act, Act::Orphan(_))).count(), 10);
 }
 
 #[test]
