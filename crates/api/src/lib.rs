@@ -1,5 +1,5 @@
 //! What outsiders rely on: the wire between agent and server, the REST answers, the bridge's
-//! formats, the one error body, and a client for all of it.
+//! formats, the one error body, a client for all of it, and a look at whether an address answers.
 //!
 //! Nothing here decides anything. Types convert to and from those of `model`; names and forms
 //! only ever gain members, because agents and servers of different ages talk to each other.
@@ -17,6 +17,7 @@ pub mod guest;
 mod json;
 pub mod node;
 pub mod places;
+pub mod reach;
 pub mod run;
 pub mod sync;
 pub mod twin;

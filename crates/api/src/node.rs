@@ -1,10 +1,9 @@
 //! What a node does for its VMs because the server asks: `twin-node` asks for work, and tells what
 //! came of it. The server never reaches a node by itself.
 
-use model::Time;
 use model::vm::{CheckName, Layer, VmName};
 use serde::{Deserialize, Serialize};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// Tasks whose outcome one request tells.
 pub const MAX_DONE: usize = 1000;
@@ -35,7 +34,7 @@ pub struct Done {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub said: Option<String>,
     /// What of the VM is in the way, where a check that did not pass found that out: `vmm`,
-    /// `guest`.
+    /// `guest`, `service`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub layer: Option<Layer>,
@@ -81,20 +80,30 @@ pub enum Work {
         #[cfg_attr(feature = "openapi", schema(value_type = String))]
         name: CheckName,
     },
-    /// Look for a text in what the unit wrote to the journal.
+    /// Look for a text in what the unit wrote to the journal since it was started.
     Console {
         text: String,
         /// It passes when it is not there.
         absent: bool,
-        /// Since the unit was started.
-        #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
-        since: Option<Time>,
     },
     /// Ask the guest's agent to say something again, and the VMM before it.
     Guest {
         /// Where it listens, if that is a port of the guest's vsock device.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         port: Option<u32>,
+    },
+    /// Connect to a port.
+    Tcp {
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        address: SocketAddr,
+    },
+    /// Ask for something by HTTP.
+    Http {
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        address: SocketAddr,
+        path: String,
+        /// The status that is right.
+        status: u16,
     },
     /// Send echo requests, until one is answered.
     Icmp {
@@ -136,6 +145,8 @@ mod tests {
         let address = "10.0.0.5".parse().unwrap();
         let asked = format!(r#"{begin}{{"icmp":{{"address":"10.0.0.5"}}}}}}"#);
         assert_eq!(text(Work::Icmp { address }), asked);
+        let asked = format!(r#"{begin}{{"tcp":{{"address":"10.0.0.5:22"}}}}}}"#);
+        assert_eq!(text(Work::Tcp { address: "10.0.0.5:22".parse().unwrap() }), asked);
         let asks: NodeAsks = serde_json::from_str(
             r#"{"wait":true,"done":[{"id":7,"outcome":"unable","said":"x"}]}"#,
         )

@@ -371,6 +371,9 @@ pub struct VmCheckSpec {
     /// `IP:PORT`, as the server reaches it: the port takes connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// With `address`: it is what the VM's node reaches, and `twin-node` there looks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_node: Option<bool>,
     /// With `address`: asks for this by HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,

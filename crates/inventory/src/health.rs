@@ -64,10 +64,20 @@ pub struct Check {
 /// What is done to find out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Probe {
-    /// A connection is accepted.
-    Tcp { address: SocketAddr },
+    /// A connection is accepted, of the server or of the VM's node.
+    Tcp {
+        address: SocketAddr,
+        #[serde(default)]
+        from_node: bool,
+    },
     /// An answer has the status.
-    Http { address: SocketAddr, path: String, status: u16 },
+    Http {
+        address: SocketAddr,
+        path: String,
+        status: u16,
+        #[serde(default)]
+        from_node: bool,
+    },
     /// A process of this name, or program, runs in the VM's unit.
     Process { name: String },
     /// A script that is on the VM's node ends well.

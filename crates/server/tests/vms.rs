@@ -591,6 +591,25 @@ async fn a_node_says_what_is_in_the_way_of_a_guest() {
         assert_eq!(bench.ask(Method::POST, path, &failed(&task, None)).await.0, 200);
         bench.until("/api/v1/vms/web", |vm| vm["health"] == "unresponsive").await;
     }
+    // An address that the node alone reaches.
+    let address = "192.0.2.9:80";
+    for (mut check, work) in [
+        (json!({"address": address}), json!({"tcp": {"address": address}})),
+        (
+            json!({"address": address, "path": "/health", "status": 204}),
+            json!({"http": {"address": address, "path": "/health", "status": 204}}),
+        ),
+    ] {
+        check["from_node"] = json!(true);
+        assert_eq!(bench.ask(Method::PUT, CHECKS, &often(&check)).await.0, 200);
+        assert_eq!(bench.get(CHECKS).await["checks"]["own"]["from_node"], true);
+        for layer in ["guest", "service"] {
+            let task = bench.work("n1").await;
+            assert_eq!(task["work"], work, "{task}");
+            assert_eq!(bench.ask(Method::POST, path, &failed(&task, Some(layer))).await.0, 200);
+            bench.until("/api/v1/vms/web", |vm| vm["cause"]["layer"] == layer).await;
+        }
+    }
     bench.end().await;
 }
 
@@ -730,6 +749,7 @@ async fn checks_and_recoveries_that_are_none_are_refused() {
         ("PUT", CHECKS, check(json!({"guest_agent": false})), 400, "bad_check"),
         ("PUT", CHECKS, check(json!({"icmp": "10.0.0.5", "vsock_port": 1})), 400, "bad_check"),
         ("PUT", CHECKS, check(json!({"guest_agent": true, "arp": "10.0.0.5"})), 400, "bad_check"),
+        ("PUT", CHECKS, check(json!({"icmp": "10.0.0.5", "from_node": true})), 400, "bad_check"),
         ("PUT", CHECKS, check(json!({"icmp": "web"})), 400, "bad_check"),
         ("PUT", CHECKS, check(json!({"icmp": "224.0.0.1"})), 400, "bad_check"),
         ("PUT", CHECKS, check(json!({"icmp": "fe80::1"})), 400, "bad_check"),

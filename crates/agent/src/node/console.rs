@@ -2,13 +2,14 @@
 //! writes it to its output.
 //!
 //! # Invariants
+//! - What counts is what was written since the unit was started last, by the name systemd gave that
+//!   start, also before the unit said that it is ready.
 //! - However much was written, no more than [`BYTES`] of it are read, and for no longer than the
 //!   limit; what was read until then is judged.
 //! - A text that is to be there is looked for from the start on, where guests say that they are
 //!   up; one that must not be there from the end back, where it would be news.
 
-use super::{Answer, unable};
-use model::Time;
+use super::{Answer, unable, unit};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -29,14 +30,15 @@ enum Search {
     CutOff,
 }
 
-pub(super) async fn look(
-    unit: &str,
-    text: &str,
-    absent: bool,
-    since: Option<Time>,
-    limit: Duration,
-) -> Answer {
-    let search = match search(journalctl(unit, absent, since), text, limit).await {
+pub(super) async fn look(unit: &str, text: &str, absent: bool, limit: Duration) -> Answer {
+    let begin = tokio::time::Instant::now();
+    let start = match unit::property(unit, "InvocationID", limit).await {
+        Ok(start) if is_invocation(&start) => start,
+        Ok(_) => return unable("systemd does not know when its unit was started".to_owned()),
+        Err(why) => return unable(why),
+    };
+    let rest = limit.saturating_sub(begin.elapsed());
+    let search = match search(journalctl(unit, &start, absent), text, rest).await {
         Ok(search) => search,
         Err(why) => return unable(why),
     };
@@ -51,19 +53,20 @@ pub(super) async fn look(
     Answer::failed(format!("{text:?} {said}"))
 }
 
+fn is_invocation(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// What writes the lines.
-fn journalctl(unit: &str, newest_first: bool, since: Option<Time>) -> Command {
+fn journalctl(unit: &str, start: &str, newest_first: bool) -> Command {
     let mut command = Command::new("journalctl");
     command.args(["--quiet", "--no-pager", "--output=cat", "--all"]);
     if newest_first {
         command.arg("--reverse");
     }
-    if let Some(Time(micros)) = since {
-        let (seconds, rest) = (micros.div_euclid(1_000_000), micros.rem_euclid(1_000_000));
-        command.arg(format!("--since=@{seconds}.{rest:06}"));
-    }
-    // A match, and not --unit, which takes patterns.
+    // Matches, and not --unit, which takes patterns.
     command.arg(format!("_SYSTEMD_UNIT={unit}"));
+    command.arg(format!("_SYSTEMD_INVOCATION_ID={start}"));
     command
 }
 
@@ -115,18 +118,23 @@ mod tests {
 
     #[test]
     fn what_is_asked_of_the_journal() {
-        let check = |newest_first, since, expected: &str| {
-            let command = journalctl("microvm@a\\x2db.service", newest_first, since);
+        let check = |newest_first, expected: &str| {
+            let command = journalctl("microvm@a\\x2db.service", "4711", newest_first);
             let words: Vec<_> =
                 command.as_std().get_args().map(|word| word.to_str().unwrap()).collect();
             assert_eq!(words[4..].join(" "), expected);
         };
-        check(false, None, "_SYSTEMD_UNIT=microvm@a\\x2db.service");
-        check(
-            true,
-            Some(Time(1_700_000_000_000_042)),
-            "--reverse --since=@1700000000.000042 _SYSTEMD_UNIT=microvm@a\\x2db.service",
-        );
+        let matches = "_SYSTEMD_UNIT=microvm@a\\x2db.service _SYSTEMD_INVOCATION_ID=4711";
+        check(false, matches);
+        check(true, &format!("--reverse {matches}"));
+    }
+
+    #[test]
+    fn starts_that_systemd_names() {
+        assert!(is_invocation("0123456789abcdef0123456789abcdef"));
+        for none in ["", "0123", "0123456789abcdef0123456789abcde\n", "-"] {
+            assert!(!is_invocation(none), "{none:?}");
+        }
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@
 //!    ▲               script: sandbox       │
 //!    └─ waits there  console: journal      └─ at once, beside the asking
 //!                    guest: VMM's sockets
-//!                    icmp, arp: network
+//!                    icmp, arp, tcp, http: network
 //!                    restart: systemctl
 //! ```
 //!
@@ -31,6 +31,7 @@ use crate::parts::Parts;
 use crate::{Error, identity};
 use api::client::{self, Client, segment};
 use api::node::{Done, NodeAsks, NodeWork, Outcome, Task, Work};
+use api::reach;
 use bytes::Bytes;
 use host::Root;
 use host::users::Accounts;
@@ -173,6 +174,10 @@ async fn carry_out(task: &Task, config: &Config) -> Answer {
     match &task.work {
         Work::Icmp { address } => icmp::look(*address, task.id, limit).await,
         Work::Arp { address } => arp::look(*address, limit).await,
+        Work::Tcp { address } => reached(reach::look(*address, None, limit).await),
+        Work::Http { address, path, status } => {
+            reached(reach::look(*address, Some((path, *status)), limit).await)
+        }
         _ if !is_unit(&task.unit) => {
             unable("the server names a unit that is no microVM's of this node".to_owned())
         }
@@ -186,9 +191,7 @@ async fn carry_out(task: &Task, config: &Config) -> Answer {
                 Err(why) => unable(why),
             }
         }
-        Work::Console { text, absent, since } => {
-            console::look(&task.unit, text, *absent, *since, limit).await
-        }
+        Work::Console { text, absent } => console::look(&task.unit, text, *absent, limit).await,
         Work::Restart if config.restart.allows(&task.name) => {
             unit::restart(&task.unit, limit).await
         }
@@ -196,6 +199,15 @@ async fn carry_out(task: &Task, config: &Config) -> Answer {
             "twin-node may not start {} anew; name it under restart: in node.yaml",
             task.name
         )),
+    }
+}
+
+/// What a look at an address comes to: what this node could not do is no fault of the VM.
+fn reached(found: Result<(), reach::Failed>) -> Answer {
+    match found {
+        Ok(()) => Answer::passed(),
+        Err((Layer::Node, why)) => unable(why),
+        Err((layer, said)) => Answer { layer: Some(layer), ..Answer::failed(said) },
     }
 }
 

@@ -31,6 +31,7 @@ FILE is YAML or JSON, and replaces what was said before:
 checks:
   web:
     address: 10.0.0.5:80      # IP:PORT, as the server reaches it
+    from_node: false          # or as the VM's node does: twin-node looks
     path: /health             # asks by HTTP; without it the port has to take connections
     status: 200
     interval_seconds: 30
@@ -57,7 +58,7 @@ checks:
   link:
     arp: 10.0.0.5             # somebody has the address on the node's network
 
-The server makes those with an address or a process. twin-node on the VM's node makes the others.")]
+The server makes those with an address or a process, unless from_node. twin-node on the VM's node makes the others.")]
     Checks {
         /// Its id, or its name where only one has it.
         vm: String,

@@ -427,12 +427,13 @@ fn checks(answer: &VmChecks, view: &View) -> String {
 /// What a check looks at, in words.
 fn asks(check: &VmCheckSpec) -> String {
     let VmCheckSpec { address, path, status, process, script, console, absent, .. } = check;
-    let VmCheckSpec { guest_agent, vsock_port, icmp, arp, .. } = check;
+    let VmCheckSpec { guest_agent, vsock_port, icmp, arp, from_node, .. } = check;
     if let Some(address) = address {
+        let from = if from_node.unwrap_or(false) { " from its node" } else { "" };
         let status = status.map_or_else(String::new, |status| format!(" ({status})"));
         return match path {
-            Some(path) => format!("http {address}{path}{status}"),
-            None => format!("tcp {address}"),
+            Some(path) => format!("http {address}{path}{status}{from}"),
+            None => format!("tcp {address}{from}"),
         };
     }
     let absent = if absent.unwrap_or(false) { " not" } else { "" };

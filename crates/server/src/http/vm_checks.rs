@@ -30,9 +30,13 @@ fn spec(check: &Check) -> VmCheckSpec {
         ..VmCheckSpec::default()
     };
     match &check.probe {
-        Probe::Tcp { address } => spec.address = Some(address.to_string()),
-        Probe::Http { address, path, status } => {
+        Probe::Tcp { address, from_node } => {
             spec.address = Some(address.to_string());
+            spec.from_node = from_node.then_some(true);
+        }
+        Probe::Http { address, path, status, from_node } => {
+            spec.address = Some(address.to_string());
+            spec.from_node = from_node.then_some(true);
             spec.path = Some(path.clone());
             spec.status = Some(*status);
         }
@@ -91,9 +95,10 @@ pub(super) fn checked(spec: &VmCheckSpec) -> Result<Check, String> {
 /// What a check does to find out.
 fn probe(spec: &VmCheckSpec) -> Result<Probe, String> {
     let VmCheckSpec { address, path, status, process, script, console, absent, .. } = spec;
-    let VmCheckSpec { guest_agent, vsock_port, icmp, arp, .. } = spec;
+    let VmCheckSpec { guest_agent, vsock_port, icmp, arp, from_node, .. } = spec;
     let asks_guest = guest_agent.unwrap_or(false);
     for (what, is_there, of) in [
+        ("from_node", from_node.is_some() && address.is_none(), "an address"),
         ("path", path.is_some() && address.is_none(), "an address"),
         ("status", status.is_some() && path.is_none(), "a path"),
         ("absent", absent.is_some() && console.is_none(), "a console"),
@@ -105,7 +110,8 @@ fn probe(spec: &VmCheckSpec) -> Result<Probe, String> {
     }
     let mut probes = Vec::new();
     if let Some(address) = address {
-        probes.push(address_probe(address, path.as_deref(), *status)?);
+        let from_node = from_node.unwrap_or(false);
+        probes.push(address_probe((address, from_node), path.as_deref(), *status)?);
     }
     if let Some(name) = process {
         if name.contains('/') {
@@ -163,11 +169,15 @@ fn one_host(text: &str) -> Result<IpAddr, String> {
     Ok(address)
 }
 
-fn address_probe(address: &str, path: Option<&str>, status: Option<u16>) -> Result<Probe, String> {
+fn address_probe(
+    (address, from_node): (&str, bool),
+    path: Option<&str>,
+    status: Option<u16>,
+) -> Result<Probe, String> {
     let address = address
         .parse()
         .map_err(|_address| "address is IP:PORT, as 10.0.0.5:80 or [fd00::5]:80".to_owned())?;
-    let Some(path) = path else { return Ok(Probe::Tcp { address }) };
+    let Some(path) = path else { return Ok(Probe::Tcp { address, from_node }) };
     let plain = path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic());
     if !plain || path.contains('#') || path.len() > MAX_PATH {
         return Err(format!("path begins with /, and has at most {MAX_PATH} of ASCII"));
@@ -176,5 +186,5 @@ fn address_probe(address: &str, path: Option<&str>, status: Option<u16>) -> Resu
     if !(100..=599).contains(&status) {
         return Err("status is between 100 and 599".to_owned());
     }
-    Ok(Probe::Http { address, path: path.to_owned(), status })
+    Ok(Probe::Http { address, path: path.to_owned(), status, from_node })
 }

@@ -1,9 +1,9 @@
 //! Declared checks, and restarts: which are due, who makes them, and what comes of it.
 //!
 //! ```text
-//!   due ─► tcp, http: the server ──────────────────────► verdict
+//!   due ─► tcp, http: the server, unless the node is to ► verdict
 //!       ─► process: the facts of the node ─────────────► verdict
-//!       ─► script, console, guest, icmp, arp, restart:
+//!       ─► script, console, guest, icmp, arp, tcp and http from there, restart:
 //!          the node's desk ───────────────────────────► what twin-node tells, or that it is silent
 //! ```
 
@@ -12,6 +12,7 @@ use super::desk::{Draft, For};
 use super::{Error, Message, Reply, probe};
 use crate::clock;
 use api::node::{Done, MAX_SAID, NodeAsks, Outcome, Task, Work};
+use api::reach;
 use inventory::health::{Check, Probe, Verdict};
 use inventory::recovery::{self, Step};
 use inventory::{Presence, Vm};
@@ -57,12 +58,17 @@ impl Controller {
                     let limit = check.timeout;
                     let found = match check.probe {
                         Probe::Process { name } => probe::process(&app, node, unit, name).await,
-                        Probe::Tcp { address } => Some(probe::look(address, None, limit).await),
-                        Probe::Http { address, path, status } => {
-                            Some(probe::look(address, Some((&path, status)), limit).await)
+                        Probe::Tcp { address, from_node: false } => {
+                            Some(verdict(reach::look(address, None, limit).await))
+                        }
+                        Probe::Http { address, path, status, from_node: false } => {
+                            let path = Some((path.as_str(), status));
+                            Some(verdict(reach::look(address, path, limit).await))
                         }
                         // These are drafts.
-                        Probe::Script { .. }
+                        Probe::Tcp { .. }
+                        | Probe::Http { .. }
+                        | Probe::Script { .. }
                         | Probe::Console { .. }
                         | Probe::Guest { .. }
                         | Probe::Icmp { .. }
@@ -96,8 +102,7 @@ impl Controller {
                         name: name.clone(),
                         check: check.clone(),
                         node: vm.record.node.clone(),
-                        draft: work(check, vm)
-                            .and_then(|work| draft(vm, Some((name, check)), work)),
+                        draft: work(check).and_then(|work| draft(vm, Some((name, check)), work)),
                         unit: vm.record.reference.clone(),
                     });
                 }
@@ -241,6 +246,14 @@ fn runs_since(vm: &Vm, now: Time) -> Time {
     since.unwrap_or(vm.record.first_seen)
 }
 
+/// What a look of the server's own comes to.
+fn verdict(found: Result<(), reach::Failed>) -> (Layer, Verdict) {
+    match found {
+        Ok(()) => (Layer::Service, Verdict::Pass),
+        Err((layer, said)) => (layer, Verdict::Fail(said)),
+    }
+}
+
 /// What a check comes to that a node made, and where it failed: where the node found that out, it
 /// says so.
 fn judgement(
@@ -265,15 +278,19 @@ fn judgement(
 }
 
 /// What a node is asked to do for a check, if it is one of those.
-fn work(check: &Check, vm: &Vm) -> Option<Work> {
+fn work(check: &Check) -> Option<Work> {
     match &check.probe {
         Probe::Script { name } => Some(Work::Script { name: name.clone() }),
         Probe::Console { text, absent } => {
-            Some(Work::Console { text: text.clone(), absent: *absent, since: vm.condition.since })
+            Some(Work::Console { text: text.clone(), absent: *absent })
         }
         Probe::Guest { port } => Some(Work::Guest { port: *port }),
         Probe::Icmp { address } => Some(Work::Icmp { address: *address }),
         Probe::Arp { address } => Some(Work::Arp { address: *address }),
+        Probe::Tcp { address, from_node: true } => Some(Work::Tcp { address: *address }),
+        Probe::Http { address, path, status, from_node: true } => {
+            Some(Work::Http { address: *address, path: path.clone(), status: *status })
+        }
         Probe::Tcp { .. } | Probe::Http { .. } | Probe::Process { .. } => None,
     }
 }

@@ -212,7 +212,7 @@ fn how_well_one_does() {
 
 #[test]
 fn checks_of_its_own() {
-    let text = "checks:\n  web: {address: '10.0.0.5:80', path: /health, status: 204, critical: true}\n  ssh: {address: '[fd00::5]:22', interval_seconds: 10, weight: 2}\n  vmm: {process: virtiofsd}\n  disk: {script: disk}\n  boot: {console: 'login:'}\n  panic: {console: \"Kernel panic\", absent: true}\n  guest: {guest_agent: true}\n  vsock: {guest_agent: true, vsock_port: 9001}\n  ping: {icmp: 'fd00::5'}\n  link: {arp: 10.0.0.5}\n";
+    let text = "checks:\n  web: {address: '10.0.0.5:80', path: /health, status: 204, critical: true}\n  ssh: {address: '[fd00::5]:22', from_node: true, interval_seconds: 10, weight: 2}\n  vmm: {process: virtiofsd}\n  disk: {script: disk}\n  boot: {console: 'login:'}\n  panic: {console: \"Kernel panic\", absent: true}\n  guest: {guest_agent: true}\n  vsock: {guest_agent: true, vsock_port: 9001}\n  ping: {icmp: 'fd00::5'}\n  link: {arp: 10.0.0.5}\n";
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
     let answer = read(file.path()).unwrap();
@@ -224,7 +224,7 @@ fn checks_of_its_own() {
         link   arp 10.0.0.5                    - s    - failures   -
         panic  console not "Kernel panic"      - s    - failures   -
         ping   icmp fd00::5                    - s    - failures   -
-        ssh    tcp [fd00::5]:22                10 s   - failures   2
+        ssh    tcp [fd00::5]:22 from its node  10 s   - failures   2
         vmm    process virtiofsd               - s    - failures   -
         vsock  guest agent at vsock port 9001  - s    - failures   -
         web    http 10.0.0.5:80/health (204)   - s    - failures   - critical
