@@ -7,10 +7,11 @@
 //!   restart ─────┘    retry ◄── dead ◄──┘ too often (endpoints only)
 //! ```
 //!
-//! Entries of one VM reach an endpoint one after the other, in the order in which they were put
-//! in; a dead one holds those behind it until somebody has it tried again, or discards it. The
-//! sessions have one line for all VMs, since names are passed on between VMs. Nothing of it dies:
-//! a Redis that is away for long has everything when it is back.
+//! Entries of one VM, and of VMs that pass names on, reach an endpoint one after the other, in the
+//! order in which they were put in; a dead one holds those behind it until somebody has it tried
+//! again, or discards it. What is put in at once is put in so that a name is free before it is
+//! given anew. The sessions have one line for all VMs. Nothing of it dies: a Redis that is away for
+//! long has everything when it is back.
 //!
 //! # Invariants
 //! - An entry is delivered only after it is durable, and its record goes only after it arrived:
@@ -20,6 +21,7 @@
 mod catching_up;
 mod delivery;
 mod endpoint;
+mod order;
 mod queue;
 
 pub use catching_up::Standing;
@@ -28,7 +30,7 @@ pub use endpoint::Endpoints;
 
 use crate::session::{Edit, SessionChange};
 use model::Time;
-use queue::{Lane, Queue};
+use queue::{Queue, Turn};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -222,16 +224,16 @@ impl Outbox {
         }
         let mut state = lock(&self.0.state);
         let mut entries = Vec::new();
-        for Draft { vm, target, change } in drafts {
-            if *target != Target::Sessions && !matches!(change, SessionChange::Rename { .. }) {
+        for Draft { vm, target, change } in order::in_order(drafts) {
+            if target != Target::Sessions && !matches!(change, SessionChange::Rename { .. }) {
                 return Err(Error::NoCall);
             }
             state.last = now.0.max(state.last.saturating_add(1));
             let entry = Entry {
                 id: format!("{:016x}-{:08x}", state.last, state.outbox),
-                vm: vm.clone(),
-                target: *target,
-                change: change.clone(),
+                vm,
+                target,
+                change,
                 created_at: now,
                 attempts: 0,
                 next_at: now,
@@ -343,8 +345,8 @@ impl Outbox {
         Ok(anew.wrong.len())
     }
 
-    /// Records what became of what was under way in a lane, and lets the lane go on.
-    fn settle(&self, lane: &Lane, outcomes: &[(String, Outcome)]) -> Result<(), Error> {
+    /// Records what became of what was under way, and lets those behind it go on.
+    fn settle(&self, turn: &Turn, outcomes: &[(String, Outcome)]) -> Result<(), Error> {
         let _writing = lock(&self.0.writing);
         let mut changes = Changes::default();
         for (id, outcome) in outcomes {
@@ -366,7 +368,7 @@ impl Outbox {
                 Outcome::Failed(_) => {}
             }
         }
-        queue.settled(lane);
+        queue.settled(turn);
         Ok(())
     }
 

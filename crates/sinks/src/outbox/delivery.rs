@@ -1,6 +1,6 @@
 //! The one task that delivers what waits in the outbox.
 
-use super::queue::Lane;
+use super::queue::Turn;
 use super::{Endpoints, Entry, Outbox, Outcome, Target};
 use crate::redis::RedisSink;
 use crate::session::Edit;
@@ -49,9 +49,9 @@ pub async fn deliver(
             let count = counts.entry(*target).or_default();
             while *count < *limit {
                 let taken = carrier.outbox.queue().take(*target, clock());
-                let Some((lane, entries)) = taken else { break };
+                let Some((turn, entries)) = taken else { break };
                 *count += 1;
-                under_way.push(Box::pin(carrier.clone().carry(lane, entries)));
+                under_way.push(Box::pin(carrier.clone().carry(turn, entries)));
             }
         }
         let full = |target| counts.get(target).is_some_and(|count| *count >= MAX_CALLS);
@@ -93,8 +93,8 @@ impl Carrier {
     }
 
     /// One attempt, which is over when its outcome is recorded.
-    async fn carry(self, lane: Lane, entries: Vec<Entry>) -> Target {
-        let target = lane.target;
+    async fn carry(self, turn: Turn, entries: Vec<Entry>) -> Target {
+        let target = turn.target;
         let arrived = match (target, entries.first()) {
             (Target::Sessions, Some(_)) => self.edit(&entries).await,
             (_, Some(entry)) => self.endpoints.call(entry).await,
@@ -113,7 +113,7 @@ impl Carrier {
                 }
             }
         }
-        self.record(lane, outcomes).await;
+        self.record(turn, outcomes).await;
         if let (Target::Sessions, Ok(()), Some(sessions)) = (target, &arrived, &self.sessions)
             && let Err(error) = sessions.forget().await
         {
@@ -164,8 +164,8 @@ impl Carrier {
     }
 
     /// Tries until it is recorded: what arrived is not to be sent again.
-    async fn record(&self, lane: Lane, outcomes: Vec<(String, Outcome)>) {
-        let work = std::sync::Arc::new((lane, outcomes));
+    async fn record(&self, turn: Turn, outcomes: Vec<(String, Outcome)>) {
+        let work = std::sync::Arc::new((turn, outcomes));
         loop {
             let (outbox, work) = (self.outbox.clone(), work.clone());
             let settled =

@@ -1,60 +1,72 @@
 //! What waits, and what of it is next. Pure.
 //!
 //! # Invariants
-//! - Of a lane only the first entries are under way, and a dead entry is never passed.
+//! - Of entries that have something in common only the first are under way, and a dead entry is
+//!   never passed by those behind it.
+//! - What is under way stands in line until it is settled, also when it was let go of meanwhile.
 
 use super::{Entry, Target};
+use crate::session::SessionChange;
 use model::Time;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Changes of sessions that are carried out in one pass.
 const MAX_EDITS: usize = 1000;
 
-/// Entries that go one after the other: to one endpoint of one VM; to the sessions all.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Lane {
-    pub(super) target: Target,
-    vm: Option<String>,
+/// What entries may have in common. Those that do go one after the other: an endpoint knows VMs by
+/// their names alone, and names are passed on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Line {
+    Sessions,
+    Vm(Target, String),
+    Name(Target, String),
 }
 
+/// Entries that are under way together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Turn {
+    pub(super) target: Target,
+    ids: Vec<String>,
+}
+
+/// Entries are put in in the order of their ids.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    lanes: HashMap<Lane, Waiting>,
-    lane_of: HashMap<String, Lane>,
-    /// Lanes that can go on, by when.
-    due: HashMap<Target, BTreeSet<(Time, Lane)>>,
+    entries: BTreeMap<String, Entry>,
+    /// Ids of those that stand in line.
+    lines: HashMap<Line, BTreeSet<String>>,
+    under_way: HashMap<String, Vec<Line>>,
+    /// Entries that can go, by when.
+    due: HashMap<Target, BTreeSet<(Time, String)>>,
+    /// As they stand in `due`.
+    due_at: HashMap<String, Time>,
     dead: usize,
 }
 
-#[derive(Debug, Default)]
-struct Waiting {
-    entries: BTreeMap<String, Entry>,
-    /// As it stands in `due`.
-    due: Option<Time>,
-    is_under_way: bool,
-}
-
-impl Lane {
-    fn of(entry: &Entry) -> Self {
-        let vm = (entry.target != Target::Sessions).then(|| entry.vm.clone());
-        Self { target: entry.target, vm }
+impl Line {
+    fn of(entry: &Entry) -> Vec<Self> {
+        if entry.target == Target::Sessions {
+            return vec![Self::Sessions];
+        }
+        let mut lines = vec![Self::Vm(entry.target, entry.vm.clone())];
+        if let SessionChange::Rename { old, new } = &entry.change {
+            lines.extend([old, new].map(|name| Self::Name(entry.target, name.clone())));
+        }
+        lines
     }
 }
 
 impl Queue {
     pub(super) fn len(&self) -> usize {
-        self.lane_of.len()
+        self.entries.len()
     }
 
     pub(super) fn contains(&self, id: &str) -> bool {
-        self.lane_of.contains_key(id)
+        self.entries.contains_key(id)
     }
 
     pub(super) fn list(&self) -> Vec<Entry> {
-        let mut entries: Vec<Entry> =
-            self.lanes.values().flat_map(|waiting| waiting.entries.values()).cloned().collect();
-        entries.sort_by(|a, b| a.id.cmp(&b.id));
-        entries
+        self.entries.values().cloned().collect()
     }
 
     /// Waiting, dead.
@@ -64,46 +76,55 @@ impl Queue {
 
     /// Puts an entry in, or in place of what it was.
     pub(super) fn put(&mut self, entry: Entry) {
-        let lane = Lane::of(&entry);
-        self.dead += usize::from(entry.dead);
-        self.lane_of.insert(entry.id.clone(), lane.clone());
-        let waiting = self.lanes.entry(lane.clone()).or_default();
-        if waiting.entries.insert(entry.id.clone(), entry).is_some_and(|before| before.dead) {
-            self.dead -= 1;
+        let (id, target) = (entry.id.clone(), entry.target);
+        for line in Line::of(&entry) {
+            self.lines.entry(line).or_default().insert(id.clone());
         }
-        self.schedule(&lane);
+        self.dead += usize::from(entry.dead);
+        let before = self.entries.insert(id.clone(), entry);
+        self.dead -= usize::from(before.is_some_and(|before| before.dead));
+        self.schedule(target, &id);
     }
 
     pub(super) fn remove(&mut self, id: &str) {
-        let Some(lane) = self.lane_of.remove(id) else { return };
-        if let Some(waiting) = self.lanes.get_mut(&lane)
-            && waiting.entries.remove(id).is_some_and(|before| before.dead)
-        {
-            self.dead -= 1;
+        let Some(entry) = self.entries.remove(id) else { return };
+        self.dead -= usize::from(entry.dead);
+        self.schedule(entry.target, id);
+        if !self.under_way.contains_key(id) {
+            self.leave(entry.target, id, &Line::of(&entry));
         }
-        self.schedule(&lane);
     }
 
     /// What is next for this target, which is under way from now on until it is settled.
-    pub(super) fn take(&mut self, target: Target, now: Time) -> Option<(Lane, Vec<Entry>)> {
-        let (at, lane) = self.due.get(&target)?.first()?.clone();
-        if at > now {
+    pub(super) fn take(&mut self, target: Target, now: Time) -> Option<(Turn, Vec<Entry>)> {
+        let (at, first) = self.due.get(&target)?.first()?;
+        if *at > now {
             return None;
         }
-        let waiting = self.lanes.get_mut(&lane)?;
-        waiting.is_under_way = true;
-        let count = if target == Target::Sessions { MAX_EDITS } else { 1 };
-        let entries = waiting.entries.values().take(count).cloned().collect();
-        self.schedule(&lane);
-        Some((lane, entries))
+        let ids: Vec<String> = if target == Target::Sessions {
+            self.lines.get(&Line::Sessions)?.iter().take(MAX_EDITS).cloned().collect()
+        } else {
+            vec![first.clone()]
+        };
+        let entries: Vec<Entry> =
+            ids.iter().filter_map(|id| self.entries.get(id)).cloned().collect();
+        for entry in &entries {
+            self.under_way.insert(entry.id.clone(), Line::of(entry));
+            self.schedule(target, &entry.id);
+        }
+        Some((Turn { target, ids }, entries))
     }
 
-    /// That nothing of a lane is under way.
-    pub(super) fn settled(&mut self, lane: &Lane) {
-        if let Some(waiting) = self.lanes.get_mut(lane) {
-            waiting.is_under_way = false;
+    /// That nothing of this is under way.
+    pub(super) fn settled(&mut self, turn: &Turn) {
+        for id in &turn.ids {
+            let Some(lines) = self.under_way.remove(id) else { continue };
+            if self.contains(id) {
+                self.schedule(turn.target, id);
+            } else {
+                self.leave(turn.target, id, &lines);
+            }
         }
-        self.schedule(lane);
     }
 
     /// When there is something for this target.
@@ -111,20 +132,38 @@ impl Queue {
         self.due.get(&target)?.first().map(|(at, _)| *at)
     }
 
-    fn schedule(&mut self, lane: &Lane) {
-        let Some(waiting) = self.lanes.get_mut(lane) else { return };
-        let head = waiting.entries.values().next();
-        let next = head.filter(|head| !head.dead && !waiting.is_under_way).map(|head| head.next_at);
-        if waiting.due != next {
-            let due = self.due.entry(lane.target).or_default();
-            if let Some(before) = waiting.due {
-                due.remove(&(before, lane.clone()));
+    /// Lets those behind it go on.
+    fn leave(&mut self, target: Target, id: &str, lines: &[Line]) {
+        for line in lines {
+            let Some(waiting) = self.lines.get_mut(line) else { continue };
+            waiting.remove(id);
+            match waiting.first().cloned() {
+                Some(next) => self.schedule(target, &next),
+                None => drop(self.lines.remove(line)),
             }
-            due.extend(next.map(|at| (at, lane.clone())));
-            waiting.due = next;
         }
-        if waiting.entries.is_empty() && !waiting.is_under_way {
-            self.lanes.remove(lane);
+    }
+
+    fn schedule(&mut self, target: Target, id: &str) {
+        let is_first = |entry: &&Entry| {
+            let first = |line: Line| self.lines.get(&line).and_then(BTreeSet::first);
+            Line::of(entry).into_iter().all(|line| first(line).is_some_and(|first| first == id))
+        };
+        let waits = self.entries.get(id).filter(|entry| !entry.dead);
+        let waits = waits.filter(|_| !self.under_way.contains_key(id));
+        let next = waits.filter(is_first).map(|entry| entry.next_at);
+        let before = self.due_at.get(id).copied();
+        if before == next {
+            return;
+        }
+        let due = self.due.entry(target).or_default();
+        if let Some(before) = before {
+            due.remove(&(before, id.to_owned()));
+            self.due_at.remove(id);
+        }
+        if let Some(next) = next {
+            due.insert((next, id.to_owned()));
+            self.due_at.insert(id.to_owned(), next);
         }
     }
 }
