@@ -16,7 +16,12 @@ pub struct SyncStanding {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stands_by: Option<String>,
     pub sources: Vec<SyncSource>,
-    /// The last full pass.
+    /// Of sources that the configuration names no more: how many VMs were on each. They stay until
+    /// somebody confirms that they are gone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, usize>))]
+    pub unconfigured: BTreeMap<HostId, usize>,
+    /// The last full pass, also if it was before the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<SyncPass>,
     /// Decisions since the start, by kind.
@@ -49,7 +54,7 @@ pub struct SyncSource {
     pub fault: Option<String>,
     /// VMs that it lists.
     pub vms: usize,
-    /// When it was listed as a whole last.
+    /// When it was listed as a whole last, also if that was before the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub listed_at: Option<Time>,

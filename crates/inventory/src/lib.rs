@@ -13,7 +13,8 @@
 //!
 //! # Invariants
 //! - Same inputs, same output: no I/O, no clock, no randomness in this crate.
-//! - A listing that is not complete makes no record an orphan, and neither does silence.
+//! - A listing that is not complete makes no record an orphan, and neither does silence. A VM that
+//!   nobody can identify keeps those from it that it may be.
 //! - What was decided and applied is not decided again.
 //! - The order of what was listed does not matter.
 
@@ -27,5 +28,5 @@ pub mod recovery;
 pub use reconcile::{Breaker, Held, Outcome, apply, reconcile};
 pub use record::{
     Act, Completeness, Condition, Decision, Earlier, Limits, Listing, Loop, Presence, Record,
-    Refused, Seen, Traffic, Transition, Usage, Vm,
+    Refused, Seen, Traffic, Transition, Unidentified, Usage, Vm,
 };

@@ -48,6 +48,7 @@ pub fn listing<'v>(
         elsewhere: BTreeMap::new(),
         seen: Vec::new(),
         refused: Vec::new(),
+        unidentified: Vec::new(),
         gone: VmState::Stopped,
     };
     let monitors = monitors(facts);
@@ -117,6 +118,7 @@ pub fn silence(node: &HostId, reason: String) -> Listing {
         elsewhere: BTreeMap::new(),
         seen: Vec::new(),
         refused: Vec::new(),
+        unidentified: Vec::new(),
         gone: VmState::Stopped,
     }
 }

@@ -7,13 +7,16 @@
 //!                                             which minds no VM whose unit was let go
 //!                                             incomplete: stale
 //!                                             partial: -
+//!                                             may be one that nobody can tell: stale
 //!   stale     reactivate (…)                  the same
 //!   orphan    reactivate (…)                  -
 //! ```
 
 use crate::health::Health;
 use crate::microvm;
-use crate::record::{Act, Completeness, Decision, Listing, Presence, Record, Refused, Seen, Vm};
+use crate::record::{
+    Act, Completeness, Decision, Listing, Presence, Record, Refused, Seen, Unidentified, Vm,
+};
 use crate::recovery::Tried;
 use model::vm::{VmHealth, VmId, VmSource, VmState};
 use model::{HostId, Time};
@@ -91,7 +94,10 @@ pub fn reconcile(
     for seen in chosen.values() {
         outcome.decisions.extend(decide_seen(records.get(&seen.id), seen, listing.source));
     }
-    decide_unseen(records, listing, breaker, &chosen, &mut outcome);
+    // What tells a part costs no more than that part, however many records there are.
+    if listing.nodes.values().any(|completeness| *completeness != Completeness::Partial) {
+        decide_unseen(records, listing, breaker, &chosen, &mut outcome);
+    }
     outcome.decisions.sort_by(|a, b| a.id.cmp(&b.id));
     outcome.decisions.extend(ignored);
     outcome
@@ -210,18 +216,23 @@ fn decide_unseen(
             && speaks_for(&record.node)
             && !matches!(record.presence, Presence::Orphan { .. })
     };
-    let ours: Vec<&Vm> = records.values().filter(|vm| is_ours(&vm.record)).collect();
     // That it was stopped was told of each by itself: a listing that lacks it says nothing new.
     let was_let_go =
         |vm: &Vm| vm.record.source == VmSource::Microvm && microvm::was_let_go(&vm.condition);
     // What was listed in some odd way is there, too.
     let seen: BTreeSet<&VmId> = listing.seen.iter().map(|seen| &seen.id).collect();
-    let mut missing = Vec::new();
-    for vm in ours.iter().filter(|vm| !seen.contains(&vm.record.id)) {
-        match doubt(listing, &vm.record.node) {
-            Some(reason) => outcome.decisions.extend(stale(&vm.record, Act::Stale, reason)),
-            None if was_let_go(vm) => outcome.decisions.push(orphan(&vm.record, listing.gone)),
-            None => missing.push(&vm.record),
+    let strangers = strangers(records, listing, &seen);
+    let (mut ours, mut missing) = (Vec::new(), Vec::new());
+    for vm in records.values().filter(|vm| is_ours(&vm.record)) {
+        let record = &vm.record;
+        ours.push(vm);
+        if seen.contains(&record.id) {
+            continue;
+        }
+        match doubt(listing, &record.node).or_else(|| may_be(vm, listing, &strangers)) {
+            Some(reason) => outcome.decisions.extend(stale(record, Act::Stale, reason)),
+            None if was_let_go(vm) => outcome.decisions.push(orphan(record, listing.gone)),
+            None => missing.push(record),
         }
     }
     // With those that were listed just now, where they are now: so it is the same once they are
@@ -278,6 +289,38 @@ fn doubt(listing: &Listing, node: &HostId) -> Option<String> {
     }
     let unseen = listing.elsewhere.iter().next();
     unseen.map(|(node, why)| format!("it may have moved to {node}: {why}"))
+}
+
+/// Of the VMs that nobody can identify those that have the reference of no record that is missing:
+/// each of them may have come since.
+fn strangers<'l>(
+    records: &BTreeMap<VmId, Vm>,
+    listing: &'l Listing,
+    seen: &BTreeSet<&VmId>,
+) -> Vec<&'l Unidentified> {
+    if listing.unidentified.is_empty() {
+        return Vec::new();
+    }
+    let unseen = records.values().map(|vm| &vm.record);
+    let unseen = unseen.filter(|one| one.source == listing.source && !seen.contains(&one.id));
+    let taken: BTreeSet<(&HostId, &str)> =
+        unseen.map(|record| (&record.node, record.reference.as_str())).collect();
+    let is_stranger = |one: &&Unidentified| !taken.contains(&(&one.node, one.reference.as_str()));
+    listing.unidentified.iter().filter(is_stranger).collect()
+}
+
+/// Which VM that nobody can identify a missing one may be. One that was there before the missing
+/// one was seen last is another.
+fn may_be(vm: &Vm, listing: &Listing, strangers: &[&Unidentified]) -> Option<String> {
+    let record = &vm.record;
+    let its_own =
+        |one: &&Unidentified| one.node == record.node && one.reference == record.reference;
+    let came = |one: &&&Unidentified| one.node == record.node && one.since > vm.last_seen;
+    let reference = match listing.unidentified.iter().find(its_own) {
+        Some(one) => &one.reference,
+        None => &strangers.iter().find(came)?.reference,
+    };
+    Some(format!("it may be {reference}, which can't be identified"))
 }
 
 /// Nothing where that is known already.

@@ -174,6 +174,8 @@ pub struct Listing {
     pub seen: Vec<Seen>,
     /// What looked like a VM and is none that can be kept.
     pub refused: Vec<Refused>,
+    /// What is a VM, and nobody can tell which.
+    pub unidentified: Vec<Unidentified>,
     /// What a VM is that the source does not know any more.
     pub gone: VmState,
 }
@@ -204,6 +206,15 @@ pub struct Seen {
 pub struct Refused {
     pub reference: String,
     pub reason: String,
+}
+
+/// A VM that does not say which it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unidentified {
+    pub node: HostId,
+    pub reference: String,
+    /// When it was seen first. A VM that was seen after that is another.
+    pub since: Time,
 }
 
 /// What is to become of one record, and why.

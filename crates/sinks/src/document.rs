@@ -32,7 +32,8 @@ pub const FIELDS: [&str; 10] = [
 #[derive(Debug, Clone, PartialEq)]
 pub struct VmDocument {
     pub uuid: String,
-    pub esxi_host_addr: String,
+    /// Absent: not known now; what is stored stays.
+    pub esxi_host_addr: Option<String>,
     pub name: String,
     /// Absent: not known now; what is stored stays.
     pub hostname: Option<String>,
@@ -85,6 +86,7 @@ pub fn change(stored: &Fields, document: &VmDocument) -> Change {
 #[must_use]
 pub fn created(document: &VmDocument) -> Fields {
     let mut fields = known(document);
+    fields.entry("esxi_host_addr").or_insert(Field::Null);
     fields.entry("hostname").or_insert(Field::Null);
     fields.entry("addr").or_insert(Field::Null);
     fields
@@ -103,7 +105,7 @@ pub fn read(fields: &Fields) -> Result<VmDocument, &'static str> {
     let is_orphan = fields.get("orphan") == Some(&Field::Flag(true));
     Ok(VmDocument {
         uuid: text("uuid")?,
-        esxi_host_addr: text("esxi_host_addr")?,
+        esxi_host_addr: Some(text("esxi_host_addr")?),
         name: text("name")?,
         hostname: optional("hostname"),
         addr: optional("addr"),
@@ -119,7 +121,6 @@ fn known(document: &VmDocument) -> Fields {
     let since = document.orphan_since.map(stamp::write);
     let mut fields = Fields::from([
         ("uuid", text(&document.uuid)),
-        ("esxi_host_addr", text(&document.esxi_host_addr)),
         ("name", text(&document.name)),
         ("power_state", text(&document.power_state)),
         ("vmware_tools", text(&document.vmware_tools)),
@@ -127,6 +128,8 @@ fn known(document: &VmDocument) -> Fields {
         ("orphan_since", since.map_or(Field::Null, Field::Text)),
         ("last_sync_time", Field::Text(stamp::write(document.last_sync_time))),
     ]);
+    let address = document.esxi_host_addr.as_ref();
+    fields.extend(address.map(|address| ("esxi_host_addr", text(address))));
     fields.extend(document.hostname.as_ref().map(|hostname| ("hostname", text(hostname))));
     fields.extend(document.addr.as_ref().map(|addr| ("addr", text(addr))));
     fields

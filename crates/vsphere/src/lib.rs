@@ -14,7 +14,7 @@
 //! - Each call has a deadline, each answer a limit in bytes, depth and elements.
 //! - The server's certificate is verified, unless it was told not to be.
 //! - A password is never part of a text that is shown.
-//! - Nothing is a VM of the listing whose UUID is not known; such a listing is not complete.
+//! - Nothing is a VM of the listing whose UUID is not known.
 
 mod channel;
 mod listing;
@@ -24,7 +24,7 @@ mod soap;
 mod tls;
 pub mod xml;
 
-pub use listing::{Read, listing, partly};
+pub use listing::{Read, listing, partly, shown};
 pub use objects::{Change, Machine, Objects, Place, Thing};
 pub use session::{About, PAGE, Session, Updates, Watch};
 pub use soap::{answer, updates};

@@ -1,14 +1,14 @@
 //! What the objects of a source are as VMs of the inventory. Pure.
 //!
 //! # Invariants
-//! - A VM is its `config.uuid`. One whose UUID can't be read is no VM of the listing, and makes it
-//!   incomplete, as does what we may not read.
+//! - A VM is its `config.uuid`. One whose UUID can't be read is no VM of the listing; which others
+//!   it may be is for who reads it. What we may not read makes a listing incomplete.
 //! - A listing without a single VM says nothing: it is as likely to be a lack of rights.
 
 use crate::objects::{Machine, Objects};
 use inventory::{Completeness, Condition, Limits, Refused, Seen};
 use model::HostId;
-use model::vm::{Layer, VmId, VmState, VmTitle};
+use model::vm::{Layer, VmState, VmTitle};
 use std::collections::BTreeMap;
 
 /// What was read.
@@ -23,17 +23,8 @@ pub struct Read {
 #[must_use]
 pub fn listing(node: &HostId, objects: &Objects) -> Read {
     let mut read = partly(node, objects, objects.machines.keys().map(String::as_str));
-    let without: Vec<&str> = objects
-        .machines
-        .iter()
-        .filter(|(_, machine)| machine.uuid.is_none() && !machine.is_template)
-        .map(|(id, _)| id.as_str())
-        .collect();
     let denied = objects.machines.values().flat_map(|machine| &machine.denied).next();
-    let doubt = if let Some(first) = without.first() {
-        let (count, first) = (without.len(), shown(first));
-        Some(format!("of {count} VMs no UUID can be read, as of {first}"))
-    } else if let Some(path) = denied {
+    let doubt = if let Some(path) = denied {
         Some(format!("the user may not read {path} of each VM; give it the role Read-only"))
     } else if read.seen.is_empty() {
         let reason = "it lists no VM at all, which is believed of nobody; see the user's rights";
@@ -69,12 +60,10 @@ fn one(node: &HostId, id: &str, machine: &Machine, objects: &Objects) -> Result<
     if machine.is_template {
         return Err(format!("{called} is a template"));
     }
-    let uuid = machine.uuid.as_deref().ok_or_else(|| format!("{called} tells no UUID"))?;
-    let uuid = uuid.to_ascii_lowercase();
-    let is_uuid = uuid.len() == 36 && uuid.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    let id_of = uuid.parse::<VmId>().ok().filter(|_| is_uuid);
-    let vm =
-        id_of.ok_or_else(|| format!("{called} has the UUID {:?}, which is none", shown(&uuid)))?;
+    let vm = machine.id().ok_or_else(|| match &machine.uuid {
+        None => format!("{called} tells no UUID"),
+        Some(uuid) => format!("{called} has the UUID {:?}, which is none", shown(uuid)),
+    })?;
     let name = called.parse::<VmTitle>().map_err(|error| error.to_string())?;
     Ok(Seen {
         id: vm,
@@ -129,7 +118,9 @@ fn condition(machine: &Machine) -> Condition {
     Condition { state, detail: shown(power), since: None, fault, restarts: 0, looping: None }
 }
 
-fn shown(text: &str) -> String {
+/// A text as it may be shown, and an object's id as records have it.
+#[must_use]
+pub fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
@@ -157,7 +148,7 @@ mod tests {
 
     fn objects(machines: Vec<Machine>) -> Objects {
         let ids = (1..).map(|n| format!("vm-{n}"));
-        let place = Place { name: "esx1.example".into(), parent: None };
+        let place = Place { name: "esx1.example".into(), ..Place::default() };
         Objects {
             machines: ids.zip(machines).collect(),
             places: [("host-1".to_owned(), place)].into(),
@@ -187,7 +178,7 @@ mod tests {
         let good = || machine("a", Some(UUID));
         let template = Machine { is_template: true, ..machine("t", None) };
         check(vec![good(), template.clone()], "Complete", "t is a template");
-        check(vec![good(), machine("b", None)], "Incomplete(\"of 1 VMs no UUID", "b tells no UUID");
+        check(vec![good(), machine("b", None)], "Complete", "b tells no UUID");
         check(vec![template], "lists no VM at all", "t is a template");
         check(vec![], "lists no VM at all", "");
         let denied = Machine { denied: ["guest.net".to_owned()].into(), ..good() };

@@ -1,6 +1,7 @@
 //! What there is on a source: its VMs, and the places they are in. Follows changes; pure.
 
 use crate::xml::Element;
+use model::vm::VmId;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is asked of each VM.
@@ -23,6 +24,7 @@ pub(crate) const OF_MACHINES: &[&str] = &[
     "summary.config.numVirtualDisks",
 ];
 pub(crate) const OF_PLACES: &[&str] = &["name", "parent"];
+pub(crate) const OF_HOSTS: &[&str] = &["name", "runtime.connectionState"];
 
 /// Addresses of one VM that are kept.
 const ADDRESSES: usize = 32;
@@ -98,6 +100,8 @@ pub struct Machine {
 pub struct Place {
     pub name: String,
     pub parent: Option<String>,
+    /// Of a host: `connected`.
+    pub connection: Option<String>,
 }
 
 /// All objects of a source, by their ids there.
@@ -139,11 +143,23 @@ impl Objects {
                     match path.as_str() {
                         "name" => place.name = text(value.as_ref()).unwrap_or_default(),
                         "parent" => place.parent = text(value.as_ref()),
+                        "runtime.connectionState" => place.connection = text(value.as_ref()),
                         _ => {}
                     }
                 }
             }
         }
+    }
+
+    /// Whether a host of this name or address is among the places, and whoever lists them is in
+    /// touch with it: what is on it is listed.
+    #[must_use]
+    pub fn reaches(&self, host: &str) -> bool {
+        let is_it = |place: &Place| {
+            place.name.eq_ignore_ascii_case(host)
+                && place.connection.as_deref() == Some("connected")
+        };
+        self.places.values().any(is_it)
     }
 
     /// The folders a VM is in, the outermost first, without those that only hold all others:
@@ -164,6 +180,20 @@ impl Objects {
 }
 
 impl Machine {
+    /// Which VM it is, if it says so.
+    #[must_use]
+    pub fn id(&self) -> Option<VmId> {
+        let uuid = self.uuid.as_deref()?.to_ascii_lowercase();
+        let is_uuid = uuid.len() == 36 && uuid.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+        uuid.parse().ok().filter(|_| is_uuid)
+    }
+
+    /// It is a VM, and does not say which.
+    #[must_use]
+    pub fn is_unidentified(&self) -> bool {
+        !self.is_template && self.id().is_none()
+    }
+
     fn set(&mut self, path: &str, value: Option<&Element>) {
         match path {
             "name" => self.name = text(value).unwrap_or_default(),
@@ -261,6 +291,21 @@ mod tests {
     }
 
     #[test]
+    fn who_says_which_vm_it_is() {
+        let uuid = "423C1D0E-aaaa-bbbb-cccc-0123456789ab";
+        let check = |uuid: Option<&str>, is_template: bool, id: Option<&str>, is_odd: bool| {
+            let uuid = uuid.map(str::to_owned);
+            let machine = Machine { uuid, is_template, ..Machine::default() };
+            assert_eq!(machine.id().as_ref().map(VmId::as_str), id);
+            assert_eq!(machine.is_unidentified(), is_odd);
+        };
+        check(Some(uuid), false, Some(&uuid.to_lowercase()), false);
+        check(None, false, None, true);
+        check(Some("../x"), false, None, true);
+        check(None, true, None, false);
+    }
+
+    #[test]
     fn changes_are_followed() {
         let mut objects = Objects::default();
         let change = |path: &str, new: Option<Element>| Change {
@@ -297,6 +342,12 @@ mod tests {
             ..change("name", value("late"))
         });
         assert!(!objects.machines.contains_key("vm-9"));
+        // A host is reached where it is connected, a folder never.
+        assert!(!objects.reaches("dc0"));
+        objects.places.get_mut("f1").unwrap().connection = Some("notResponding".into());
+        assert!(!objects.reaches("dc0"));
+        objects.places.get_mut("f1").unwrap().connection = Some("connected".into());
+        assert!(objects.reaches("dc0") && !objects.reaches("dc"));
         // In a circle.
         objects.places.get_mut("f1").unwrap().parent = Some("f2".into());
         assert!(objects.folder_of(&objects.machines["vm-1"]).is_some());

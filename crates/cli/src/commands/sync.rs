@@ -112,6 +112,11 @@ fn standing(answer: &SyncStanding, view: &View) -> String {
         dead => format!(", {dead} given up: twin sync outbox list --dead"),
     };
     line("outbox", &format!("{} wait{dead}", answer.outbox_waiting));
+    for (node, vms) in &answer.unconfigured {
+        let vms = count(*vms, "VM");
+        let said = format!("{vms} of {node}, which sync.yaml does not name any more");
+        line("left", &format!("{said}; once they are gone: twin inventory confirm {node}"));
+    }
     text.push('\n');
     let mut table = Table::new(view, &["SOURCE", "VMS", "LISTED", "HELD", "REQUESTS", "STATE"]);
     for source in &answer.sources {
@@ -204,6 +209,7 @@ mod tests {
             in_process: false,
             stands_by: None,
             sources: vec![source("esx1", None), source("esx2", Some("it is off\x1b[2J"))],
+            unconfigured: [("esx9".parse().unwrap(), 2)].into(),
             last: Some(SyncPass {
                 at: Time(0),
                 took_ms: 1200,
@@ -225,6 +231,7 @@ mod tests {
             decisions    2 register, 1 orphan
             documents    1 wait; no answer
             outbox       3 wait, 1 given up: twin sync outbox list --dead
+            left         2 VMs of esx9, which sync.yaml does not name any more; once they are gone: twin inventory confirm esx9
 
             SOURCE  VMS  LISTED  HELD  REQUESTS  STATE
             esx1      2  never      0         7  VMware ESXi 8.0.2

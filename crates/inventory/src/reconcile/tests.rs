@@ -51,6 +51,7 @@ fn listing(nodes: &[&str], entries: &[&str]) -> Listing {
         elsewhere: BTreeMap::new(),
         seen: entries.iter().map(|text| seen(text)).collect(),
         refused: Vec::new(),
+        unidentified: Vec::new(),
         gone: VmState::Stopped,
     }
 }
@@ -278,6 +279,71 @@ fn what_is_ignored() {
             ignore web: a on n1: web is b on n1 already
         "#]],
     );
+}
+
+#[test]
+fn what_can_not_be_identified_keeps_what_it_may_be() {
+    let known = || listing(&["n1"], &["web on n1", "db on n1", "mail on n1"]);
+    let lacks = |reference: &str, second: i64| {
+        let (node, since) = (host("n1"), Time::from_seconds(second));
+        let mut listing = listing(&["n1"], &["mail on n1"]);
+        listing.unidentified = vec![Unidentified { node, reference: reference.to_owned(), since }];
+        listing
+    };
+    // One that has the reference of a missing one is that, and no other.
+    check(
+        &[known(), lacks("db.service", 1)],
+        &expect![[r#"
+            stale db: it may be db.service, which can't be identified
+            orphan web: a complete listing of n1 lacks web.service
+        "#]],
+    );
+    // Another was there when these were seen, or came since.
+    check(
+        &[known(), lacks("new.service", 0)],
+        &expect![[r#"
+            orphan db: a complete listing of n1 lacks db.service
+            orphan web: a complete listing of n1 lacks web.service
+        "#]],
+    );
+    check(
+        &[known(), lacks("new.service", 1)],
+        &expect![[r#"
+            stale db: it may be new.service, which can't be identified
+            stale web: it may be new.service, which can't be identified
+        "#]],
+    );
+    // Nothing is decided again; and that of an orphan is that orphan.
+    check(&[known(), lacks("new.service", 1), lacks("new.service", 1)], &expect![""]);
+    let gone = listing(&["n1"], &["mail on n1", "web on n1"]);
+    check(
+        &[known(), gone, lacks("db.service", 2)],
+        &expect![[r#"
+            orphan web: a complete listing of n1 lacks web.service
+        "#]],
+    );
+}
+
+#[test]
+fn a_part_costs_the_same_among_many() {
+    let records = |count: usize| {
+        let all: Vec<String> = (0..count).map(|n| format!("vm{n} on n1")).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        after(&[listing(&["n1"], &all)]).0
+    };
+    let took = |records: &BTreeMap<VmId, Vm>| {
+        let part = listing(&["n1…"], &["vm7 on n1 as other"]);
+        let once = || {
+            let begun = std::time::Instant::now();
+            for _ in 0..100 {
+                assert_eq!(reconcile(records, &part, Some(BREAKER)).decisions.len(), 1);
+            }
+            begun.elapsed()
+        };
+        (0..9).map(|_| once()).min().unwrap()
+    };
+    let (few, many) = (took(&records(10)), took(&records(10_000)));
+    assert!(many < few * 8, "{few:?} among ten, {many:?} among ten thousand");
 }
 
 #[test]

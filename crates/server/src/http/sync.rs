@@ -162,7 +162,8 @@ pub(crate) async fn older_now(
     }
 }
 
-/// The older service's: brings some VMs in step, by UUID or name. Orphans nothing.
+/// The older service's: brings some VMs in step, by UUID or name, and answers when their documents
+/// say so. Orphans nothing.
 #[utoipa::path(post, path = "/sync/vms", tag = "sync", operation_id = "older_sync_vms", request_body = SelectedVms,
     responses((status = 200, body = Envelope<Vec<BTreeMap<String, SelectedResult>>>)))]
 pub(crate) async fn older_vms(
@@ -183,9 +184,9 @@ pub(crate) async fn older_vms(
     };
     match done {
         Ok(results) => {
-            let ok = results.iter().all(|(_, result)| result.ok);
+            let ok = results.iter().all(|result| result.ok);
             let message = if ok { "sync completed" } else { "not all hosts are in step" };
-            let one = |(_, result): (_, SelectedResult)| [(result.host.clone(), result)].into();
+            let one = |result: SelectedResult| [(result.host.clone(), result)].into();
             let data = results.into_iter().map(one).collect();
             Json(Envelope { ok, message: message.to_owned(), data: Some(data) })
         }

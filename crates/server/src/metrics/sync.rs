@@ -46,6 +46,13 @@ pub(super) fn register(app: &App, registry: &mut Registry) {
             }
         }
     }
+    let left = Counts::default();
+    for (node, count) in &standing.unconfigured {
+        let label = SourceLabel { source: node.to_string() };
+        left.get_or_create(&label).set(number(*count as u64));
+    }
+    let what = "VMs of a source that the configuration does not name any more";
+    registry.register("sync_source_unconfigured_vms", what, left);
     registry.register("sync_source_in_step", "1 for a source that is followed", up);
     registry.register("sync_source_vms", "VMs that a source lists", vms);
     registry.register("sync_source_held", "VMs that somebody has to confirm as gone", held);

@@ -12,15 +12,19 @@
 //! - What is not durable is decided anew.
 
 mod passes;
-mod touched;
+mod selected;
+pub(super) mod touched;
 
+pub(super) use selected::Selected;
+
+use super::file::Source;
 use super::pass::{Pass, Saying};
-use super::sight::{self, Sight, matching};
+use super::sight::{self, Sight};
 use super::source::{Ask, Report, Said};
 use super::{Command, Error, Sync, plan, tell};
 use crate::app::App;
 use crate::clock;
-use api::sync::{SelectedResult, SourceResult, SyncPass, SyncSource};
+use api::sync::{SourceResult, SyncSource};
 use inventory::{Act, Breaker, Completeness, Outcome, Presence, Vm};
 use model::vm::{DecisionKind, VmId, VmSource};
 use model::{HostId, Time, with_causes};
@@ -57,7 +61,8 @@ pub(super) struct Engine {
     silent: BTreeSet<HostId>,
     touched: BTreeMap<HostId, Touched>,
     decisions: BTreeMap<DecisionKind, u64>,
-    last: Option<SyncPass>,
+    /// VMs on sources that the configuration does not name any more.
+    unconfigured: BTreeMap<HostId, usize>,
 }
 
 impl Engine {
@@ -74,13 +79,13 @@ impl Engine {
             silent: BTreeSet::new(),
             touched: BTreeMap::new(),
             decisions: BTreeMap::new(),
-            last: None,
+            unconfigured: BTreeMap::new(),
         }
     }
 
-    pub(super) fn add(&mut self, node: HostId, ask: watch::Sender<Ask>) {
-        self.sights.insert(node.clone(), Sight::default());
-        self.asks.insert(node, ask);
+    pub(super) fn add(&mut self, source: &Source, ask: watch::Sender<Ask>) {
+        self.sights.insert(source.node.clone(), Sight::of(source));
+        self.asks.insert(source.node.clone(), ask);
     }
 
     pub(super) async fn run(
@@ -91,9 +96,11 @@ impl Engine {
     ) {
         // What was not written before the last end is written now.
         self.sync.mirror.mark(self.ours(|_| true));
+        self.find_unconfigured();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.sync.kept.write().await;
             self.show();
             tokio::select! {
                 Some(report) = reports.recv() => {
@@ -118,6 +125,22 @@ impl Engine {
         ours.filter(|vm| is_wanted(vm)).map(|vm| vm.record.id.clone()).collect()
     }
 
+    /// Counts what is on sources that the configuration does not name.
+    fn find_unconfigured(&mut self) {
+        let mut found: BTreeMap<HostId, usize> = BTreeMap::new();
+        let table = self.app.vms.table();
+        let records = table.vms.values().map(|vm| &vm.record).filter(|record| {
+            record.source == VmSource::Vsphere
+                && !self.sights.contains_key(&record.node)
+                && !matches!(record.presence, Presence::Orphan { .. })
+        });
+        for record in records {
+            *found.entry(record.node.clone()).or_default() += 1;
+        }
+        drop(table);
+        self.unconfigured = found;
+    }
+
     /// Takes what a source says, without deciding anything yet.
     fn absorb(&mut self, report: Report) {
         let now = clock::now();
@@ -132,11 +155,8 @@ impl Engine {
             Said::Alive => sight.heard = Some(now),
             Said::Whole(objects, ask) => {
                 let is_news = sight.whole_at.is_none() || sight.fault.is_some();
-                sight.objects = objects;
-                sight.whole_at = Some(now);
+                sight.take_whole(objects, now);
                 sight.answered = ask;
-                sight.heard = Some(now);
-                sight.fault = None;
                 self.silent.remove(&node);
                 self.touched.entry(node.clone()).or_default().whole = true;
                 if is_news {
@@ -149,7 +169,7 @@ impl Engine {
                 let touched = self.touched.entry(node.clone()).or_default();
                 let mut left = BTreeSet::new();
                 for change in updates.changes {
-                    left.extend(touch(touched, sight, change));
+                    left.extend(touch(touched, sight, change, now));
                 }
                 self.come_elsewhere(&node, &left);
             }
@@ -204,10 +224,10 @@ impl Engine {
                 continue;
             }
             let read = if touched.whole || touched.all {
-                let ids = sight.objects.machines.keys().map(String::as_str);
-                vsphere::partly(&node, &sight.objects, ids)
+                let ids = sight.objects().machines.keys().map(String::as_str);
+                vsphere::partly(&node, sight.objects(), ids)
             } else {
-                vsphere::partly(&node, &sight.objects, touched.ids.iter().map(String::as_str))
+                vsphere::partly(&node, sight.objects(), touched.ids.iter().map(String::as_str))
             };
             if touched.whole || touched.left {
                 if self.missing(&node).is_empty() {
@@ -227,16 +247,10 @@ impl Engine {
     /// What a source does not list, and did.
     fn missing(&self, node: &HostId) -> Vec<VmId> {
         let Some(sight) = self.sights.get(node) else { return Vec::new() };
-        let listed: BTreeSet<String> = sight
-            .objects
-            .machines
-            .values()
-            .filter_map(|machine| machine.uuid.as_ref().map(|uuid| uuid.to_ascii_lowercase()))
-            .collect();
         let is_missing = |vm: &Vm| {
             vm.record.node == *node
                 && !matches!(vm.record.presence, Presence::Orphan { .. })
-                && !listed.contains(vm.record.id.as_str())
+                && !sight.has(&vm.record.id)
         };
         self.ours(is_missing)
     }
@@ -245,7 +259,7 @@ impl Engine {
     async fn decide_whole(&mut self, node: &HostId, with_breaker: bool) -> Vec<VmId> {
         self.later.remove(node);
         let Some(sight) = self.sights.get(node) else { return Vec::new() };
-        let read = vsphere::listing(node, &sight.objects);
+        let read = vsphere::listing(node, sight.objects());
         let answered = sight.answered;
         match self.decide(node, read, with_breaker).await {
             Ok((result, orphans)) => {
@@ -298,8 +312,14 @@ impl Engine {
         let result = self.count(node, &outcome, completeness.as_ref());
         let decided = outcome.decisions.iter().filter(|one| one.act != Act::Ignore);
         self.sync.mirror.mark(decided.filter_map(|one| one.id.clone()));
-        if completeness == Some(Completeness::Complete) {
-            // With the time at which they were in step last.
+        if completeness == Some(Completeness::Complete)
+            && let Some(sight) = self.sights.get_mut(node)
+            && std::mem::take(&mut sight.is_listed_anew)
+        {
+            if let Some(at) = sight.whole_at {
+                self.sync.kept.set_listed_at(node, at);
+            }
+            // With the time at which they were in step last. What only left is told alone.
             self.sync.mirror.mark_in_step(outcome.listed.iter().cloned());
         }
         Ok((result, outcome.orphans()))
@@ -356,10 +376,11 @@ impl Engine {
         let timeout = self.sync.settings.timeout;
         let away = self.sights.iter().filter_map(|(node, sight)| {
             let (since, fault) = sight.fault.as_ref()?;
-            let is_new = !self.silent.contains(node) && now.since(*since) > timeout;
-            is_new.then(|| (node.clone(), fault.clone()))
+            (now.since(*since) > timeout).then(|| (node.clone(), fault.clone()))
         });
-        for (node, fault) in away.collect::<Vec<_>>() {
+        let left = self.unconfigured.keys().map(|node| (node.clone(), sight::unconfigured(node)));
+        let new = away.chain(left).filter(|(node, _)| !self.silent.contains(node));
+        for (node, fault) in new.collect::<Vec<_>>() {
             let read = vsphere::Read {
                 seen: Vec::new(),
                 refused: Vec::new(),
@@ -378,7 +399,7 @@ impl Engine {
         // Who asked and has gone does not need the answer.
         match command {
             Command::Now(cause, reply) => self.now(cause, reply),
-            Command::Selected(vms, reply) => drop(reply.send(Ok(self.selected(&vms).await))),
+            Command::Selected(vms, reply) => drop(reply.send(Ok(self.select(&vms).await))),
             Command::Plan(reply) => {
                 let records = self.app.vms.table().vms.clone();
                 let planned = plan::planned(&self.sights, records, self.breaker(), clock::now());
@@ -388,37 +409,10 @@ impl Engine {
         }
     }
 
-    async fn selected(&mut self, wanted: &[String]) -> Vec<(HostId, SelectedResult)> {
-        let mut results = Vec::new();
-        for node in self.sights.keys().cloned().collect::<Vec<_>>() {
-            let host = self.address(&node);
-            let mut result = SelectedResult { ok: true, host, ..SelectedResult::default() };
-            let Some(sight) = self.sights.get(&node) else { continue };
-            if let Some(doubt) = sight.doubt() {
-                (result.ok, result.message) = (false, Some(doubt));
-                results.push((node, result));
-                continue;
-            }
-            let read = vsphere::partly(&node, &sight.objects, matching(sight, wanted));
-            result.matched = read.seen.len();
-            let ids: Vec<VmId> = read.seen.iter().map(|seen| seen.id.clone()).collect();
-            match self.decide(&node, read, true).await {
-                Ok((done, _)) => {
-                    result.added = done.added;
-                    result.updated = done.updated;
-                    self.sync.mirror.mark(ids);
-                }
-                Err(error) => {
-                    (result.ok, result.failed) = (false, result.matched);
-                    result.message = Some(with_causes(&error));
-                }
-            }
-            results.push((node, result));
-        }
-        results
-    }
-
     async fn confirm(&mut self, node: HostId) -> Result<Vec<VmId>, Error> {
+        if self.unconfigured.contains_key(&node) {
+            return self.let_go(&node).await;
+        }
         let held = self.app.vms.table().nodes.get(&node).map(|node| node.held.clone());
         let held = held.unwrap_or_default();
         let in_step = self.sights.get(&node).is_some_and(|sight| sight.doubt().is_none());
@@ -433,10 +427,22 @@ impl Engine {
         Ok(self.decide_whole(&node, false).await)
     }
 
+    /// Makes orphans of what is on a source that the configuration does not name any more.
+    async fn let_go(&mut self, node: &HostId) -> Result<Vec<VmId>, Error> {
+        let read = vsphere::Read {
+            seen: Vec::new(),
+            refused: Vec::new(),
+            completeness: Completeness::Complete,
+        };
+        let (_, orphans) = self.decide(node, read, false).await?;
+        self.find_unconfigured();
+        Ok(orphans)
+    }
+
     /// Shows how it stands.
     fn show(&self) {
         let table = self.app.vms.table();
-        let source = |source: &super::file::Source| {
+        let source = |source: &Source| {
             let sight = self.sights.get(&source.node)?;
             let about = sight.about.as_ref().map(|about| about.name.clone());
             Some(SyncSource {
@@ -444,8 +450,8 @@ impl Engine {
                 address: source.address.clone(),
                 about,
                 fault: sight.doubt(),
-                vms: sight.objects.machines.len(),
-                listed_at: sight.whole_at,
+                vms: sight.objects().machines.len(),
+                listed_at: sight.whole_at.or_else(|| self.sync.kept.listed_at(&source.node)),
                 heard_at: sight.heard,
                 held: table
                     .nodes
@@ -460,7 +466,8 @@ impl Engine {
         let mut standing = self.sync.locked();
         standing.in_process = self.pass.is_some();
         standing.sources = sources;
-        standing.last.clone_from(&self.last);
+        standing.unconfigured.clone_from(&self.unconfigured);
+        standing.last = self.sync.kept.last();
         standing.decisions.clone_from(&self.decisions);
     }
 }

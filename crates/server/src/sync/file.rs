@@ -6,7 +6,7 @@ use crate::config::Error;
 use inventory::Breaker;
 use model::HostId;
 use serde::Deserialize;
-use sinks::{MongoSettings, RedisSettings};
+use sinks::{MongoSettings, Policy, RedisSettings};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -44,6 +44,7 @@ struct EsxiHost {
     fingerprint: Option<String>,
     #[serde(default = "yes")]
     verify_tls: bool,
+    site: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -82,6 +83,7 @@ struct Timing {
     timeout: Option<u64>,
     breaker_share: Option<usize>,
     breaker_count: Option<usize>,
+    attempts: Option<u32>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -132,6 +134,8 @@ pub struct Settings {
     /// From one full listing to the next.
     pub(crate) interval: Duration,
     pub(crate) timeout: Duration,
+    /// Calls of an endpoint after which a message is given up.
+    pub(crate) attempts: u32,
     /// Unless told, that of all sources of VMs.
     pub(crate) breaker: Option<Breaker>,
     /// Where the routes of the older service are.
@@ -145,6 +149,8 @@ pub(crate) struct Source {
     pub(crate) node: HostId,
     /// As the configuration has it, and the documents.
     pub(crate) address: String,
+    /// VMs do not move from one to another.
+    pub(crate) site: Option<String>,
     pub(crate) vsphere: vsphere::Settings,
 }
 
@@ -213,6 +219,10 @@ impl File {
         let interval = within("sync.interval", timing.interval.unwrap_or(120), 5..=86_400)?;
         let timeout = within("sync.timeout", timing.timeout.unwrap_or(30), 1..=600)?;
         let breaker = breaker(timing.breaker_share, timing.breaker_count)?;
+        let attempts = timing.attempts.unwrap_or_else(|| Policy::default().max_attempts);
+        if !(1..=1000).contains(&attempts) {
+            return Err(("sync.attempts", "is from 1 to 1000".to_owned()));
+        }
         for url in [&self.endpoints.group, &self.endpoints.auth].into_iter().flatten() {
             sinks::Endpoints::new(Some(url), None, timeout)
                 .map_err(|error| ("endpoints", model::with_causes(&error)))?;
@@ -243,6 +253,7 @@ impl File {
             auth: self.endpoints.auth,
             interval,
             timeout,
+            attempts,
             breaker,
             address,
         })
@@ -300,6 +311,7 @@ fn sources(hosts: Vec<EsxiHost>, timeout: Duration) -> Result<Vec<Source>, Wrong
         sources.push(Source {
             node,
             address: host.host.clone(),
+            site: host.site.filter(|site| !site.is_empty()),
             vsphere: vsphere::Settings {
                 host: host.host,
                 port: host.port,
@@ -412,7 +424,9 @@ redis:
         check(&host(", fingerprint: abc"), "is no fingerprint");
         check(&host(", ca_file: /x, verify_tls: false"), "only one of ca_file");
         check(&host(", verify_tls: false"), "trust: Anybody");
+        check(&host(", site: berlin"), "site: Some(\"berlin\")");
         check(&format!("{}\nsync: {{breaker_share: 0}}", host("")), "sync.breaker_share: is a per");
+        check(&format!("{}\nsync: {{attempts: 0}}", host("")), "sync.attempts: is from 1 to 1000");
         check(
             "esxi_hosts: [{host: a, username: u, password: p}, {host: a, username: u, password: p}]",
             "is there twice",

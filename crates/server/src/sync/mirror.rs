@@ -1,5 +1,9 @@
 //! Makes MongoDB's documents follow the records. What could not be written stays to be written,
 //! as the record is then: nothing is queued but which VMs these are.
+//!
+//! What few changed goes before what many did, and that before what only is in step still. So one
+//! change waits for one batch at most, and batches that others may wait for take no longer than
+//! [`PATIENCE`], however slow MongoDB is.
 
 use super::{Sync, tell};
 use crate::app::App;
@@ -13,10 +17,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Documents that are written at once.
-const BATCH: usize = 1000;
-/// The same of those that only are in step still: what changes meanwhile waits for no more.
-const IN_STEP_BATCH: usize = 200;
+/// VMs that changed at once, and go before all others.
+const FEW: usize = 50;
+/// Documents that are written at once. Some servers look at all they have for each batch, so that
+/// small ones gain nothing.
+const BATCHES: std::ops::RangeInclusive<usize> = 100..=1000;
+/// As long as a batch is to take.
+const PATIENCE: Duration = Duration::from_millis(200);
 const BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Single documents that MongoDB does not take are tried again after this.
@@ -28,19 +35,32 @@ pub(super) struct Mirror {
     is_there: bool,
     waiting: Arc<Mutex<Waiting>>,
     wake: Arc<Notify>,
+    /// A batch was written, or could not be.
+    turned: Arc<Notify>,
+}
+
+/// VMs whose documents may not say yet what is so.
+#[derive(Debug)]
+pub(super) struct Undone {
+    pub(super) ids: BTreeSet<VmId>,
+    pub(super) why: String,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Something of them changed: they go first.
-    ids: BTreeSet<VmId>,
+    /// They changed, one or a few at once.
+    few: BTreeSet<VmId>,
+    /// They changed, many at once.
+    many: BTreeSet<VmId>,
     /// They were listed, and are to say when.
     in_step: BTreeSet<VmId>,
     /// Being written: neither told nor forgotten.
-    under_way: usize,
+    under_way: BTreeSet<VmId>,
     /// MongoDB did not take these, while it took others; and when they are tried again.
     refused: BTreeMap<VmId, Instant>,
     fault: Option<String>,
+    /// The last batch could not be written at all.
+    is_away: bool,
 }
 
 impl Waiting {
@@ -50,20 +70,42 @@ impl Waiting {
             self.refused.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for id in due {
             self.refused.remove(&id);
-            self.ids.insert(id);
+            self.many.insert(id);
         }
         self.refused.values().min().copied()
+    }
+
+    /// What goes next: so many at most.
+    fn take(&mut self, batch: usize) {
+        let lines = [&mut self.few, &mut self.many, &mut self.in_step];
+        let next = lines.into_iter().find(|ids| !ids.is_empty());
+        self.under_way = next.map(|ids| first(ids, batch)).unwrap_or_default();
+        for id in &self.under_way {
+            self.many.remove(id);
+            self.in_step.remove(id);
+        }
+    }
+
+    fn waits(&self, id: &VmId) -> bool {
+        [&self.few, &self.many, &self.in_step, &self.under_way].iter().any(|ids| ids.contains(id))
     }
 }
 
 impl Mirror {
     pub(super) fn new(is_there: bool) -> Self {
-        Self { is_there, waiting: Arc::default(), wake: Arc::default() }
+        Self { is_there, waiting: Arc::default(), wake: Arc::default(), turned: Arc::default() }
     }
 
     pub(super) fn mark(&self, ids: impl IntoIterator<Item = VmId>) {
         if self.is_there {
-            self.locked().ids.extend(ids);
+            let ids: BTreeSet<VmId> = ids.into_iter().collect();
+            let mut waiting = self.locked();
+            if ids.len() <= FEW {
+                waiting.few.extend(ids);
+            } else {
+                waiting.many.extend(ids);
+            }
+            drop(waiting);
             self.wake.notify_one();
         }
     }
@@ -79,23 +121,62 @@ impl Mirror {
     /// How many wait, and why.
     pub(super) fn standing(&self) -> (usize, Option<String>) {
         let waiting = self.locked();
-        let elsewhere = waiting.in_step.iter().chain(waiting.refused.keys());
-        let others: BTreeSet<&VmId> = elsewhere.filter(|id| !waiting.ids.contains(*id)).collect();
-        (waiting.ids.len() + waiting.under_way + others.len(), waiting.fault.clone())
+        let lines = [&waiting.few, &waiting.many, &waiting.in_step, &waiting.under_way];
+        let all = lines.into_iter().flatten().chain(waiting.refused.keys());
+        (all.collect::<BTreeSet<&VmId>>().len(), waiting.fault.clone())
     }
 
-    /// What could not be written.
-    fn put_back(&self, ids: BTreeSet<VmId>) {
+    /// Waits until these are written, or can't be now; of which that is not so, and why.
+    pub(super) async fn written(&self, ids: &BTreeSet<VmId>, at_most: Duration) -> Undone {
+        let until = Instant::now() + at_most;
+        loop {
+            let turned = self.turned.notified();
+            tokio::pin!(turned);
+            turned.as_mut().enable();
+            let (undone, is_over) = self.undone(ids);
+            if is_over || Instant::now() >= until {
+                return undone;
+            }
+            tokio::select! {
+                () = turned => {}
+                () = tokio::time::sleep_until(until) => {}
+            }
+        }
+    }
+
+    /// What of these is not written, and whether there is nothing to wait for.
+    fn undone(&self, ids: &BTreeSet<VmId>) -> (Undone, bool) {
+        let waiting = self.locked();
+        let mut is_on = false;
+        let is_undone = |id: &&VmId| {
+            let waits = waiting.waits(id);
+            is_on |= waits;
+            waits || waiting.refused.contains_key(*id)
+        };
+        let undone: BTreeSet<VmId> = ids.iter().filter(is_undone).cloned().collect();
+        let why = waiting.fault.clone();
+        let why = why.unwrap_or_else(|| "MongoDB is being told still".to_owned());
+        (Undone { ids: undone, why }, waiting.is_away || !is_on)
+    }
+
+    /// What could not be written, and why, if that is known.
+    fn put_back(&self, fault: Option<String>) {
         let mut waiting = self.locked();
-        waiting.under_way = 0;
-        waiting.ids.extend(ids);
+        let ids = std::mem::take(&mut waiting.under_way);
+        waiting.many.extend(ids);
+        waiting.is_away |= fault.is_some();
+        waiting.fault = fault.or(waiting.fault.take());
+        drop(waiting);
+        self.turned.notify_waiters();
     }
 
     /// What was written, and what of it MongoDB did not take: that waits, and holds up no other.
-    fn settle(&self, written: &BTreeSet<VmId>, failed: &[(String, String)]) {
+    pub(super) fn settle(&self, failed: &[(String, String)]) {
         let mut waiting = self.locked();
-        waiting.under_way = 0;
-        waiting.refused.retain(|id, _| !written.contains(id));
+        waiting.is_away = false;
+        for id in std::mem::take(&mut waiting.under_way) {
+            waiting.refused.remove(&id);
+        }
         let again = Instant::now() + REFUSED;
         let ids = failed.iter().filter_map(|(uuid, _)| Some((uuid.parse().ok()?, again)));
         waiting.refused.extend(ids);
@@ -106,26 +187,35 @@ impl Mirror {
         } else if waiting.refused.is_empty() {
             waiting.fault = None;
         }
+        drop(waiting);
+        self.turned.notify_waiters();
     }
 
     fn locked(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is to be written now, or when there may be something.
-    fn next(&self) -> (BTreeSet<VmId>, Option<Instant>) {
+    /// What is to be written now, so many at most, or when there may be something.
+    pub(super) fn next(&self, batch: usize) -> (BTreeSet<VmId>, Option<Instant>) {
         let mut waiting = self.locked();
         let later = waiting.take_up(Instant::now());
-        let next = if waiting.ids.is_empty() {
-            first(&mut waiting.in_step, IN_STEP_BATCH)
-        } else {
-            let next = first(&mut waiting.ids, BATCH);
-            waiting.in_step.retain(|id| !next.contains(id));
-            next
-        };
-        waiting.under_way = next.len();
-        (next, later)
+        waiting.take(batch);
+        (waiting.under_way.clone(), later)
     }
+}
+
+/// How many are to be written at once, after so many took so long.
+fn batch_after(batch: usize, count: usize, took: Duration) -> usize {
+    let next = if took > PATIENCE {
+        // Down at once, to what would have been in time.
+        usize::try_from(count as u128 * PATIENCE.as_millis() / took.as_millis().max(1))
+            .unwrap_or(batch)
+    } else if count == batch {
+        batch * 2
+    } else {
+        batch
+    };
+    next.clamp(*BATCHES.start(), *BATCHES.end())
 }
 
 /// Takes the first of a set, so many at most.
@@ -139,9 +229,9 @@ fn first(ids: &mut BTreeSet<VmId>, count: usize) -> BTreeSet<VmId> {
 
 /// Writes until told to stop.
 pub(super) async fn run(app: Arc<App>, sync: Sync, mongo: MongoSink, stop: CancellationToken) {
-    let mut failures = 0_u32;
+    let (mut failures, mut batch) = (0_u32, *BATCHES.start());
     loop {
-        let (ids, later) = sync.mirror.next();
+        let (ids, later) = sync.mirror.next(batch);
         if ids.is_empty() {
             let later = later.unwrap_or_else(|| Instant::now() + REFUSED);
             tokio::select! {
@@ -150,18 +240,19 @@ pub(super) async fn run(app: Arc<App>, sync: Sync, mongo: MongoSink, stop: Cance
                 () = stop.cancelled() => return,
             }
         }
-        let documents = documents(&app, &sync, &ids);
+        let (documents, begun) = (documents(&app, &sync, &ids), Instant::now());
         let written = tokio::select! {
             written = mongo.write(&documents) => written,
             () = stop.cancelled() => {
-                sync.mirror.put_back(ids);
+                sync.mirror.put_back(None);
                 return;
             }
         };
         let pause = match written {
             Ok(written) => {
                 failures = 0;
-                sync.mirror.settle(&ids, &written.failed);
+                batch = batch_after(batch, ids.len(), begun.elapsed());
+                sync.mirror.settle(&written.failed);
                 continue;
             }
             Err(error) => {
@@ -169,8 +260,7 @@ pub(super) async fn run(app: Arc<App>, sync: Sync, mongo: MongoSink, stop: Cance
                 if failures == 0 {
                     tracing::warn!(fault, "MongoDB could not be told of VMs");
                 }
-                sync.mirror.locked().fault = Some(fault);
-                sync.mirror.put_back(ids);
+                sync.mirror.put_back(Some(fault));
                 failures = failures.saturating_add(1);
                 let factor = 2_u32.saturating_pow(failures - 1);
                 BACKOFF.saturating_mul(factor).min(MAX_BACKOFF)
@@ -188,8 +278,9 @@ fn documents(app: &App, sync: &Sync, ids: &BTreeSet<VmId>) -> Vec<VmDocument> {
     let sources = &sync.settings.sources;
     let document = |id: &VmId| {
         let vm = table.vms.get(id)?;
-        let source = sources.iter().find(|source| source.node == vm.record.node)?;
-        Some(tell::document(vm, &source.address))
+        let source = sources.iter().find(|source| source.node == vm.record.node);
+        let address = source.map(|source| source.address.as_str());
+        Some(tell::document(vm, address, sync.kept.listed_at(&vm.record.node)))
     };
     ids.iter().filter_map(document).collect()
 }
@@ -198,36 +289,88 @@ fn documents(app: &App, sync: &Sync, ids: &BTreeSet<VmId>) -> Vec<VmDocument> {
 mod tests {
     use super::*;
 
+    fn id(n: usize) -> VmId {
+        format!("423c1d0e-0000-0000-0000-{n:012}").parse().unwrap()
+    }
+
     #[test]
-    fn what_changed_does_not_wait_for_what_did_not() {
+    fn what_few_changed_waits_for_no_others() {
         let mirror = Mirror::new(true);
-        let id = |n: usize| format!("423c1d0e-0000-0000-0000-{n:012}").parse::<VmId>().unwrap();
+        let check = |expected: std::ops::Range<usize>| {
+            let expected: BTreeSet<VmId> = expected.map(id).collect();
+            assert_eq!(mirror.next(100).0, expected);
+            mirror.settle(&[]);
+        };
         mirror.mark_in_step((0..1000).map(id));
-        assert_eq!(mirror.next().0.len(), IN_STEP_BATCH);
+        check(0..100);
+        mirror.mark((200..400).map(id));
+        check(200..300);
         mirror.mark([id(999)]);
-        assert_eq!(mirror.next().0, [id(999)].into());
-        mirror.settle(&[id(999)].into(), &[]);
-        assert_eq!(mirror.standing().0, 1000 - IN_STEP_BATCH - 1);
+        check(999..1000);
+        check(300..400);
+        check(100..200);
+        check(400..500);
+        assert_eq!(mirror.standing().0, 499);
+    }
+
+    #[test]
+    fn a_batch_takes_no_longer_than_others_can_wait() {
+        let check = |batch, count, millis, expected| {
+            assert_eq!(batch_after(batch, count, Duration::from_millis(millis)), expected);
+        };
+        check(100, 100, 5, 200);
+        check(800, 800, 150, 1000);
+        check(800, 3, 1, 800);
+        check(1000, 1000, 1000, 200);
+        check(100, 100, 5000, 100);
     }
 
     #[test]
     fn what_is_refused_holds_up_no_other() {
         let mirror = Mirror::new(true);
-        let id = |n: u8| format!("423c1d0e-0000-0000-0000-00000000000{n}").parse::<VmId>().unwrap();
         mirror.mark([id(1), id(2)]);
-        let (ids, _) = mirror.next();
+        assert_eq!(mirror.next(9).0.len(), 2);
         assert_eq!(mirror.standing().0, 2, "they are not written yet");
-        mirror.settle(&ids, &[(id(1).to_string(), "a rule of the collection".to_owned())]);
+        mirror.settle(&[(id(1).to_string(), "a rule of the collection".to_owned())]);
         assert_eq!(mirror.standing().0, 1);
         mirror.mark([id(3)]);
-        let (ids, later) = mirror.next();
+        let (ids, later) = mirror.next(9);
         assert_eq!(ids, [id(3)].into());
-        mirror.settle(&ids, &[]);
+        mirror.settle(&[]);
         assert!(mirror.standing().1.is_some(), "one is refused still");
         assert!(mirror.locked().take_up(later.unwrap()).is_none());
-        let (ids, _) = mirror.next();
-        assert_eq!(ids, [id(1)].into());
-        mirror.settle(&ids, &[]);
+        assert_eq!(mirror.next(9).0, [id(1)].into());
+        mirror.settle(&[]);
         assert_eq!(mirror.standing(), (0, None));
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_what_is_so() {
+        let undone = async |mirror: &Mirror, ids: &[usize], millis| {
+            let ids = ids.iter().copied().map(id).collect();
+            let undone = mirror.written(&ids, Duration::from_millis(millis)).await;
+            (undone.ids.len(), undone.why)
+        };
+        let long = 60_000;
+        let mirror = Mirror::new(true);
+        mirror.mark([id(1), id(2)]);
+        let write = async {
+            mirror.next(1);
+            mirror.settle(&[]);
+            tokio::task::yield_now().await;
+            mirror.next(1);
+            mirror.settle(&[(id(2).to_string(), "a rule".to_owned())]);
+        };
+        let (found, ()) = tokio::join!(undone(&mirror, &[1, 2, 3], long), write);
+        assert_eq!(found.0, 1, "one was not taken");
+
+        let mirror = Mirror::new(true);
+        mirror.mark([id(1)]);
+        let is_told = (1, "MongoDB is being told still".to_owned());
+        assert_eq!(undone(&mirror, &[1], 10).await, is_told);
+        mirror.next(1);
+        mirror.put_back(Some("it is away".to_owned()));
+        assert_eq!(undone(&mirror, &[1], long).await, (1, "it is away".to_owned()));
+        assert_eq!(undone(&mirror, &[2], long).await.0, 0);
     }
 }

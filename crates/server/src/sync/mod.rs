@@ -15,8 +15,11 @@
 //! - Documents follow the records: what could not be written is written later, as it is then.
 //! - Sessions and endpoints are told of each change, in order, through the outbox.
 
+#[cfg(test)]
+mod cost;
 mod engine;
 mod file;
+mod kept;
 mod lease;
 mod mirror;
 mod pass;
@@ -32,14 +35,15 @@ use crate::app::App;
 use crate::clock;
 use crate::runs::{Cause, RunId};
 use api::sync::{SelectedResult, SyncPlan, SyncStanding};
-use engine::Engine;
+use engine::{Engine, Selected};
 use inventory::Presence;
+use kept::Kept;
 use lease::Lease;
 use mirror::Mirror;
 use model::vm::VmId;
 use model::{HostId, Time};
 use sinks::outbox::Standing;
-use sinks::{Endpoints, MongoSink, Outbox, RedisSink};
+use sinks::{Endpoints, MongoSink, Outbox, Policy, RedisSink};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use store::Records;
@@ -82,7 +86,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 #[derive(Debug)]
 pub(crate) enum Command {
     Now(Cause, Reply<RunId>),
-    Selected(Vec<String>, Reply<Vec<(HostId, SelectedResult)>>),
+    Selected(Vec<String>, Reply<Vec<Selected>>),
     Plan(Reply<SyncPlan>),
     Confirm(HostId, Reply<Vec<VmId>>),
 }
@@ -108,6 +112,7 @@ pub(crate) struct Sync {
     standing: Arc<Mutex<SyncStanding>>,
     outbox: Outbox,
     mirror: Mirror,
+    kept: Kept,
     mongo: Option<MongoSink>,
     redis: Option<RedisSink>,
     endpoints: Arc<Endpoints>,
@@ -122,13 +127,16 @@ impl Sync {
     ) -> Result<(Self, mpsc::Receiver<Command>), OpenError> {
         settings.warn();
         let (group, auth) = (settings.group.as_deref(), settings.auth.as_deref());
-        let endpoints = Endpoints::new(group, auth, settings.timeout)?;
+        let policy = Policy { max_attempts: settings.attempts, ..Policy::default() };
+        let endpoints = Endpoints::new(group, auth, settings.timeout)?.with_policy(policy);
         let (commands, receiver) = mpsc::channel(COMMANDS);
+        let kept = Kept::open(records.clone())?;
         let standing = SyncStanding {
             in_process: false,
             stands_by: Some("who syncs is not known yet".to_owned()),
             sources: Vec::new(),
-            last: None,
+            unconfigured: std::collections::BTreeMap::new(),
+            last: kept.last(),
             decisions: std::collections::BTreeMap::new(),
             documents_waiting: 0,
             documents_fault: None,
@@ -140,6 +148,7 @@ impl Sync {
             redis: settings.redis.clone().map(RedisSink::new).transpose()?,
             outbox: Outbox::open(records, now)?,
             mirror: Mirror::new(settings.mongo.is_some()),
+            kept,
             endpoints: Arc::new(endpoints),
             commands,
             standing: Arc::new(Mutex::new(standing)),
@@ -167,6 +176,7 @@ impl Sync {
     /// Whether VMs of this node come from here.
     pub(crate) fn speaks_for(&self, node: &HostId) -> bool {
         self.settings.sources.iter().any(|source| source.node == *node)
+            || self.locked().unconfigured.contains_key(node)
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, SyncStanding> {
@@ -178,12 +188,13 @@ impl Sync {
         self.ask(|reply| Command::Now(cause, reply)).await
     }
 
-    /// Brings some VMs in step: by their UUID, else by name.
-    pub(crate) async fn selected(
-        &self,
-        vms: Vec<String>,
-    ) -> Result<Vec<(HostId, SelectedResult)>, Error> {
-        self.ask(|reply| Command::Selected(vms, reply)).await
+    /// Brings some VMs in step, by their UUID, else by name; answers when their documents say so,
+    /// or what is so when they do not in time.
+    pub(crate) async fn selected(&self, vms: Vec<String>) -> Result<Vec<SelectedResult>, Error> {
+        let done = self.ask(|reply| Command::Selected(vms, reply)).await?;
+        let ids = done.iter().flat_map(|one| &one.ids).cloned().collect();
+        let undone = self.mirror.written(&ids, self.settings.timeout).await;
+        Ok(done.into_iter().map(|one| one.without(&undone)).collect())
     }
 
     /// What a full pass would decide.
@@ -211,6 +222,8 @@ pub enum OpenError {
     Sink(#[from] sinks::Error),
     #[error(transparent)]
     Outbox(#[from] sinks::outbox::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
 }
 
 /// Works until the server stops.
@@ -233,7 +246,7 @@ pub(crate) async fn run(app: Arc<App>, sync: Sync, mut commands: mpsc::Receiver<
         let mut engine = Engine::new(Arc::clone(&app), sync.clone(), clock::now());
         for source in &sync.settings.sources {
             let (ask, asked) = watch::channel(0);
-            engine.add(source.node.clone(), ask);
+            engine.add(source, ask);
             tasks.spawn(source::run(source.clone(), reports.clone(), asked, stop.clone()));
         }
         drop(reports);
@@ -258,6 +271,7 @@ pub(crate) async fn run(app: Arc<App>, sync: Sync, mut commands: mpsc::Receiver<
                 // What it saw ages from now on, and says nothing.
                 standing.in_process = false;
                 standing.sources.clear();
+                standing.unconfigured.clear();
             }
         }
         stop.cancel();

@@ -5,8 +5,8 @@ use super::sight::{self, Sight};
 use super::tell;
 use crate::clock;
 use api::sync::{PlannedDecision, SyncPlan};
-use inventory::{Breaker, Decision, Outcome, Vm, apply, reconcile};
-use model::vm::{DecisionKind, VmId};
+use inventory::{Breaker, Decision, Outcome, Presence, Vm, apply, reconcile};
+use model::vm::{DecisionKind, VmId, VmSource};
 use model::{HostId, Time, with_causes};
 use sinks::MongoSink;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,18 +36,22 @@ pub async fn preview(settings: Settings) -> Result<SyncPlan, sinks::Error> {
 async fn look(source: &Source) -> Sight {
     let listed = async {
         let mut session = vsphere::Session::open(&source.vsphere, vsphere::PAGE).await?;
+        let about = session.about().clone();
         let objects = session.list().await;
         if let Err(error) = session.close().await {
             tracing::debug!(%error, source = %source.node, "could not log out");
         }
-        objects
+        objects.map(|objects| (about, objects))
     };
+    let mut sight = Sight::of(source);
     match listed.await {
-        Ok(objects) => Sight { objects, whole_at: Some(clock::now()), ..Sight::default() },
-        Err(error) => {
-            Sight { fault: Some((clock::now(), with_causes(&error))), ..Sight::default() }
+        Ok((about, objects)) => {
+            sight.about = Some(about);
+            sight.take_whole(objects, clock::now());
         }
+        Err(error) => sight.fault = Some((clock::now(), with_causes(&error))),
     }
+    sight
 }
 
 /// VMs as MongoDB knows them.
@@ -58,10 +62,9 @@ pub(super) async fn known(mongo: &MongoSink, sources: &[Source]) -> Result<Vec<V
         tracing::warn!(what, "a document is left alone");
     }
     let of = |address: &str| sources.iter().find(|source| source.address == address);
-    let known = loaded
-        .documents
-        .iter()
-        .filter_map(|document| tell::adopted(document, &of(&document.esxi_host_addr)?.node));
+    let of = |document: &sinks::VmDocument| of(document.esxi_host_addr.as_deref()?);
+    let known =
+        loaded.documents.iter().filter_map(|document| tell::adopted(document, &of(document)?.node));
     Ok(known.collect())
 }
 
@@ -82,10 +85,10 @@ pub(super) fn planned(
     for is_whole in [false, true] {
         for (node, sight) in sights.iter().filter(|(_, sight)| sight.doubt().is_none()) {
             let read = if is_whole {
-                vsphere::listing(node, &sight.objects)
+                vsphere::listing(node, sight.objects())
             } else {
-                let all = sight.objects.machines.keys().map(String::as_str);
-                vsphere::partly(node, &sight.objects, all)
+                let all = sight.objects().machines.keys().map(String::as_str);
+                vsphere::partly(node, sight.objects(), all)
             };
             let listing = sight::listing(node, read, sights, &records);
             let outcome = reconcile(&records, &listing, Some(breaker.of_pieces(now)));
@@ -100,7 +103,28 @@ pub(super) fn planned(
             }
         }
     }
+    plan.decisions.extend(unconfigured(sights, &records));
     plan
+}
+
+/// What was on sources that nobody asks any more waits for somebody.
+fn unconfigured(
+    sights: &BTreeMap<HostId, Sight>,
+    records: &BTreeMap<VmId, Vm>,
+) -> Vec<PlannedDecision> {
+    let left = records.values().map(|vm| &vm.record).filter(|record| {
+        record.source == VmSource::Vsphere
+            && !sights.contains_key(&record.node)
+            && !matches!(record.presence, Presence::Orphan { .. })
+    });
+    let held = left.map(|record| PlannedDecision {
+        node: record.node.clone(),
+        id: Some(record.id.clone()),
+        name: Some(record.name.to_string()),
+        kind: DecisionKind::Hold,
+        reason: sight::unconfigured(&record.node),
+    });
+    held.collect()
 }
 
 /// What was held before is decided no more, and waits all the same.
@@ -134,7 +158,7 @@ fn told(node: &HostId, decision: Decision, records: &BTreeMap<VmId, Vm>) -> Plan
 
 #[cfg(test)]
 mod tests {
-    use super::super::sight::tests::{ONE, TWO, node, sight};
+    use super::super::sight::tests::{ONE, TWO, away, node, sight};
     use super::super::tell::tests::seen;
     use super::*;
     use inventory::{Completeness, Listing};
@@ -144,11 +168,12 @@ mod tests {
         let mut records = BTreeMap::new();
         for (uuid, at) in on {
             let listing = Listing {
-                source: model::vm::VmSource::Vsphere,
+                source: VmSource::Vsphere,
                 nodes: [(node(at), Completeness::Partial)].into(),
                 elsewhere: BTreeMap::new(),
                 seen: vec![seen(uuid, "web", at)],
                 refused: Vec::new(),
+                unidentified: Vec::new(),
                 gone: VmState::Unknown,
             };
             for decision in reconcile(&records, &listing, None).decisions {
@@ -187,13 +212,21 @@ mod tests {
 
     #[test]
     fn who_is_away_is_told_and_holds_up_orphans() {
-        let away = Sight { fault: Some((Time(1), "it is off".to_owned())), ..Sight::default() };
         let stale = format!("a stale {ONE}: it may have moved to b: it is off");
         check(
-            &[("a", sight(&[TWO])), ("b", away)],
+            &[("a", sight(&[TWO])), ("b", away())],
             &[(ONE, "a"), (TWO, "a")],
             &[&stale, "b! it is off"],
         );
+    }
+
+    #[test]
+    fn what_is_on_a_source_that_is_named_no_more_is_held() {
+        let held = format!("old hold {TWO}: {}", sight::unconfigured(&node("old")));
+        check(&[("a", sight(&[ONE]))], &[(ONE, "a"), (TWO, "old")], &[&held]);
+        // Unless it is on another.
+        let moved = format!("a move {TWO}: it was on old and is on a");
+        check(&[("a", sight(&[ONE, TWO]))], &[(ONE, "a"), (TWO, "old")], &[&moved]);
     }
 
     #[test]

@@ -1,21 +1,33 @@
 //! What one source sees at this moment, and what that means beside what the others see. Pure but
 //! for the records that are read.
 //!
+//! What a source shows is kept by UUID, too: a change costs no look at all its VMs.
+//!
 //! # Invariants
 //! - While the source on which a VM was known lists it still, the same UUID elsewhere is a copy.
 //! - What a guest told of itself stays known while it tells nothing.
 
+use super::file::Source;
 use super::source::Ask;
-use inventory::{Completeness, Listing, Refused, Seen, Vm};
+use inventory::{Completeness, Listing, Refused, Seen, Unidentified, Vm};
 use model::vm::{VmId, VmSource, VmState};
 use model::{HostId, Time};
-use std::collections::{BTreeMap, BTreeSet};
-use vsphere::{About, Objects, Read};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use vsphere::{About, Change, Machine, Objects, Read, Thing};
 
 /// One source, as it is known.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sight {
-    pub(super) objects: Objects,
+    /// As the configuration has it.
+    pub(super) address: String,
+    /// Where it is, if that is said. VMs do not move between sites.
+    pub(super) site: Option<String>,
+    objects: Objects,
+    /// Its ids of VMs, by UUID.
+    references: HashMap<VmId, BTreeSet<String>>,
+    /// VMs of which nobody can tell which they are, by their ids there, and when they were seen so
+    /// first.
+    unidentified: BTreeMap<String, Time>,
     pub(super) about: Option<About>,
     /// When it was listed as a whole last. What it told since is part of the objects.
     pub(super) whole_at: Option<Time>,
@@ -29,9 +41,77 @@ pub(super) struct Sight {
     pub(super) heard: Option<Time>,
     /// It is about to tell more of what it is telling.
     pub(super) midway: bool,
+    /// It was listed as a whole, and that was not decided about yet.
+    pub(super) is_listed_anew: bool,
 }
 
 impl Sight {
+    pub(super) fn of(source: &Source) -> Self {
+        let (address, site) = (source.address.clone(), source.site.clone());
+        Self { address, site, ..Self::default() }
+    }
+
+    /// What it has.
+    pub(super) fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// Takes a listing of all it has.
+    pub(super) fn take_whole(&mut self, objects: Objects, now: Time) {
+        let before = std::mem::take(&mut self.unidentified);
+        self.references.clear();
+        for (reference, machine) in &objects.machines {
+            if let Some(id) = vm_of(machine) {
+                self.references.entry(id).or_default().insert(reference.clone());
+            } else if machine.is_unidentified() {
+                let since = before.get(reference).copied().unwrap_or(now);
+                self.unidentified.insert(reference.clone(), since);
+            }
+        }
+        self.objects = objects;
+        self.whole_at = Some(now);
+        self.heard = Some(now);
+        self.fault = None;
+        self.is_listed_anew = true;
+    }
+
+    /// Takes what became of one object; which VM it was until then, and is no more.
+    pub(super) fn take(&mut self, change: Change, now: Time) -> Option<VmId> {
+        let (reference, is_machine) = (change.id.clone(), change.thing == Thing::Machine);
+        let before = self.objects.machines.get(&reference).and_then(vm_of);
+        self.objects.apply(change);
+        if !is_machine {
+            return None;
+        }
+        let machine = self.objects.machines.get(&reference);
+        let id = machine.and_then(vm_of);
+        if machine.is_some_and(Machine::is_unidentified) {
+            self.unidentified.entry(reference.clone()).or_insert(now);
+        } else {
+            self.unidentified.remove(&reference);
+        }
+        if before == id {
+            return None;
+        }
+        if let Some(references) = before.as_ref().and_then(|id| self.references.get_mut(id)) {
+            references.remove(&reference);
+        }
+        if let Some(before) = &before
+            && self.reference(before).is_none()
+        {
+            self.references.remove(before);
+        }
+        if let Some(id) = id {
+            self.references.entry(id).or_default().insert(reference);
+        }
+        before
+    }
+
+    /// Whether it lists a VM.
+    pub(super) fn has(&self, id: &VmId) -> bool {
+        self.references.contains_key(id)
+    }
+
     /// Why it does not say what it has at this moment, if so.
     pub(super) fn doubt(&self) -> Option<String> {
         match (&self.fault, self.whole_at) {
@@ -43,12 +123,29 @@ impl Sight {
 
     /// Its id of a VM that it lists.
     pub(super) fn reference(&self, id: &VmId) -> Option<&str> {
-        let found = self.objects.machines.iter().find(|(_, machine)| {
-            let uuid = machine.uuid.as_deref();
-            uuid.is_some_and(|uuid| uuid.eq_ignore_ascii_case(id.as_str()))
-        });
-        found.map(|(reference, _)| reference.as_str())
+        self.references.get(id)?.first().map(String::as_str)
     }
+}
+
+/// Which VM it is, if it is one that can be told.
+fn vm_of(machine: &Machine) -> Option<VmId> {
+    machine.id().filter(|_| !machine.is_template)
+}
+
+/// Why a VM that one source lacks may have come to another unseen.
+fn may_hide(from: &Sight, to: &Sight, sights: &BTreeMap<HostId, Sight>) -> Option<String> {
+    let doubt = to.doubt()?;
+    if let (Some(here), Some(there)) = (&from.site, &to.site)
+        && here != there
+    {
+        return None;
+    }
+    // What is on a host is listed by its vCenter, too.
+    let vcenters = sights.values().filter(|sight| {
+        sight.doubt().is_none() && sight.about.as_ref().is_some_and(|about| about.is_vcenter)
+    });
+    let is_seen_through = vcenters.into_iter().any(|vcenter| vcenter.objects.reaches(&to.address));
+    (!is_seen_through).then_some(doubt)
 }
 
 /// What a reading of one source is as a listing.
@@ -72,18 +169,24 @@ pub(super) fn listing(
         keep_what_was_told(&mut one, known);
         kept.push(one);
     }
-    let elsewhere = if completeness == Completeness::Complete {
-        let others = sights.iter().filter(|(other, _)| *other != node);
-        others.filter_map(|(other, sight)| Some((other.clone(), sight.doubt()?))).collect()
-    } else {
-        BTreeMap::new()
-    };
+    let (mut elsewhere, mut unidentified) = (BTreeMap::new(), Vec::new());
+    if let (Completeness::Complete, Some(here)) = (&completeness, sights.get(node)) {
+        for (other, sight) in sights.iter().filter(|(other, _)| *other != node) {
+            elsewhere.extend(may_hide(here, sight, sights).map(|why| (other.clone(), why)));
+        }
+        unidentified.extend(here.unidentified.iter().map(|(reference, since)| Unidentified {
+            node: node.clone(),
+            reference: vsphere::shown(reference),
+            since: *since,
+        }));
+    }
     Listing {
         source: VmSource::Vsphere,
         nodes: [(node.clone(), completeness)].into(),
         elsewhere,
         seen: kept,
         refused,
+        unidentified,
         gone: VmState::Unknown,
     }
 }
@@ -98,26 +201,35 @@ fn copied(seen: &Seen, known: &Vm, sights: &BTreeMap<HostId, Sight>) -> Option<S
     if other.whole_at.is_none() && other.fault.is_none() {
         return Some(format!("whether it moved there from {} is not known yet", record.node));
     }
-    let has = other.fault.is_none() && other.reference(&seen.id).is_some();
+    let has = other.fault.is_none() && other.has(&seen.id);
     has.then(|| {
         format!("{} has the UUID {} of {} on {}", seen.name, seen.id, record.name, record.node)
     })
 }
 
+/// Why VMs of a source that the configuration does not name are not known to be there, and what
+/// to do.
+pub(super) fn unconfigured(node: &HostId) -> String {
+    format!(
+        "sync.yaml does not name {node} any more; once its VMs are gone: twin inventory confirm {node}"
+    )
+}
+
 /// The ids of a source's VMs that are meant: by UUID, and what is none by name.
 pub(super) fn matching<'s>(sight: &'s Sight, wanted: &[String]) -> BTreeSet<&'s str> {
-    let mut found = BTreeSet::new();
+    let (mut found, mut names) = (BTreeSet::new(), BTreeSet::new());
     for text in wanted {
-        let by = |is_it: &dyn Fn(&vsphere::Machine) -> bool| -> Vec<&'s str> {
-            let all = sight.objects.machines.iter();
-            all.filter(|(_, machine)| is_it(machine)).map(|(id, _)| id.as_str()).collect()
-        };
-        let is_uuid = |machine: &vsphere::Machine| {
-            machine.uuid.as_deref().is_some_and(|uuid| uuid.eq_ignore_ascii_case(text))
-        };
-        let by_uuid = by(&is_uuid);
-        found.extend(if by_uuid.is_empty() { by(&|one| one.name == *text) } else { by_uuid });
+        let id = text.to_ascii_lowercase().parse::<VmId>().ok();
+        let by_uuid = id.and_then(|id| sight.references.get(&id));
+        if let Some(references) = by_uuid {
+            found.extend(references.iter().map(String::as_str));
+        } else {
+            names.insert(text.as_str());
+        }
     }
+    let all = sight.objects.machines.iter();
+    let named = all.filter(|(_, machine)| names.contains(machine.name.as_str()));
+    found.extend(named.map(|(reference, _)| reference.as_str()));
     found
 }
 
@@ -136,7 +248,6 @@ pub(super) mod tests {
     use super::super::tell::tests::seen;
     use super::*;
     use inventory::{Act, apply, reconcile};
-    use vsphere::Machine;
 
     pub(in crate::sync) const ONE: &str = "423c1d0e-0000-0000-0000-000000000001";
     pub(in crate::sync) const TWO: &str = "423c1d0e-0000-0000-0000-000000000002";
@@ -148,9 +259,9 @@ pub(super) mod tests {
             name: name.into(),
             ..Machine::default()
         };
+        let machines = [("vm-1".into(), machine(ONE, "web")), ("vm-2".into(), machine(TWO, ONE))];
         let mut sight = Sight::default();
-        sight.objects.machines.insert("vm-1".into(), machine(ONE, "web"));
-        sight.objects.machines.insert("vm-2".into(), machine(TWO, ONE));
+        sight.take_whole(Objects { machines: machines.into(), ..Objects::default() }, Time(1));
         sight
     }
 
@@ -162,11 +273,13 @@ pub(super) mod tests {
         let machine =
             |uuid: &&str| Machine { uuid: Some((*uuid).to_owned()), ..Machine::default() };
         let machines = (1..).map(|n| format!("vm-{n}")).zip(uuids.iter().map(machine)).collect();
-        Sight {
-            objects: Objects { machines, places: BTreeMap::new() },
-            whole_at: Some(Time(1)),
-            ..Sight::default()
-        }
+        let mut sight = Sight::default();
+        sight.take_whole(Objects { machines, ..Objects::default() }, Time(1));
+        sight
+    }
+
+    pub(in crate::sync) fn away() -> Sight {
+        Sight { fault: Some((Time(1), "it is off".into())), ..Sight::default() }
     }
 
     fn read(seen: Vec<Seen>) -> Read {
@@ -177,7 +290,8 @@ pub(super) mod tests {
         let mut records = BTreeMap::new();
         let mut one = seen(ONE, "web", "esx1");
         one.labels.insert("hostname".into(), "web.example".into());
-        let first = listing(&node("esx1"), read(vec![one]), &BTreeMap::new(), &records);
+        let sights = [(node("esx1"), sight(&[ONE]))].into();
+        let first = listing(&node("esx1"), read(vec![one]), &sights, &records);
         for decision in &reconcile(&records, &first, None).decisions {
             apply(&mut records, decision, Time(1));
         }
@@ -223,13 +337,73 @@ pub(super) mod tests {
 
     #[test]
     fn who_is_not_seen_may_have_it() {
-        let away = Sight { fault: Some((Time(1), "it is off".into())), ..Sight::default() };
-        let sights = [(node("esx1"), sight(&[])), (node("esx2"), away)].into();
+        let sights = [(node("esx1"), sight(&[])), (node("esx2"), away())].into();
         let records = known();
         let listed = listing(&node("esx1"), read(vec![]), &sights, &records);
         let outcome = reconcile(&records, &listed, None);
         assert_eq!(outcome.decisions[0].act, Act::Stale);
         assert_eq!(outcome.decisions[0].reason, "it may have moved to esx2: it is off");
+    }
+
+    #[test]
+    fn who_sees_what_is_on_a_host_that_is_away() {
+        let check = |here: &str, there: &str, vcenter: Option<&str>, holds: bool| {
+            let site = |name: &str| Some(name.to_owned()).filter(|name| !name.is_empty());
+            let one = Sight { site: site(here), ..sight(&[]) };
+            let away = Sight { site: site(there), address: "10.0.0.2".into(), ..away() };
+            let mut sights: BTreeMap<HostId, Sight> =
+                [(node("esx1"), one), (node("esx2"), away)].into();
+            if let Some(connection) = vcenter {
+                let about = Some(About { name: "vCenter".into(), is_vcenter: true });
+                let place = vsphere::Place {
+                    name: "10.0.0.2".into(),
+                    connection: Some(connection.into()),
+                    ..vsphere::Place::default()
+                };
+                let places = [("host-1".to_owned(), place)].into();
+                let mut sight = Sight { about, ..Sight::default() };
+                sight.take_whole(Objects { places, ..Objects::default() }, Time(1));
+                sights.insert(node("vc"), sight);
+            }
+            let listed = listing(&node("esx1"), read(vec![]), &sights, &known());
+            assert_eq!(!listed.elsewhere.is_empty(), holds, "{here} {there} {vcenter:?}");
+        };
+        check("", "", None, true);
+        check("berlin", "", None, true);
+        check("berlin", "berlin", None, true);
+        check("berlin", "bonn", None, false);
+        check("", "", Some("connected"), false);
+        check("", "", Some("notResponding"), true);
+    }
+
+    #[test]
+    fn who_can_not_be_identified_is_told_since_when() {
+        let mut esx1 = sight(&[ONE, TWO]);
+        let objects = |uuid: &str| {
+            let machine =
+                |uuid: &str| Machine { uuid: Some(uuid.to_owned()), ..Machine::default() };
+            let machines = [("vm-1".to_owned(), machine(ONE)), ("vm-2".to_owned(), machine(uuid))];
+            Objects { machines: machines.into(), ..Objects::default() }
+        };
+        esx1.take_whole(objects("odd"), Time(5));
+        esx1.take_whole(objects("odd"), Time(9));
+        esx1.take(Change { id: "vm-9".into(), ..Change::default() }, Time(10));
+        let told = |esx1: &Sight| -> Vec<(String, Time)> {
+            let sights = [(node("esx1"), esx1.clone())].into();
+            let listed = listing(&node("esx1"), read(vec![]), &sights, &BTreeMap::new());
+            listed.unidentified.into_iter().map(|one| (one.reference, one.since)).collect()
+        };
+        assert_eq!(told(&esx1), [("vm-2".to_owned(), Time(5)), ("vm-9".to_owned(), Time(10))]);
+        esx1.take(Change { id: "vm-9".into(), leaves: true, ..Change::default() }, Time(11));
+        esx1.take_whole(objects(TWO), Time(12));
+        assert_eq!(told(&esx1), []);
+        assert_eq!(esx1.reference(&TWO.parse().unwrap()), Some("vm-2"));
+        let gone = Change { id: "vm-2".into(), leaves: true, ..Change::default() };
+        assert_eq!(esx1.take(gone.clone(), Time(13)).unwrap().as_str(), TWO);
+        assert_eq!(
+            (esx1.take(gone, Time(13)), esx1.reference(&TWO.parse().unwrap())),
+            (None, None)
+        );
     }
 
     #[test]

@@ -50,8 +50,9 @@ fn change(act: &Act, known: &Vm, at: Time) -> Option<SessionChange> {
     }
 }
 
-/// What a VM's document is to say. `address` is the configuration's of its node.
-pub(super) fn document(vm: &Vm, address: &str) -> VmDocument {
+/// What a VM's document is to say. `address` is the configuration's of its node, if that is there
+/// still; `listed_at` when that was listed as a whole.
+pub(super) fn document(vm: &Vm, address: Option<&str>, listed_at: Option<Time>) -> VmDocument {
     let label = |name: &str| vm.record.labels.get(name).cloned();
     // What an orphan was last, it stays.
     let power = label("power").unwrap_or_else(|| vm.condition.detail.clone());
@@ -62,7 +63,7 @@ pub(super) fn document(vm: &Vm, address: &str) -> VmDocument {
     };
     VmDocument {
         uuid: vm.record.id.to_string(),
-        esxi_host_addr: address.to_owned(),
+        esxi_host_addr: address.map(str::to_owned),
         name: vm.record.name.to_string(),
         hostname: label("hostname"),
         addr: label("address"),
@@ -72,7 +73,11 @@ pub(super) fn document(vm: &Vm, address: &str) -> VmDocument {
             Presence::Orphan { since } => Some(since),
             Presence::Present | Presence::Stale { .. } => None,
         },
-        last_sync_time: vm.last_seen,
+        last_sync_time: match vm.record.presence {
+            // It was part of that; but that it was seen then is not kept of each VM.
+            Presence::Present => listed_at.map_or(vm.last_seen, |at| at.max(vm.last_seen)),
+            Presence::Stale { .. } | Presence::Orphan { .. } => vm.last_seen,
+        },
     }
 }
 
@@ -134,7 +139,7 @@ pub(super) mod tests {
 
     const UUID: &str = "423c1d0e-0000-0000-0000-000000000001";
 
-    fn settings(more: &str) -> Settings {
+    pub(in crate::sync) fn settings(more: &str) -> Settings {
         let text = format!("esxi_hosts: [{{host: esx1, username: u, password: p}}]\n{more}");
         Settings::parse(&text, Path::new("sync.yaml")).unwrap()
     }
@@ -165,6 +170,7 @@ pub(super) mod tests {
             elsewhere: BTreeMap::new(),
             seen,
             refused: Vec::new(),
+            unidentified: Vec::new(),
             gone: VmState::Unknown,
         }
     }
@@ -225,13 +231,21 @@ pub(super) mod tests {
             apply(&mut records, decision, Time::from_seconds(5));
         }
         let vm = records.values().next().unwrap();
-        let written = document(vm, "10.0.0.1");
+        let written = document(vm, Some("10.0.0.1"), None);
         assert_eq!(
             (written.power_state.as_str(), written.vmware_tools.as_str(), written.hostname.clone()),
             ("on", "toolsOk", None)
         );
         let again = adopted(&written, &vm.record.node).unwrap();
-        assert_eq!(document(&again, "10.0.0.1"), written);
+        assert_eq!(document(&again, Some("10.0.0.1"), None), written);
+        let synced_at = |vm: &Vm, listed_at: i64| {
+            document(vm, None, Some(Time::from_seconds(listed_at))).last_sync_time
+        };
+        assert_eq!(synced_at(vm, 9), Time::from_seconds(9), "it was listed then, too");
+        assert_eq!(synced_at(vm, 4), Time::from_seconds(5));
+        let mut gone = vm.clone();
+        gone.record.presence = Presence::Orphan { since: Time::from_seconds(6) };
+        assert_eq!(synced_at(&gone, 9), Time::from_seconds(5));
         let odd = VmDocument { uuid: "../x".into(), ..written };
         assert!(adopted(&odd, &vm.record.node).is_none());
     }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 fn document() -> VmDocument {
     VmDocument {
         uuid: "4210-1".to_owned(),
-        esxi_host_addr: "192.0.2.17".to_owned(),
+        esxi_host_addr: Some("192.0.2.17".to_owned()),
         name: "vm-01".to_owned(),
         hostname: Some("vm-01.example".to_owned()),
         addr: None,

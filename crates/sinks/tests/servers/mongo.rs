@@ -71,7 +71,7 @@ fn at(seconds: u64) -> Time {
 fn document(uuid: &str, name: &str) -> VmDocument {
     VmDocument {
         uuid: uuid.to_owned(),
-        esxi_host_addr: "192.0.2.17".to_owned(),
+        esxi_host_addr: Some("192.0.2.17".to_owned()),
         name: name.to_owned(),
         hostname: Some(format!("{name}.example")),
         addr: None,

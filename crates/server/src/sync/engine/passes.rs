@@ -32,6 +32,10 @@ impl Engine {
                 self.later.remove(&node);
             }
         }
+        if !self.unconfigured.is_empty() {
+            // Some may have come to another source.
+            self.find_unconfigured();
+        }
         self.tell_silence(now).await;
     }
 
@@ -86,7 +90,7 @@ impl Engine {
         }
         pass.say(Saying::End(pass.outcome()));
         let took = now.since(pass.begun).as_millis();
-        self.last = Some(SyncPass {
+        self.sync.kept.set_last(SyncPass {
             at: now,
             took_ms: u64::try_from(took).unwrap_or(u64::MAX),
             run: pass.run(),
@@ -102,7 +106,7 @@ impl Engine {
             doubtful.map(|one| (one.host.clone(), one.message.clone(), one.held)).collect()
         };
         let changes: usize = pass.results.values().map(SourceResult::changes).sum();
-        let before = self.last.as_ref().map(|last| doubts(last.results.iter().collect()));
+        let before = self.sync.kept.last().map(|last| doubts(last.results.iter().collect()));
         changes > 0 || before != Some(doubts(pass.results.values().collect()))
     }
 
