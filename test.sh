@@ -193,12 +193,15 @@ step_endtoend() {
     lab/endtoend "$binaries"
 }
 
-# The VM inventory, with real units that run stand-ins for VMMs.
+# The VM inventory, with real units that run a real guest and stand-ins for VMMs.
 step_inventory() {
     need_root 'the lab' || return 1
     [ "$(id -u)" -eq 0 ] || return 0
+    local image
+    ensure_virtualisation
     programs
-    lab/inventory "$binaries"
+    image=$(lab/guest-image)
+    lab/inventory "$binaries" "$image"
 }
 
 # Documents and sessions in servers that are killed meanwhile.
