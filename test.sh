@@ -202,6 +202,7 @@ step_inventory() {
     programs
     image=$(lab/guest-image)
     lab/inventory "$binaries" "$image"
+    lab/figures "$binaries" "$image"
 }
 
 # Documents and sessions in servers that are killed meanwhile.
