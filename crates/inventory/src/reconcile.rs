@@ -23,6 +23,8 @@ use model::{HostId, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+/// For so long a VM may be on two nodes at once.
+const MOVING: Duration = Duration::from_secs(60);
 /// How far back orphans count as those of now.
 const AT_ONCE: Duration = Duration::from_secs(300);
 
@@ -309,13 +311,17 @@ fn strangers<'l>(
     listing.unidentified.iter().filter(is_stranger).collect()
 }
 
-/// Which VM that nobody can identify a missing one may be. One that was there before the missing
-/// one was seen last is another.
+/// Which VM that nobody can identify a missing one may be. One that was there long before the
+/// missing one was seen last is another.
 fn may_be(vm: &Vm, listing: &Listing, strangers: &[&Unidentified]) -> Option<String> {
     let record = &vm.record;
     let its_own =
         |one: &&Unidentified| one.node == record.node && one.reference == record.reference;
-    let came = |one: &&&Unidentified| one.node == record.node && one.since > vm.last_seen;
+    // A VM that moves may be seen where it goes before it is missed where it was.
+    let came = |one: &&&Unidentified| match one.node == record.node {
+        true => one.since > vm.last_seen,
+        false => one.since.plus(MOVING) > vm.last_seen,
+    };
     let reference = match listing.unidentified.iter().find(its_own) {
         Some(one) => &one.reference,
         None => &strangers.iter().find(came)?.reference,

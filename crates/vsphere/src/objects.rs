@@ -24,7 +24,6 @@ pub(crate) const OF_MACHINES: &[&str] = &[
     "summary.config.numVirtualDisks",
 ];
 pub(crate) const OF_PLACES: &[&str] = &["name", "parent"];
-pub(crate) const OF_HOSTS: &[&str] = &["name", "runtime.connectionState"];
 
 /// Addresses of one VM that are kept.
 const ADDRESSES: usize = 32;
@@ -100,8 +99,6 @@ pub struct Machine {
 pub struct Place {
     pub name: String,
     pub parent: Option<String>,
-    /// Of a host: `connected`.
-    pub connection: Option<String>,
 }
 
 /// All objects of a source, by their ids there.
@@ -143,23 +140,11 @@ impl Objects {
                     match path.as_str() {
                         "name" => place.name = text(value.as_ref()).unwrap_or_default(),
                         "parent" => place.parent = text(value.as_ref()),
-                        "runtime.connectionState" => place.connection = text(value.as_ref()),
                         _ => {}
                     }
                 }
             }
         }
-    }
-
-    /// Whether a host of this name or address is among the places, and whoever lists them is in
-    /// touch with it: what is on it is listed.
-    #[must_use]
-    pub fn reaches(&self, host: &str) -> bool {
-        let is_it = |place: &Place| {
-            place.name.eq_ignore_ascii_case(host)
-                && place.connection.as_deref() == Some("connected")
-        };
-        self.places.values().any(is_it)
     }
 
     /// The folders a VM is in, the outermost first, without those that only hold all others:
@@ -342,12 +327,6 @@ mod tests {
             ..change("name", value("late"))
         });
         assert!(!objects.machines.contains_key("vm-9"));
-        // A host is reached where it is connected, a folder never.
-        assert!(!objects.reaches("dc0"));
-        objects.places.get_mut("f1").unwrap().connection = Some("notResponding".into());
-        assert!(!objects.reaches("dc0"));
-        objects.places.get_mut("f1").unwrap().connection = Some("connected".into());
-        assert!(objects.reaches("dc0") && !objects.reaches("dc"));
         // In a circle.
         objects.places.get_mut("f1").unwrap().parent = Some("f2".into());
         assert!(objects.folder_of(&objects.machines["vm-1"]).is_some());

@@ -9,7 +9,7 @@
 //! Waiting has a connection and a collector of its own, so that a listing need not wait for it.
 
 use crate::channel::Channel;
-use crate::objects::{Change, OF_HOSTS, OF_MACHINES, OF_PLACES, Objects};
+use crate::objects::{Change, OF_MACHINES, OF_PLACES, Objects};
 use crate::soap::{call, updates};
 use crate::xml::{Element, escaped};
 use crate::{Error, Settings};
@@ -171,7 +171,7 @@ impl Session {
         let mut text = String::new();
         let sets = [
             ("VirtualMachine", OF_MACHINES),
-            ("HostSystem", OF_HOSTS),
+            ("HostSystem", &["name"]),
             ("Folder", OF_PLACES),
             ("Datacenter", OF_PLACES),
         ];

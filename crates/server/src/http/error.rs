@@ -257,6 +257,7 @@ impl From<sync::Error> for ApiError {
             Error::StandsBy(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stands_by", message),
             Error::NothingHeld(_) => Self::new(StatusCode::CONFLICT, "nothing_held", message),
             Error::MoreIsHeld(_) => Self::new(StatusCode::CONFLICT, "more_is_held", message),
+            Error::Unseen { .. } => Self::new(StatusCode::CONFLICT, "unseen", message),
             Error::NoEntry(_) => Self::new(StatusCode::NOT_FOUND, "unknown_entry", message),
             Error::Runs(error) => error.into(),
             Error::Vms(error) => error.into(),

@@ -40,6 +40,8 @@ const TICK: Duration = Duration::from_millis(500);
 /// For so long a VM that left one source may come to another. What goes within it goes at once,
 /// which is for the breaker to judge.
 const GRACE: Duration = Duration::from_secs(3);
+/// As long as that lasts where one leaves after the other.
+const GRACE_AT_MOST: Duration = Duration::from_secs(12);
 /// What could not be recorded is tried again after this.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Reports that are taken before what they tell is decided.
@@ -56,13 +58,32 @@ pub(super) struct Engine {
     pass: Option<Pass>,
     next_pass: Time,
     /// When a source's whole listing is decided about, though something is missing in it.
-    later: BTreeMap<HostId, Time>,
+    later: BTreeMap<HostId, Later>,
     /// Sources whose VMs are stale already.
     silent: BTreeSet<HostId>,
     touched: BTreeMap<HostId, Touched>,
     decisions: BTreeMap<DecisionKind, u64>,
     /// VMs on sources that the configuration does not name any more.
     unconfigured: BTreeMap<HostId, usize>,
+}
+
+/// When something is decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Later {
+    at: Time,
+    /// It is not put off beyond that.
+    at_most: Time,
+}
+
+impl Later {
+    fn after(pause: Duration, now: Time) -> Self {
+        Self { at: now.plus(pause), at_most: now.plus(GRACE_AT_MOST) }
+    }
+
+    /// Something else left: that may arrive somewhere, too.
+    fn put_off(&mut self, now: Time) {
+        self.at = now.plus(GRACE).min(self.at_most).max(self.at);
+    }
 }
 
 impl Engine {
@@ -155,10 +176,11 @@ impl Engine {
             Said::Alive => sight.heard = Some(now),
             Said::Whole(objects, ask) => {
                 let is_news = sight.whole_at.is_none() || sight.fault.is_some();
-                sight.take_whole(objects, now);
+                let left = sight.take_whole(objects, now);
                 sight.answered = ask;
                 self.silent.remove(&node);
                 self.touched.entry(node.clone()).or_default().whole = true;
+                self.come_elsewhere(&node, &left);
                 if is_news {
                     self.touch_others(&node);
                 }
@@ -234,12 +256,16 @@ impl Engine {
                     self.decide_whole(&node, true).await;
                     continue;
                 }
-                let until = clock::now().plus(GRACE);
-                self.later.entry(node.clone()).or_insert(until);
+                let now = clock::now();
+                let later = self.later.entry(node.clone());
+                let later = later.or_insert_with(|| Later::after(GRACE, now));
+                if touched.left {
+                    later.put_off(now);
+                }
             }
             if let Err(error) = self.decide(&node, read, true).await {
                 tracing::warn!(source = %node, error = with_causes(&error), "its VMs could not be recorded");
-                self.later.insert(node, clock::now().plus(AGAIN));
+                self.later.insert(node, Later::after(AGAIN, clock::now()));
             }
         }
     }
@@ -274,7 +300,7 @@ impl Engine {
                 let error = with_causes(&error);
                 tracing::warn!(source = %node, error, "its VMs could not be recorded");
                 self.fail(node, error);
-                self.later.insert(node.clone(), clock::now().plus(AGAIN));
+                self.later.insert(node.clone(), Later::after(AGAIN, clock::now()));
                 Vec::new()
             }
         }
@@ -427,8 +453,13 @@ impl Engine {
         Ok(self.decide_whole(&node, false).await)
     }
 
-    /// Makes orphans of what is on a source that the configuration does not name any more.
+    /// Makes orphans of what is on a source that the configuration does not name any more. What
+    /// came from there to one that is not seen would be taken for gone.
     async fn let_go(&mut self, node: &HostId) -> Result<Vec<VmId>, Error> {
+        let unseen = self.sights.iter().find_map(|(other, sight)| Some((other, sight.doubt()?)));
+        if let Some((other, why)) = unseen {
+            return Err(Error::Unseen { node: node.clone(), other: other.clone(), why });
+        }
         let read = vsphere::Read {
             seen: Vec::new(),
             refused: Vec::new(),
@@ -469,5 +500,20 @@ impl Engine {
         standing.unconfigured.clone_from(&self.unconfigured);
         standing.last = self.sync.kept.last();
         standing.decisions.clone_from(&self.decisions);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_one_after_the_other_is_waited_for_but_not_for_ever() {
+        let second = |n: i64| Time::from_seconds(100 + n);
+        let mut later = Later::after(GRACE, second(0));
+        for (left, expected) in [(0, 3), (2, 5), (5, 8), (8, 11), (10, 12), (11, 12), (30, 12)] {
+            later.put_off(second(left));
+            assert_eq!(later.at, second(expected), "after {left} s");
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! Makes MongoDB's documents follow the records. What could not be written stays to be written,
 //! as the record is then: nothing is queued but which VMs these are.
 //!
-//! What few changed goes before what many did, and that before what only is in step still. So one
-//! change waits for one batch at most, and batches that others may wait for take no longer than
-//! [`PATIENCE`], however slow MongoDB is.
+//! What few changed goes before what many did, and that before what only is in step still; but
+//! not twice in a row, so that changes that never end hold up nothing for ever. So one change
+//! waits for two batches at most, and batches that others may wait for are to take no longer than
+//! [`PATIENCE`], where MongoDB can do that.
 
 use super::{Sync, tell};
 use crate::app::App;
@@ -61,6 +62,8 @@ struct Waiting {
     fault: Option<String>,
     /// The last batch could not be written at all.
     is_away: bool,
+    /// The last batch was of the few.
+    was_few: bool,
 }
 
 impl Waiting {
@@ -77,10 +80,17 @@ impl Waiting {
 
     /// What goes next: so many at most.
     fn take(&mut self, batch: usize) {
-        let lines = [&mut self.few, &mut self.many, &mut self.in_step];
+        let others_wait = !(self.many.is_empty() && self.in_step.is_empty());
+        let is_others_turn = self.was_few && others_wait;
+        self.was_few = !(self.few.is_empty() || is_others_turn);
+        let lines = match self.was_few {
+            true => [&mut self.few, &mut self.many, &mut self.in_step],
+            false => [&mut self.many, &mut self.in_step, &mut self.few],
+        };
         let next = lines.into_iter().find(|ids| !ids.is_empty());
         self.under_way = next.map(|ids| first(ids, batch)).unwrap_or_default();
         for id in &self.under_way {
+            self.few.remove(id);
             self.many.remove(id);
             self.in_step.remove(id);
         }
@@ -311,6 +321,20 @@ mod tests {
         check(100..200);
         check(400..500);
         assert_eq!(mirror.standing().0, 499);
+    }
+
+    #[test]
+    fn changes_without_end_hold_up_nothing_for_ever() {
+        let mirror = Mirror::new(true);
+        mirror.mark((100..200).map(id));
+        let mut written = BTreeSet::new();
+        for round in 0..6 {
+            mirror.mark([id(round)]);
+            written.extend(mirror.next(50).0);
+            mirror.settle(&[]);
+        }
+        assert!((100..200).all(|n| written.contains(&id(n))), "{written:?}");
+        assert!(mirror.standing().0 <= 3);
     }
 
     #[test]

@@ -70,6 +70,10 @@ pub(crate) enum Error {
     NothingHeld(HostId),
     #[error("more VMs of {0} went since that was held; look at twin sync plan, and confirm again")]
     MoreIsHeld(HostId),
+    #[error(
+        "VMs of {node} may have come to {other}, which is not in step ({why}); mend that first, or take it out of sync.yaml, too"
+    )]
+    Unseen { node: HostId, other: HostId, why: String },
     #[error("the outbox has no entry {0:?}; twin sync outbox lists them")]
     NoEntry(String),
     #[error(transparent)]
@@ -262,10 +266,16 @@ pub(crate) async fn run(app: Arc<App>, sync: Sync, mut commands: mpsc::Receiver<
         );
         tasks.spawn(deliver);
         let lost = lease.keep();
+        let working = engine.run(receiver, &mut commands, &stop);
+        tokio::pin!(working);
         tokio::select! {
-            () = engine.run(receiver, &mut commands, &stop) => {}
+            () = &mut working => {}
             why = lost => {
                 tracing::warn!(why, "this instance does not sync any more");
+                stop.cancel();
+                // What it is recording just now comes with what others are to be told of it, which
+                // would be durable and known to nobody.
+                working.await;
                 let mut standing = sync.locked();
                 standing.stands_by = Some(why);
                 // What it saw ages from now on, and says nothing.

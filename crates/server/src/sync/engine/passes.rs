@@ -24,12 +24,15 @@ impl Engine {
         for node in late.map(|pass| pass.waits_for.clone()).unwrap_or_default() {
             self.fail(&node, "it did not list its VMs in time".to_owned());
         }
-        let due = self.later.iter().filter(|(_, at)| now >= **at);
+        let due = self.later.iter().filter(|(_, later)| now >= later.at);
         for node in due.map(|(node, _)| node.clone()).collect::<Vec<_>>() {
-            if self.sights.get(&node).is_some_and(|sight| sight.doubt().is_none()) {
-                self.decide_whole(&node, true).await;
-            } else {
+            let Some(sight) = self.sights.get(&node).filter(|sight| sight.doubt().is_none()) else {
                 self.later.remove(&node);
+                continue;
+            };
+            // Half of what it tells is not what it has.
+            if !sight.midway {
+                self.decide_whole(&node, true).await;
             }
         }
         if !self.unconfigured.is_empty() {

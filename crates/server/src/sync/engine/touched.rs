@@ -24,10 +24,8 @@ pub(in crate::sync) fn touch(
     now: Time,
 ) -> Option<VmId> {
     let reference = (change.thing == Thing::Machine).then(|| change.id.clone());
-    // What a place is called is part of what all VMs there are; whether a host is in touch is not.
-    let is_called = |(path, _): &(String, _)| matches!(path.as_str(), "name" | "parent");
-    let concerns_all = change.leaves || change.properties.iter().any(is_called);
-    touched.all |= reference.is_none() && concerns_all;
+    // What a place is called is part of what all VMs there are.
+    touched.all |= reference.is_none();
     let left = sight.take(change, now);
     touched.left |= left.is_some();
     touched.ids.extend(reference.filter(|id| sight.objects().machines.contains_key(id)));
@@ -50,14 +48,8 @@ mod tests {
         assert_eq!(left.unwrap().as_str(), ONE);
         assert!(touched.left && !sight.objects().machines.contains_key("vm-1"));
         assert_eq!(touch(&mut touched, &mut sight, gone, Time(2)), None, "told twice");
-        let place = |path: &str| Change {
-            thing: Thing::Place,
-            properties: vec![(path.into(), None)],
-            ..change("group-1")
-        };
-        touch(&mut touched, &mut sight, place("runtime.connectionState"), Time(2));
-        assert!(!touched.all);
-        touch(&mut touched, &mut sight, place("name"), Time(2));
+        let place = Change { thing: Thing::Place, ..change("group-1") };
+        touch(&mut touched, &mut sight, place, Time(2));
         assert!(touched.all);
     }
 
