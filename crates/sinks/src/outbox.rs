@@ -318,7 +318,8 @@ impl Outbox {
     }
 
     /// After another told of the same VMs: what waits here and leads to something else than what
-    /// they are now is put together anew, so that it does. How many entries were not right.
+    /// they are now is put together anew, so that it does, with what has a name in common with it.
+    /// How many entries that took.
     ///
     /// # Errors
     /// When it can't be written; then it is as it was.

@@ -2,11 +2,13 @@
 //!
 //! # Invariants
 //! - What waits for a VM leads from the name that those who are told know to what the VM is now.
+//! - What is put together anew for an endpoint has no name in common with what is not: the names
+//!   that VMs pass on have one order among all of them.
 
 use super::{Draft, Entry, Target};
 use crate::session::SessionChange;
 use model::Time;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What a VM is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,23 +25,79 @@ pub(super) struct Anew {
     pub(super) drafts: Vec<Draft>,
 }
 
+/// What waits, by whom it is for and the VM that it is about.
+type Lines = BTreeMap<(Target, String), Vec<Entry>>;
+
 /// Entries are in the order of their ids.
 pub(super) fn anew(entries: Vec<Entry>, is_now: impl Fn(&str) -> Option<Standing>) -> Anew {
-    let mut lines: BTreeMap<(Target, String), Vec<Entry>> = BTreeMap::new();
+    let mut lines = Lines::new();
     for entry in entries {
         lines.entry((entry.target, entry.vm.clone())).or_default().push(entry);
     }
+    let wrong = lines
+        .iter()
+        .filter(|((_, vm), entries)| is_now(vm).is_some_and(|now| !leads_to(entries, &now)));
+    let wrong: Vec<(Target, String)> = wrong.map(|(line, _)| line.clone()).collect();
+    let touched = touched(&lines, wrong, &is_now);
     let mut anew = Anew::default();
     for ((target, vm), entries) in lines {
-        let Some(now) = is_now(&vm) else { continue };
-        if leads_to(&entries, &now) {
+        if !touched.contains(&(target, vm.clone())) {
             continue;
         }
-        let drafts = changes(&entries, &now).into_iter();
-        anew.drafts.extend(drafts.map(|change| Draft { vm: vm.clone(), target, change }));
+        let changes = match is_now(&vm) {
+            Some(now) => changes(&entries, &now),
+            // It waits as it was, at its place among the others.
+            None => entries.iter().map(|entry| entry.change.clone()).collect(),
+        };
+        let draft = |change| Draft { vm: vm.clone(), target, change };
+        anew.drafts.extend(changes.into_iter().map(draft));
         anew.wrong.extend(entries.into_iter().map(|entry| entry.id));
     }
     anew
+}
+
+/// Those that are wrong, and at endpoints those that have a name in common with one of these.
+/// Entries that are put in later go behind those that wait: left where it is, such a one would be
+/// told before the name is free.
+fn touched(
+    lines: &Lines,
+    wrong: Vec<(Target, String)>,
+    is_now: impl Fn(&str) -> Option<Standing>,
+) -> BTreeSet<(Target, String)> {
+    if wrong.is_empty() {
+        return BTreeSet::new();
+    }
+    let names = |target: Target, vm: &str, entries: &[Entry]| -> Vec<(Target, String)> {
+        if target == Target::Sessions {
+            return Vec::new();
+        }
+        let renames = entries.iter().filter_map(|entry| match &entry.change {
+            SessionChange::Rename { old, new } => Some([old.clone(), new.clone()]),
+            _ => None,
+        });
+        let now = is_now(vm).map(|now| now.name);
+        renames.flatten().chain(now).map(|name| (target, name)).collect()
+    };
+    let mut of_name: HashMap<(Target, String), Vec<&(Target, String)>> = HashMap::new();
+    for (line, entries) in lines {
+        for name in names(line.0, &line.1, entries) {
+            of_name.entry(name).or_default().push(line);
+        }
+    }
+    let mut touched: BTreeSet<(Target, String)> = wrong.iter().cloned().collect();
+    let mut to_do = wrong;
+    while let Some(line) = to_do.pop() {
+        let Some(entries) = lines.get(&line) else { continue };
+        for name in names(line.0, &line.1, entries) {
+            // Each name once, however many have it.
+            for other in of_name.remove(&name).into_iter().flatten() {
+                if touched.insert(other.clone()) {
+                    to_do.push(other.clone());
+                }
+            }
+        }
+    }
+    touched
 }
 
 fn leads_to(entries: &[Entry], now: &Standing) -> bool {
@@ -146,5 +204,48 @@ mod tests {
     fn what_is_not_known_waits_as_it_is() {
         let waiting = entries(Target::Group, &[rename("a", "b")]);
         assert_eq!(anew(waiting, |_| None), Anew::default());
+    }
+
+    /// `VM: OLD NEW`.
+    fn waiting(target: Target, renames: &[&str]) -> Vec<Entry> {
+        let one = |(number, text): (usize, &&str)| {
+            let (vm, names) = text.split_once(": ").unwrap();
+            let (old, new) = names.split_once(' ').unwrap();
+            let entry = entries(target, &[rename(old, new)]).remove(0);
+            Entry { id: format!("{number:016x}-0"), vm: vm.into(), ..entry }
+        };
+        renames.iter().enumerate().map(one).collect()
+    }
+
+    #[test]
+    fn a_name_that_is_passed_on_is_free_before_it_is_given() {
+        let check = |target, renames: &[&str], now: &[(&str, &str)], expected: &[&str]| {
+            let is_now = |vm: &str| {
+                let (_, name) = now.iter().find(|(of, _)| *of == vm)?;
+                Some(Standing { name: (*name).into(), orphan_since: None })
+            };
+            let waiting = waiting(target, renames);
+            let found = anew(waiting.clone(), is_now);
+            // As the endpoint is told: what stayed is older.
+            let stays = waiting.into_iter().filter(|entry| !found.wrong.contains(&entry.id));
+            let stays = stays.map(|Entry { vm, target, change, .. }| Draft { vm, target, change });
+            let told = stays.chain(super::super::order::in_order(&found.drafts));
+            let told = told.map(|draft| match draft.change {
+                SessionChange::Rename { old, new } => format!("{}: {old} {new}", draft.vm),
+                _ => String::new(),
+            });
+            assert_eq!(told.collect::<Vec<_>>(), expected);
+        };
+        let now = [("1", "a"), ("2", "c"), ("3", "x"), ("4", "q")];
+        check(Target::Group, &["2: a b", "1: x a"], &now, &["2: a c", "1: x a"]);
+        // By way of another, and one that nobody knows any more; the fourth has no part in it.
+        check(
+            Target::Auth,
+            &["2: a b", "1: x a", "3: y x", "9: z y", "4: p q"],
+            &now,
+            &["4: p q", "2: a c", "1: x a", "3: y x", "9: z y"],
+        );
+        // The sessions are told by VM, and all at once.
+        check(Target::Sessions, &["2: a b", "1: x a"], &now, &["1: x a", "2: a c"]);
     }
 }
