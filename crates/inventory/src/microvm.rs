@@ -10,14 +10,14 @@
 //!   activating        start, …       starting
 //!   deactivating                     stopping
 //!   inactive                         stopped
-//!   none: not loaded                 stopped
+//!   none: not loaded  none, let-go   stopped
 //!   failed                           failed
 //! ```
 
 use crate::given::Given;
 use crate::record::{Completeness, Condition, Limits, Listing, Loop, Refused, Seen};
 use model::entity::{Collector, Entity, Process, Unit};
-use model::vm::{Layer, VmId, VmName, VmSource, VmState, Vmm, may_be_microvm};
+use model::vm::{LET_GO, Layer, VmId, VmName, VmSource, VmState, Vmm, may_be_microvm};
 use model::{Facts, HostId, Kind, Time, Value};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -197,13 +197,12 @@ fn completeness(facts: &Facts) -> Completeness {
     Completeness::Complete
 }
 
-/// What systemd has let go, which it says of a unit that was stopped and nothing wants.
-const LET_GO: &str = "not-loaded";
-
-/// Whether systemd itself said that it has let its unit go.
+/// Whether systemd itself said that it has let its unit go. That a unit is not loaded is another
+/// matter: its file is there, until it is deleted.
 #[must_use]
 pub fn was_let_go(condition: &Condition) -> bool {
-    condition.state == VmState::Stopped && condition.detail == LET_GO
+    let (_, detail) = condition.detail.rsplit_once('/').unwrap_or(("", &condition.detail));
+    matches!(condition.state, VmState::Stopped | VmState::Failed) && detail == LET_GO
 }
 
 fn condition(unit: &Unit, before: Option<&Condition>, now: Time) -> Condition {
@@ -215,8 +214,8 @@ fn condition(unit: &Unit, before: Option<&Condition>, now: Time) -> Condition {
         "deactivating" => VmState::Stopping,
         "inactive" | "maintenance" => VmState::Stopped,
         "failed" => VmState::Failed,
-        // There is its file, and systemd has no need of it.
-        "" if unit.load_state == LET_GO => VmState::Stopped,
+        // There is its file, and systemd has no need of it; or it was let go.
+        "" if unit.load_state == "not-loaded" => VmState::Stopped,
         _ => VmState::Unknown,
     };
     let looping = looping(unit, state, restarts, before, now);
@@ -234,6 +233,7 @@ fn condition(unit: &Unit, before: Option<&Condition>, now: Time) -> Condition {
     // What is not loaded any more says nothing of when it was stopped.
     let known = before.filter(|before| before.state == state).and_then(|before| before.since);
     let detail = match unit.active_state.as_str() {
+        "" if unit.sub_state == LET_GO => LET_GO.to_owned(),
         "" => unit.load_state.clone(),
         active => format!("{active}/{}", unit.sub_state),
     };

@@ -152,6 +152,10 @@ impl VmState {
     }
 }
 
+/// The `sub_state` of a microVM's unit of which systemd said that it has let it go: one that was
+/// stopped, or has failed, and nothing wants. One that is merely not loaded has none.
+pub const LET_GO: &str = "let-go";
+
 /// Whether a unit may be a microVM's, by a look at its id alone.
 #[must_use]
 pub fn may_be_microvm(unit: &str) -> bool {

@@ -9,7 +9,7 @@ use crate::clock;
 use crate::engine::{Scope, Seen};
 use host::systemd::{Bus, Catalog, Error, Systemd, UnitEvent, Watch, user_managers};
 use model::entity::Unit;
-use model::vm::may_be_microvm;
+use model::vm::{LET_GO, may_be_microvm};
 use model::{Kind, Subject, Time};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -328,7 +328,7 @@ impl Follower {
                 self.sink.some(vec![item(&unit)], Vec::new()).await;
                 self.known.insert(id, unit);
             }
-            None => match self.known.remove(&id).filter(|_| may_be_microvm(&id)) {
+            None => match self.known.remove(&id).filter(may_be_let_go) {
                 Some(unit) => {
                     let unit = let_go(unit, clock::now());
                     self.sink.some(vec![item(&unit)], Vec::new()).await;
@@ -374,19 +374,50 @@ impl Follower {
     }
 }
 
+/// Whether a unit that is not there any more was let go by systemd. Of one that was not loaded
+/// its file has gone.
+fn may_be_let_go(unit: &Unit) -> bool {
+    may_be_microvm(&unit.id) && (unit.load_state != "not-loaded" || unit.sub_state == LET_GO)
+}
+
 /// A microVM's unit that systemd says it has let go: that is a state of it, until all is read
 /// again and it is not there. So many that are stopped at once are not many that are missing.
+/// One that has failed stays so, with its cause.
 fn let_go(unit: Unit, at: Time) -> Unit {
-    if unit.load_state == "not-loaded" {
+    if unit.sub_state == LET_GO {
         return unit;
     }
-    Unit {
+    let failed = has_failed(&unit);
+    let gone = Unit {
         id: unit.id,
         load_state: "not-loaded".to_owned(),
+        sub_state: LET_GO.to_owned(),
         description: unit.description,
         fragment_path: unit.fragment_path,
         changed_at: Some(at),
         ..Unit::default()
+    };
+    if !failed {
+        return gone;
+    }
+    Unit {
+        active_state: "failed".to_owned(),
+        result: unit.result,
+        exit_code: unit.exit_code,
+        exit_signal: unit.exit_signal,
+        restarts: unit.restarts,
+        ..gone
+    }
+}
+
+/// Whether a unit has failed, or is about to: while it stops, its result is known already. One
+/// that waits to be started anew was stopped, if it ends there.
+fn has_failed(unit: &Unit) -> bool {
+    let is_bad = unit.result.as_deref().is_some_and(|result| result != "success");
+    match unit.active_state.as_str() {
+        "failed" => true,
+        "deactivating" => is_bad,
+        _ => false,
     }
 }
 
@@ -409,8 +440,50 @@ mod tests {
             (gone.id.as_str(), gone.load_state.as_str()),
             ("microvm@web.service", "not-loaded")
         );
+        assert_eq!(gone.sub_state, LET_GO);
         assert_eq!((gone.active_state.as_str(), gone.cgroup.as_deref()), ("", None));
         assert_eq!(gone.changed_at, Some(at));
         assert_eq!(let_go(gone, Time::from_seconds(9)).changed_at, Some(at), "it was so before");
+    }
+
+    #[test]
+    fn one_that_failed_and_was_let_go_has_failed() {
+        let check = |active: &str, result: &str, expected: &str| {
+            let unit = Unit {
+                id: "microvm@web.service".to_owned(),
+                load_state: "loaded".to_owned(),
+                active_state: active.to_owned(),
+                result: Some(result.to_owned()),
+                exit_code: Some(3),
+                main_pid: Some(7),
+                ..Unit::default()
+            };
+            let gone = let_go(unit, Time::from_seconds(7));
+            assert_eq!(gone.active_state, expected, "{active} {result}");
+            assert_eq!((gone.sub_state.as_str(), gone.main_pid), (LET_GO, None));
+            let cause = (!expected.is_empty()).then_some((result, 3));
+            assert_eq!(gone.result.as_deref().zip(gone.exit_code), cause, "{active} {result}");
+        };
+        check("failed", "exit-code", "failed");
+        check("deactivating", "exit-code", "failed");
+        check("deactivating", "success", "");
+        check("active", "success", "");
+        // Somebody stopped it, after it had failed or while it waited.
+        check("inactive", "exit-code", "");
+        check("activating", "exit-code", "");
+    }
+
+    #[test]
+    fn one_whose_file_has_gone_was_not_let_go() {
+        let unit = |id: &str, load: &str, sub: &str| Unit {
+            id: id.to_owned(),
+            load_state: load.to_owned(),
+            sub_state: sub.to_owned(),
+            ..Unit::default()
+        };
+        assert!(may_be_let_go(&unit("microvm@web.service", "loaded", "running")));
+        assert!(may_be_let_go(&unit("microvm@web.service", "not-loaded", LET_GO)));
+        assert!(!may_be_let_go(&unit("alice/microvm-web.service", "not-loaded", "")));
+        assert!(!may_be_let_go(&unit("nginx.service", "loaded", "running")));
     }
 }

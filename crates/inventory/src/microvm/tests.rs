@@ -100,6 +100,23 @@ fn what_is_not_loaded_is_stopped() {
     assert_eq!(before.detail, "inactive/dead");
     let now = condition(&file, Some(&before), Time::from_seconds(9));
     assert_eq!((now.state, now.since), (VmState::Stopped, Some(Time::from_seconds(7))));
+    assert!(!was_let_go(&now), "its file may vanish");
+}
+
+#[test]
+fn what_was_let_go_is_marked() {
+    let let_go = |active: &str| Unit {
+        load_state: "not-loaded".to_owned(),
+        result: Some("signal".to_owned()),
+        ..unit("microvm@a.service", active, LET_GO)
+    };
+    let stopped = condition(&let_go(""), None, Time(0));
+    assert_eq!((stopped.state, stopped.detail.as_str()), (VmState::Stopped, "let-go"));
+    let failed = condition(&let_go("failed"), None, Time(0));
+    assert_eq!((failed.state, failed.detail.as_str()), (VmState::Failed, "failed/let-go"));
+    assert_eq!(failed.failure().unwrap(), "the VMM was killed by a signal");
+    assert!(was_let_go(&stopped) && was_let_go(&failed));
+    assert!(!was_let_go(&condition(&unit("microvm@a.service", "failed", "failed"), None, Time(0))));
 }
 
 #[test]

@@ -142,7 +142,10 @@ fn what_was_stopped_one_by_one_is_not_held() {
         let seen = (last.orphans().len(), last.held.map(|held| held.vms.len()));
         assert_eq!(seen, (orphans, held), "{state}");
     };
-    check("is stopped detail not-loaded", 10, None);
+    check("is stopped detail let-go", 10, None);
+    check("is failed detail failed/let-go", 10, None);
+    // Their units' files were there, and vanished at once.
+    check("is stopped detail not-loaded", 0, Some(10));
     // What systemd still had is missing without a word.
     check("is stopped detail inactive/dead", 0, Some(10));
     check("is running", 0, Some(10));
@@ -151,7 +154,7 @@ fn what_was_stopped_one_by_one_is_not_held() {
 #[test]
 fn what_was_let_go_is_nothing_the_rest_is_measured_by() {
     let stopped: Vec<String> =
-        (0..10).map(|n| format!("old{n} on n1 is stopped detail not-loaded")).collect();
+        (0..10).map(|n| format!("old{n} on n1 is stopped detail let-go")).collect();
     let mut known: Vec<&str> = stopped.iter().map(String::as_str).collect();
     known.extend(["a on n1", "b on n1", "c on n1"]);
     let (records, last) = after(&[listing(&["n1"], &known), listing(&["n1"], &[])]);
