@@ -22,6 +22,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 /// A full look in spite of the signals, should one have been missed.
 const RESYNC: Duration = Duration::from_secs(900);
 const RESYNC_AFTER: Duration = Duration::from_millis(200);
+/// systemd lets a unit go at once when it has stopped. One that was stopped for so long is not let
+/// go for that, but since its file, or what wanted it, has gone.
+const LONG_STOPPED: Duration = Duration::from_secs(60);
 
 /// One user's manager that is followed.
 struct Running {
@@ -328,7 +331,7 @@ impl Follower {
                 self.sink.some(vec![item(&unit)], Vec::new()).await;
                 self.known.insert(id, unit);
             }
-            None => match self.known.remove(&id).filter(may_be_let_go) {
+            None => match self.known.remove(&id).filter(|unit| may_be_let_go(unit, clock::now())) {
                 Some(unit) => {
                     let unit = let_go(unit, clock::now());
                     self.sink.some(vec![item(&unit)], Vec::new()).await;
@@ -374,10 +377,13 @@ impl Follower {
     }
 }
 
-/// Whether a unit that is not there any more was let go by systemd. Of one that was not loaded
-/// its file has gone.
-fn may_be_let_go(unit: &Unit) -> bool {
-    may_be_microvm(&unit.id) && (unit.load_state != "not-loaded" || unit.sub_state == LET_GO)
+/// Whether a unit that is not there any more was let go by systemd when it stopped. Of one that was
+/// not loaded its file has gone.
+fn may_be_let_go(unit: &Unit, now: Time) -> bool {
+    let was_stopped = unit.active_state == "inactive"
+        && unit.changed_at.is_some_and(|at| now.since(at) >= LONG_STOPPED);
+    let was_loaded = unit.load_state != "not-loaded" && !was_stopped;
+    may_be_microvm(&unit.id) && (was_loaded || unit.sub_state == LET_GO)
 }
 
 /// A microVM's unit that systemd says it has let go: that is a state of it, until all is read
@@ -475,15 +481,24 @@ mod tests {
 
     #[test]
     fn one_whose_file_has_gone_was_not_let_go() {
-        let unit = |id: &str, load: &str, sub: &str| Unit {
+        let unit = |id: &str, load: &str, active: &str, sub: &str| Unit {
             id: id.to_owned(),
             load_state: load.to_owned(),
+            active_state: active.to_owned(),
             sub_state: sub.to_owned(),
+            changed_at: Some(Time::from_seconds(1000)),
             ..Unit::default()
         };
-        assert!(may_be_let_go(&unit("microvm@web.service", "loaded", "running")));
-        assert!(may_be_let_go(&unit("microvm@web.service", "not-loaded", LET_GO)));
-        assert!(!may_be_let_go(&unit("alice/microvm-web.service", "not-loaded", "")));
-        assert!(!may_be_let_go(&unit("nginx.service", "loaded", "running")));
+        let check = |unit: Unit, seconds: i64, expected: bool| {
+            assert_eq!(may_be_let_go(&unit, Time::from_seconds(seconds)), expected, "{unit:?}");
+        };
+        let web = "microvm@web.service";
+        check(unit(web, "loaded", "active", "running"), 9000, true);
+        check(unit(web, "loaded", "inactive", "dead"), 1001, true);
+        check(unit(web, "loaded", "failed", "failed"), 9000, true);
+        check(unit(web, "not-loaded", "", LET_GO), 9000, true);
+        check(unit(web, "loaded", "inactive", "dead"), 1060, false);
+        check(unit("alice/microvm-web.service", "not-loaded", "", ""), 1001, false);
+        check(unit("nginx.service", "loaded", "active", "running"), 1001, false);
     }
 }
