@@ -68,6 +68,10 @@ pub fn api_guest(said: &[u8]) {
 pub fn api_node(said: &[u8]) {
     plain::<::api::node::NodeAsks>(said);
     plain::<::api::node::NodeWork>(said);
+    let whole = serde_json::from_slice::<::api::node::NodeWork>(said);
+    if let (Ok(whole), Ok(read)) = (whole, ::api::node::NodeWork::read(said)) {
+        assert_eq!(read, (whole, Vec::new()), "what is known whole is known task by task");
+    }
     plain::<::api::vm::VmChecks>(said);
     plain::<::api::vm::VmRecovery>(said);
 }

@@ -493,7 +493,8 @@ impl Bench {
         let path = format!("/api/v1/hosts/{node}/vm-work");
         let begin = tokio::time::Instant::now();
         loop {
-            let (status, answer) = self.ask(Method::POST, &path, r#"{"wait":true}"#).await;
+            let asks = r#"{"wait":true,"can":["tcp","http","script","console","guest","icmp","arp","restart","later"]}"#;
+            let (status, answer) = self.ask(Method::POST, &path, asks).await;
             assert_eq!(status, 200, "{answer}");
             match answer["tasks"].as_array().unwrap().first() {
                 Some(task) => return task.clone(),
@@ -610,6 +611,17 @@ async fn a_node_says_what_is_in_the_way_of_a_guest() {
             bench.until("/api/v1/vms/web", |vm| vm["cause"]["layer"] == layer).await;
         }
     }
+    // An older twin-node asks, which does not know such work: it gets all other, and is named.
+    let script = often(&json!({"script": "disk"})).replace("own", "other");
+    assert_eq!(bench.ask(Method::PUT, CHECKS, &script).await.0, 200);
+    let (status, answer) = bench.ask(Method::POST, path, r#"{"wait":true}"#).await;
+    assert_eq!((status, answer["tasks"].as_array().map(Vec::len)), (200, Some(1)), "{answer}");
+    assert_eq!(answer["tasks"][0]["work"], json!({"script": {"name": "disk"}}), "{answer}");
+    let tcp = often(&json!({"address": address, "from_node": true})).replace("own", "third");
+    assert_eq!(bench.ask(Method::PUT, CHECKS, &tcp).await.0, 200);
+    let web = bench.until("/api/v1/vms/web", |vm| vm["cause"]["check"] == "third").await;
+    let message = "twin-node of n1 is too old to make this check (tcp); upgrade it";
+    assert_eq!(web["cause"], json!({"layer": "node", "check": "third", "message": message}));
     bench.end().await;
 }
 

@@ -35,7 +35,7 @@ use api::reach;
 use bytes::Bytes;
 use host::Root;
 use host::users::Accounts;
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use model::vm::{Layer, may_be_microvm};
 use model::with_causes;
 use script::Account;
@@ -109,16 +109,21 @@ async fn ask(mut client: Client, path: String, config: Arc<Config>, outcomes: mp
     let mut tasks = JoinSet::new();
     let mut backoff = BACKOFF.0;
     let mut troubled = false;
+    // Servers that do not know the word refuse it.
+    let mut says_what_it_can = true;
     loop {
         while tasks.try_join_next().is_some() {}
         let begin = Instant::now();
-        match send(&mut client, &path, &NodeAsks { wait: true, done: Vec::new() }).await {
-            Ok(work) => {
+        match send(&mut client, &path, &asks(says_what_it_can)).await {
+            Ok((work, unknown)) => {
                 if troubled {
                     tracing::info!("the server answers again");
                 }
                 (troubled, backoff) = (false, BACKOFF.0);
-                let is_idle = work.tasks.is_empty();
+                let is_idle = work.tasks.is_empty() && unknown.is_empty();
+                for id in unknown {
+                    drop(outcomes.send(not_known(id)).await);
+                }
                 for task in work.tasks {
                     let (config, outcomes) = (Arc::clone(&config), outcomes.clone());
                     let turns = Arc::clone(&turns);
@@ -136,7 +141,12 @@ async fn ask(mut client: Client, path: String, config: Arc<Config>, outcomes: mp
                     tokio::time::sleep(SOON).await;
                 }
             }
+            Err(error) if says_what_it_can && error.status() == Some(StatusCode::BAD_REQUEST) => {
+                says_what_it_can = false;
+            }
             Err(error) => {
+                // It may be another server from now on.
+                says_what_it_can = true;
                 if !troubled {
                     tracing::warn!(error = with_causes(&error), "the server gives no work");
                 }
@@ -148,23 +158,41 @@ async fn ask(mut client: Client, path: String, config: Arc<Config>, outcomes: mp
     }
 }
 
+fn asks(says_what_it_can: bool) -> NodeAsks {
+    let can = if says_what_it_can { Work::KINDS.map(str::to_owned).into() } else { Vec::new() };
+    NodeAsks { wait: true, can, done: Vec::new() }
+}
+
+/// What is told of a task that a newer server gave.
+fn not_known(id: u64) -> Done {
+    let why = "twin-node there does not know such work; upgrade it".to_owned();
+    tracing::warn!(id, "the server gives work that this version does not know");
+    let Answer { outcome, said, layer } = unable(why);
+    Done { id, outcome, said, layer }
+}
+
 /// Tells what came of tasks. What can't be told is lost: the server asks again.
 async fn tell(mut client: Client, path: String, mut outcomes: mpsc::Receiver<Done>) {
     let mut done = Vec::new();
     while outcomes.recv_many(&mut done, OUTCOMES).await > 0 {
-        let told = NodeAsks { wait: false, done: std::mem::take(&mut done) };
+        let told = NodeAsks { done: std::mem::take(&mut done), ..NodeAsks::default() };
         if let Err(error) = send(&mut client, &path, &told).await {
             tracing::warn!(error = with_causes(&error), "outcomes could not be told");
         }
     }
 }
 
-async fn send(client: &mut Client, path: &str, asks: &NodeAsks) -> Result<NodeWork, client::Error> {
+/// The work that is given, and the ids of tasks that are not known here.
+async fn send(
+    client: &mut Client,
+    path: &str,
+    asks: &NodeAsks,
+) -> Result<(NodeWork, Vec<u64>), client::Error> {
     let body = serde_json::to_vec(asks).expect("plain data always encodes");
     let answer = client.send(Method::POST, path, "application/json", Bytes::from(body)).await?;
-    serde_json::from_slice(&answer).map_err(|_form| client::Error::Answer {
+    NodeWork::read(&answer).map_err(|_form| client::Error::Answer {
         server: client.authority().to_owned(),
-        status: hyper::StatusCode::OK,
+        status: StatusCode::OK,
     })
 }
 

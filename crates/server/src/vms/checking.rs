@@ -45,7 +45,13 @@ impl Controller {
             let key = (vm.clone(), name.clone());
             if let Some(draft) = draft {
                 if self.desk.is_attended(&node, now) {
-                    if self.desk.give(&node, draft, now) {
+                    if !self.desk.is_able(&node, &draft.work) {
+                        let kind = draft.work.kind();
+                        let said = format!(
+                            "twin-node of {node} is too old to make this check ({kind}); upgrade it"
+                        );
+                        self.judge(vm, &name, (Layer::Node, Verdict::Fail(said)), now).await;
+                    } else if self.desk.give(&node, draft, now) {
                         self.probing.insert(key);
                     }
                 } else if now.since(self.started) > GRACE {
@@ -168,7 +174,7 @@ impl Controller {
             }
         }
         if asks.wait {
-            self.desk.attend(node, reply, now);
+            self.desk.attend(node, asks.can, reply, now);
         } else {
             // Who told and has gone needs no answer.
             drop(reply.send(Ok(Vec::new())));

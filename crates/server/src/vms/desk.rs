@@ -51,6 +51,8 @@ pub(super) struct Desk {
 #[derive(Debug, Default)]
 struct Node {
     asked: Option<Time>,
+    /// The kinds of work that who asked last knows, of those there are.
+    can: Vec<String>,
     waiting: Option<Reply<Vec<Task>>>,
     queue: Vec<Task>,
     /// Queued and given.
@@ -71,9 +73,19 @@ impl Desk {
     }
 
     /// Somebody of the node asks for work, and waits for it.
-    pub(super) fn attend(&mut self, name: &HostId, reply: Reply<Vec<Task>>, now: Time) {
+    pub(super) fn attend(
+        &mut self,
+        name: &HostId,
+        mut can: Vec<String>,
+        reply: Reply<Vec<Task>>,
+        now: Time,
+    ) {
         let node = self.nodes.entry(name.clone()).or_default();
         node.asked = Some(now);
+        can.retain(|kind| Work::KINDS.contains(&kind.as_str()));
+        can.sort();
+        can.dedup();
+        node.can = can;
         node.waiting = Some(reply);
         node.hand_out();
     }
@@ -81,6 +93,11 @@ impl Desk {
     pub(super) fn is_attended(&self, name: &HostId, now: Time) -> bool {
         let asked = self.nodes.get(name).and_then(|node| node.asked);
         asked.is_some_and(|asked| now.since(asked) < ATTENDED)
+    }
+
+    /// Whether who asked last for the node knows such work.
+    pub(super) fn is_able(&self, name: &HostId, work: &Work) -> bool {
+        self.nodes.get(name).is_some_and(|node| work.is_known_to(&node.can))
     }
 
     /// Whether work for the node would be taken, and somebody is there to do it.
@@ -133,14 +150,18 @@ impl Desk {
 }
 
 impl Node {
+    /// What who asks does not know stays here, and will be late.
     fn hand_out(&mut self) {
-        if self.queue.is_empty() {
+        if !self.queue.iter().any(|task| task.work.is_known_to(&self.can)) {
             return;
         }
         let Some(waiting) = self.waiting.take() else { return };
+        let queue = std::mem::take(&mut self.queue);
+        let (tasks, rest) = queue.into_iter().partition(|task| task.work.is_known_to(&self.can));
+        self.queue = rest;
         // Who waited has gone: the next gets it.
-        if let Err(Ok(tasks)) = waiting.send(Ok(std::mem::take(&mut self.queue))) {
-            self.queue = tasks;
+        if let Err(Ok(tasks)) = waiting.send(Ok(tasks)) {
+            self.queue.splice(0..0, tasks);
         }
     }
 }
@@ -170,9 +191,9 @@ mod tests {
         // The first who asks has gone when there is something to tell.
         let (reply, gone) = oneshot::channel();
         drop(gone);
-        desk.attend(&node, reply, at(2));
+        desk.attend(&node, Vec::new(), reply, at(2));
         let (reply, mut answer) = oneshot::channel();
-        desk.attend(&node, reply, at(40));
+        desk.attend(&node, Vec::new(), reply, at(40));
         let tasks = answer.try_recv().unwrap().unwrap();
         assert_eq!(tasks.len(), 1);
         assert!(desk.is_attended(&node, at(99)) && !desk.is_attended(&node, at(100)));
@@ -181,6 +202,28 @@ mod tests {
         assert_eq!(desk.done(&node, id).unwrap().vm.as_str(), "web@n1");
         assert_eq!(desk.done(&node, id), None, "told twice");
         assert!(desk.late(at(10_000)).is_empty());
+    }
+
+    #[test]
+    fn who_does_not_know_such_work_is_not_given_it() {
+        let at = Time::from_seconds;
+        let node = HostId::new("n1").unwrap();
+        let mut desk = Desk::new(at(1));
+        let tcp = || Work::Tcp { address: "10.0.0.5:80".parse().unwrap() };
+        assert!(!desk.is_able(&node, &tcp()), "nobody is there");
+        assert!(desk.give(&node, Draft { work: tcp(), ..draft() }, at(1)));
+        let asks = |desk: &mut Desk, can: &[&str]| {
+            let (reply, mut answer) = oneshot::channel();
+            desk.attend(&node, can.iter().map(|kind| (*kind).to_owned()).collect(), reply, at(2));
+            let works = |tasks: Vec<Task>| tasks.into_iter().map(|task| task.work.kind()).collect();
+            let given: Vec<&str> =
+                answer.try_recv().map_or_else(|_| Vec::new(), |it| works(it.unwrap()));
+            (desk.is_able(&node, &tcp()), given)
+        };
+        assert_eq!(asks(&mut desk, &[]), (false, vec![]));
+        assert!(desk.give(&node, draft(), at(2)));
+        assert_eq!(asks(&mut desk, &[]), (false, vec!["restart"]), "it goes past the other");
+        assert_eq!(asks(&mut desk, &["tcp", "later"]), (true, vec!["tcp"]));
     }
 
     #[test]
@@ -201,7 +244,7 @@ mod tests {
         let mut desk = Desk::new(at(1000));
         assert!(!desk.takes(&node, at(1000)), "nobody is there");
         let (reply, mut answer) = oneshot::channel();
-        desk.attend(&node, reply, at(1000));
+        desk.attend(&node, Vec::new(), reply, at(1000));
         assert!(desk.takes(&node, at(1000)) && desk.give(&node, draft(), at(1000)));
         assert_eq!(answer.try_recv().unwrap().unwrap().len(), 1);
         assert!(desk.late(at(1034)).is_empty());
