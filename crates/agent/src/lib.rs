@@ -45,7 +45,7 @@ use outbox::{Outbox, Standing};
 use parts::Parts;
 use spool::{Opened, Spool};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -213,6 +213,15 @@ fn hand_out_images(
 fn recall(context: &mut Context, facts: &Facts) {
     context.known_platform = facts.entity::<Platform>("host").map(Arc::new);
     context.had_containers = facts.entities::<Container>().next().is_some();
+    // That nobody can say now whose a file is does not mean that it is nobody's. What is told to
+    // be nobody's may just not have been known; of programs it was.
+    let owner = |file: File| match Role::parse(&file.role) {
+        Some(Role::Program) => Some((file.path, file.package)),
+        _ => Some((file.path, Some(file.package?))),
+    };
+    let mut packages = context.packages.lock().unwrap_or_else(PoisonError::into_inner);
+    packages.remember(facts.entities::<File>().filter_map(owner));
+    drop(packages);
     context.known_files = facts
         .entities::<File>()
         .filter_map(|file| Some((file.path, Role::parse(&file.role)?)))

@@ -25,9 +25,6 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// Units and packages change in bursts; which files are tracked may wait a little.
 const REBUILD_AFTER: Duration = Duration::from_millis(500);
 
-/// When owners that could not be told are asked for again.
-const OWNERS_AGAIN: Duration = Duration::from_secs(60);
-
 const UNINFORMED: &str =
     "which files to track is not known in full: units or packages could not be looked at yet";
 
@@ -194,8 +191,8 @@ impl Follower {
             limits.push(format!("{} files or directories are not tracked: too many, too deep, unreadable, or of unprintable names", look.left_out));
         }
         if let Some(fault) = look.owners_fault {
+            // The packages' collector asks for them, and says when it knows more.
             limits.push(format!("which packages some files belong to: {fault}"));
-            self.due.get_or_insert(Instant::now() + OWNERS_AGAIN);
         }
         let files = items(&look.scan.files);
         if look.informed {

@@ -25,7 +25,8 @@ pub(crate) async fn run(mut context: Context) {
         let asked = context.asked.take_up();
         let found = look.look(DEADLINE, |shared| -> Result<Found, host::packages::Error> {
             let packages = || shared.lock().unwrap_or_else(PoisonError::into_inner);
-            // Not locked while it is read: the files' collector has what was read before.
+            // Not locked while it is read: the files' collector has what was read before. What it
+            // could not be told of owners is asked for here, too.
             let reading = packages().due();
             let read = reading.map(Reading::read).transpose()?;
             let mut packages = packages();

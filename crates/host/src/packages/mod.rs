@@ -8,8 +8,8 @@
 //! - A malformed entry is skipped; the rest of the database still counts.
 //! - A database that can't be read leaves what was known, and is an error.
 //! - What takes long is apart from [`Packages`] ([`Reading`]), so that who shares them waits for no
-//!   reading. Who asks for owners waits for `rpm` a few seconds at most, and then not again for a
-//!   minute: the answers from before count until then.
+//!   reading. Who asks for owners waits for `rpm` a few seconds at most. An `rpm` that is slower
+//!   than that is asked by a [`Reading`]; the answers from before count until then.
 
 mod apk;
 mod dpkg;
@@ -20,7 +20,7 @@ use crate::bounded;
 use crate::watch::Wanted;
 use model::entity::Package;
 use rpm::Rpm;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::mem;
 use std::os::unix::fs::MetadataExt;
@@ -33,8 +33,8 @@ const DATABASE_MAX: u64 = 128 * 1024 * 1024;
 /// Paths whose owners are remembered.
 const OWNERS_MAX: usize = 20_000;
 
-/// How long nobody is asked for owners who did not tell them.
-const REST: Duration = Duration::from_secs(60);
+/// How long `rpm` is not asked for owners that it did not tell a [`Reading`]: at first, and at most.
+const REST: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15 * 60));
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -84,40 +84,55 @@ pub struct Packages {
     owners: HashMap<String, Option<String>>,
     /// The same from before the database changed.
     earlier_owners: HashMap<String, Option<String>>,
-    /// Why owners could not be told, and when that was.
-    owners_fault: Option<(String, Instant)>,
+    /// Paths that were asked about when there was no answer; a [`Reading`] asks for them.
+    unanswered: HashSet<String>,
+    /// Why owners could not be told.
+    owners_fault: Option<String>,
+    /// Whether owners take longer than whoever asks for them waits.
+    is_slow: bool,
+    /// When a reading that told no owners began, and how long to rest from then on.
+    rest: Option<(Instant, Duration)>,
     rpm: Rpm,
 }
 
-/// A database that is to be read, since it changed.
+/// A database that is to be read, since it changed, or for owners that could not be told.
 #[derive(Debug)]
 pub struct Reading {
     root: Root,
     format: Option<Format>,
-    stamp: Stamp,
+    /// Which state of it is new.
+    stamp: Option<Stamp>,
     rpm: Rpm,
+    /// Whose owners to tell on the way; only where it is slow to ask for them later.
+    asked: HashSet<String>,
 }
 
 /// What a database says, and which state of it.
 #[derive(Debug)]
 pub struct Read {
-    database: Database,
-    stamp: Stamp,
+    database: Option<(Database, Stamp)>,
+    owners: Result<HashMap<String, Option<String>>, Error>,
+    took: Duration,
 }
 
 impl Reading {
     /// Blocks: for milliseconds, or as long as `rpm` takes, up to its deadline.
     ///
     /// # Errors
-    /// When there is a database and it can't be read.
+    /// When there is a database that changed and it can't be read.
     pub fn read(self) -> Result<Read, Error> {
-        let database = match self.format {
-            Some(Format::Dpkg) => dpkg::read(&self.root)?,
-            Some(Format::Apk) => apk::read(&self.root)?,
-            Some(Format::Rpm) => self.rpm.read(&self.root)?,
-            None => Database::default(),
+        let begin = Instant::now();
+        let Some(stamp) = self.stamp else {
+            let owners = self.rpm.owners(&self.root, &self.asked, self.rpm.deadline);
+            return Ok(Read { database: None, owners, took: begin.elapsed() });
         };
-        Ok(Read { database, stamp: self.stamp })
+        let (database, owners) = match self.format {
+            Some(Format::Dpkg) => (dpkg::read(&self.root)?, HashMap::new()),
+            Some(Format::Apk) => (apk::read(&self.root)?, HashMap::new()),
+            Some(Format::Rpm) => self.rpm.read(&self.root, &self.asked)?,
+            None => (Database::default(), HashMap::new()),
+        };
+        Ok(Read { database: Some((database, stamp)), owners: Ok(owners), took: begin.elapsed() })
     }
 }
 
@@ -131,7 +146,10 @@ impl Packages {
             database: Database::default(),
             owners: HashMap::new(),
             earlier_owners: HashMap::new(),
+            unanswered: HashSet::new(),
             owners_fault: None,
+            is_slow: false,
+            rest: None,
             rpm: Rpm::default(),
         }
     }
@@ -147,28 +165,70 @@ impl Packages {
         Ok(self.take(read))
     }
 
-    /// What is to be read, if the database changed since it was read last.
+    /// What is to be read, if the database changed since it was read last, or if owners could
+    /// not be told and nobody rests from asking for them.
     #[must_use]
     pub fn due(&self) -> Option<Reading> {
         let stamp = self.stamp_now();
-        (self.stamp.as_ref() != Some(&stamp)).then(|| Reading {
-            root: self.root.clone(),
-            format: self.format(),
-            stamp,
-            rpm: self.rpm.clone(),
-        })
+        let stamp = (self.stamp.as_ref() != Some(&stamp)).then_some(stamp);
+        let format = self.format();
+        let is_rpm = format == Some(Format::Rpm);
+        let rests = self.rest.is_some_and(|(since, rest)| since.elapsed() < rest);
+        if stamp.is_none() && (!is_rpm || self.unanswered.is_empty() || rests) {
+            return None;
+        }
+        let mut asked = HashSet::new();
+        if is_rpm {
+            asked.clone_from(&self.unanswered);
+            if stamp.is_some() {
+                asked.extend(self.owners.keys().chain(self.earlier_owners.keys()).cloned());
+            }
+        }
+        Some(Reading { root: self.root.clone(), format, stamp, rpm: self.rpm.clone(), asked })
+    }
+
+    /// Owners that were told by somebody before this, until the database is asked.
+    pub fn remember(&mut self, owners: impl IntoIterator<Item = (String, Option<String>)>) {
+        let room = OWNERS_MAX.saturating_sub(self.earlier_owners.len());
+        self.earlier_owners.extend(owners.into_iter().take(room));
     }
 
     /// Takes what was read; says whether it is something else than before.
     pub fn take(&mut self, read: Read) -> bool {
-        let changed = self.stamp.is_none() || read.database != self.database;
-        self.database = read.database;
-        self.stamp = Some(read.stamp);
-        if self.earlier_owners.len() + self.owners.len() > OWNERS_MAX {
-            self.earlier_owners.clear();
+        let mut changed = false;
+        if let Some((database, stamp)) = read.database {
+            changed = self.stamp.is_none() || database != self.database;
+            self.database = database;
+            self.stamp = Some(stamp);
+            if self.earlier_owners.len() + self.owners.len() > OWNERS_MAX {
+                self.earlier_owners.clear();
+            }
+            self.earlier_owners.extend(mem::take(&mut self.owners));
         }
-        self.earlier_owners.extend(mem::take(&mut self.owners));
+        match read.owners {
+            Ok(owners) => {
+                changed |= !self.unanswered.is_empty();
+                // What was asked meanwhile is asked anew by whoever looks since this changed.
+                self.unanswered.clear();
+                self.owners_fault = None;
+                self.rest = None;
+                self.is_slow &= read.took > self.rpm.owners_deadline;
+                self.keep_owners(owners);
+            }
+            Err(error) => {
+                let rest = self.rest.map_or(REST.0, |(_, rest)| (rest * 2).min(REST.1));
+                self.rest = Some((Instant::now(), rest));
+                self.owners_fault = Some(model::with_causes(&error));
+            }
+        }
         changed
+    }
+
+    fn keep_owners(&mut self, owners: HashMap<String, Option<String>>) {
+        if self.owners.len() + owners.len() > OWNERS_MAX {
+            self.owners.clear();
+        }
+        self.owners.extend(owners);
     }
 
     /// What was read last, in order of name.
@@ -196,25 +256,27 @@ impl Packages {
         paths: impl IntoIterator<Item = &'p str>,
     ) -> BTreeMap<String, String> {
         let asked: BTreeSet<&str> = paths.into_iter().collect();
-        let unknown: HashMap<&str, &str> = asked
+        let unknown: HashSet<String> = asked
             .iter()
             .filter(|path| !self.owners.contains_key(**path))
-            .map(|path| (merged(path), *path))
+            .map(|path| (*path).to_owned())
             .collect();
-        let rests = self.owners_fault.as_ref().is_some_and(|(_, since)| since.elapsed() < REST);
-        if !unknown.is_empty() && !rests {
-            match self.look_up(&unknown) {
-                Ok(found) => {
-                    if self.owners.len() + unknown.len() > OWNERS_MAX {
-                        self.owners.clear();
+        if !unknown.is_empty() {
+            // One that did not answer in time would keep whoever asks waiting each time.
+            let found = if self.is_slow || self.owners_fault.is_some() {
+                None
+            } else {
+                Some(self.look_up(&unknown))
+            };
+            match found {
+                Some(Ok(found)) => self.keep_owners(found),
+                refused => {
+                    if let Some(Err(error)) = refused {
+                        self.is_slow |= matches!(error, Error::Deadline { .. });
+                        self.owners_fault = Some(model::with_causes(&error));
                     }
-                    for path in unknown.values() {
-                        self.owners.insert((*path).to_owned(), found.get(*path).cloned());
-                    }
-                    self.owners_fault = None;
-                }
-                Err(error) => {
-                    self.owners_fault = Some((model::with_causes(&error), Instant::now()));
+                    let room = OWNERS_MAX.saturating_sub(self.unanswered.len());
+                    self.unanswered.extend(unknown.into_iter().take(room));
                 }
             }
         }
@@ -232,10 +294,11 @@ impl Packages {
         paths.into_iter().filter(is_known).collect()
     }
 
-    /// Why owners could not be told when they were asked for last.
+    /// Why owners could not be told, while some that were asked for are not.
     #[must_use]
     pub fn owners_fault(&self) -> Option<&str> {
-        self.owners_fault.as_ref().map(|(fault, _)| fault.as_str())
+        let waits = (!self.unanswered.is_empty()).then_some("rpm is slow, and is still asked");
+        self.owners_fault.as_deref().or(waits)
     }
 
     fn known_owner(&self, path: &str) -> Option<&Option<String>> {
@@ -260,13 +323,19 @@ impl Packages {
         wanted
     }
 
-    fn look_up(&self, asked: &HashMap<&str, &str>) -> Result<HashMap<String, String>, Error> {
-        match self.format() {
-            Some(Format::Dpkg) => Ok(dpkg::owners(&self.root, asked)),
-            Some(Format::Apk) => Ok(apk::owners(&self.root, asked)),
-            Some(Format::Rpm) => self.rpm.owners(&self.root, asked),
-            None => Ok(HashMap::new()),
+    fn look_up(&self, asked: &HashSet<String>) -> Result<HashMap<String, Option<String>>, Error> {
+        if self.format() == Some(Format::Rpm) {
+            return self.rpm.owners(&self.root, asked, self.rpm.owners_deadline);
         }
+        let by_form = asked.iter().map(|path| (merged(path), path.as_str())).collect();
+        let found = match self.format() {
+            Some(Format::Dpkg) => dpkg::owners(&self.root, &by_form),
+            Some(Format::Apk) => apk::owners(&self.root, &by_form),
+            Some(Format::Rpm) | None => HashMap::new(),
+        };
+        // Of two forms of one path one was asked about; the other is next time.
+        let answered = by_form.values().map(|path| ((*path).to_owned(), found.get(*path).cloned()));
+        Ok(answered.collect())
     }
 
     fn format(&self) -> Option<Format> {

@@ -5,10 +5,11 @@ use super::{Database, Error, merged, word};
 use crate::Root;
 use model::entity::Package;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Where the database is, in its several formats.
@@ -35,7 +36,7 @@ const FILES: &str = "[%{FILEFLAGS:fflags}\\t%{=NAME}\\t%{FILENAMES}\\n]";
 pub(super) struct Rpm {
     /// The program, behind what it is begun with.
     pub(super) command: Vec<OsString>,
-    /// To tell all that is installed.
+    /// To tell all that is installed, or all files of it, where nobody waits for it.
     pub(super) deadline: Duration,
     /// To tell which packages own some files: who asks waits for it.
     pub(super) owners_deadline: Duration,
@@ -52,7 +53,12 @@ impl Default for Rpm {
 }
 
 impl Rpm {
-    pub(super) fn read(&self, root: &Root) -> Result<Database, Error> {
+    /// All that is installed, and on the way who owns these paths.
+    pub(super) fn read(
+        &self,
+        root: &Root,
+        asked: &HashSet<String>,
+    ) -> Result<(Database, HashMap<String, Option<String>>), Error> {
         let until = Instant::now() + self.deadline;
         let mut answer = Vec::new();
         self.list(root, PACKAGES, (until, self.deadline), |line| {
@@ -60,31 +66,31 @@ impl Rpm {
             answer.push(b'\n');
         })?;
         let mut database = parse(&answer);
+        let mut owners = Owners::of(asked);
         self.list(root, FILES, (until, self.deadline), |line| {
             let Some(File { flags, package, path }) = file(line) else { return };
+            owners.note(path, package);
             if flags.contains('c') && path.starts_with("/etc/") {
                 let of_package = database.configuration.entry(package.to_owned());
                 of_package.or_default().push(path.to_owned());
             }
         })?;
-        Ok(database)
+        Ok((database, owners.told()))
     }
 
     /// One listing of all files of all packages: rpm's answers to single paths don't name them.
     pub(super) fn owners(
         &self,
         root: &Root,
-        asked: &HashMap<&str, &str>,
-    ) -> Result<HashMap<String, String>, Error> {
-        let until = Instant::now() + self.owners_deadline;
-        let mut found = HashMap::new();
-        self.list(root, FILES, (until, self.owners_deadline), |line| {
+        asked: &HashSet<String>,
+        deadline: Duration,
+    ) -> Result<HashMap<String, Option<String>>, Error> {
+        let mut owners = Owners::of(asked);
+        self.list(root, FILES, (Instant::now() + deadline, deadline), |line| {
             let Some(File { package, path, .. }) = file(line) else { return };
-            if let Some(path) = asked.get(merged(path)) {
-                found.insert((*path).to_owned(), package.to_owned());
-            }
+            owners.note(path, package);
         })?;
-        Ok(found)
+        Ok(owners.told())
     }
 
     /// Gives each line about all packages to `visit`.
@@ -108,21 +114,51 @@ impl Rpm {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().map_err(failed)?;
         let answered = read_lines(&mut child, until, visit);
-        if answered.is_err() {
-            child.kill().map_err(failed)?;
+        if let Err(error) = answered {
+            end(child).map_err(failed)?;
+            return Err(match error.kind() {
+                io::ErrorKind::TimedOut => {
+                    Error::Deadline { program: PROGRAM, seconds: deadline.as_secs() }
+                }
+                _ => failed(error),
+            });
         }
         let status = child.wait().map_err(failed)?;
-        answered.map_err(|error| match error.kind() {
-            io::ErrorKind::TimedOut => {
-                Error::Deadline { program: PROGRAM, seconds: deadline.as_secs() }
-            }
-            _ => failed(error),
-        })?;
         if !status.success() {
             return Err(Error::Failed { program: PROGRAM, message: status.to_string() });
         }
         Ok(())
     }
+}
+
+/// Which packages own the paths that were asked about, in either form of these.
+struct Owners<'a> {
+    asked: &'a HashSet<String>,
+    by_form: HashMap<&'a str, Option<String>>,
+}
+
+impl<'a> Owners<'a> {
+    fn of(asked: &'a HashSet<String>) -> Self {
+        Self { asked, by_form: asked.iter().map(|path| (merged(path), None)).collect() }
+    }
+
+    fn note(&mut self, path: &str, package: &str) {
+        if let Some(owner) = self.by_form.get_mut(merged(path)) {
+            *owner = Some(package.to_owned());
+        }
+    }
+
+    fn told(self) -> HashMap<String, Option<String>> {
+        let owner = |path: &str| self.by_form.get(merged(path)).cloned().flatten();
+        self.asked.iter().map(|path| (path.clone(), owner(path))).collect()
+    }
+}
+
+/// Kills it. That it is gone is waited for elsewhere: one that hangs in the kernel takes its time.
+fn end(mut child: Child) -> io::Result<()> {
+    child.kill()?;
+    let reaping = thread::Builder::new().name("rpm".to_owned());
+    reaping.spawn(move || child.wait()).map(|_ends_by_itself| ())
 }
 
 /// `NAME <tab> EPOCH:VERSION-RELEASE <tab> ARCHITECTURE` per line.

@@ -107,16 +107,62 @@ fn a_program_that_hangs_leaves_what_it_told_before_and_is_not_asked_at_once_agai
     assert!(packages.refresh().unwrap());
     answer("exec sleep 600");
     packages.rpm.owners_deadline = Duration::from_millis(200);
-    assert_eq!(packages.owner("/usr/sbin/nginx").as_deref(), Some("nginx"));
+    assert_eq!(packages.owner("/opt/new"), None);
     assert_eq!(packages.owners_fault(), Some("rpm did not answer within 0 s"));
+    assert_eq!(packages.owner("/usr/sbin/nginx").as_deref(), Some("nginx"));
     // Not known is not nobody's.
     assert_eq!(packages.without_owner(["/opt/own", "/opt/new"]), ["/opt/own"]);
-    // Where it would be asked again, it would answer by now.
+    // Nobody who waits asks it again; a reading does, which may take longer.
     answer(LISTS);
+    packages.stamp = Some(packages.stamp_now());
     assert_eq!(packages.owner("/etc/nginx/nginx.conf"), None);
-    packages.rpm.owners_deadline = Duration::from_secs(30);
-    packages.owners_fault = None;
+    assert!(packages.refresh().unwrap());
+    assert_eq!(packages.owners_fault(), None);
     assert_eq!(packages.owner("/etc/nginx/nginx.conf").as_deref(), Some("nginx"));
+    assert!(!packages.refresh().unwrap());
+}
+
+#[test]
+fn owners_that_are_not_told_are_asked_for_ever_later() {
+    let (_directory, mut packages, answer) = rpm_machine();
+    answer(LISTS);
+    assert!(packages.refresh().unwrap());
+    answer("exit 1");
+    packages.stamp = Some(packages.stamp_now());
+    assert_eq!(packages.owner("/opt/own"), None);
+    for minutes in [1, 2, 4, 8, 15, 15] {
+        let reading = packages.due().expect("is asked again");
+        assert!(!packages.take(reading.read().unwrap()));
+        assert!(packages.due().is_none(), "rests");
+        let rest = packages.rest.as_mut().unwrap();
+        assert_eq!(rest.1, Duration::from_secs(60 * minutes));
+        rest.0 -= rest.1;
+    }
+    answer(LISTS);
+    packages.stamp = Some(packages.stamp_now());
+    assert!(packages.refresh().unwrap());
+    assert_eq!((packages.owners_fault(), packages.rest), (None, None));
+    assert_eq!(packages.without_owner(["/opt/own"]), ["/opt/own"]);
+}
+
+#[test]
+fn what_was_told_before_counts_until_the_database_answers() {
+    let (_directory, mut packages, answer) = rpm_machine();
+    packages.remember([
+        ("/etc/nginx/nginx.conf".to_owned(), Some("nginx-old".to_owned())),
+        ("/usr/sbin/nginx".to_owned(), Some("nginx".to_owned())),
+    ]);
+    answer("exit 1");
+    assert!(packages.refresh().is_err());
+    assert_eq!(packages.owner("/etc/nginx/nginx.conf").as_deref(), Some("nginx-old"));
+    // The reading of the database tells them on its way, in either form of a path.
+    answer(LISTS);
+    assert!(packages.refresh().unwrap());
+    answer("exit 1");
+    packages.stamp = Some(packages.stamp_now());
+    assert_eq!(packages.owner("/etc/nginx/nginx.conf").as_deref(), Some("nginx"));
+    assert_eq!(packages.owner("/usr/sbin/nginx").as_deref(), Some("nginx"));
+    assert_eq!(packages.owners_fault(), None);
 }
 
 #[test]
