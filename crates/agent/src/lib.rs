@@ -134,7 +134,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         standing,
         new_stream: identity::new_stream,
         refusals: 0,
-        content_refusals: 0,
         looked: has_looked,
         engine: reports.downgrade(),
         recall: true,

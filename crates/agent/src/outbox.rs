@@ -27,6 +27,7 @@ use model::load::Load;
 use model::{ContentId, Facts, HostId, Time, with_causes};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
@@ -72,8 +73,6 @@ pub(crate) struct Outbox {
     pub(crate) new_stream: fn() -> String,
     /// How often in a row the server refused for good.
     pub(crate) refusals: u32,
-    /// The same of the content that is next.
-    pub(crate) content_refusals: u32,
     /// How much of this host was looked at; what was seen came here.
     pub(crate) looked: watch::Receiver<Looked>,
     /// To tell what the server remembers.
@@ -113,6 +112,8 @@ impl Failure {
 struct Sent {
     client: Client,
     contents: Vec<ContentId>,
+    /// A content that went alone and was not taken; the rest went on without it.
+    refused: Option<(ContentId, Error)>,
     load: Vec<Load>,
     /// The newest number there was when it was made.
     newest: u64,
@@ -138,7 +139,8 @@ impl Outbox {
         loop {
             let asks = self.holds_back() && (self.is_known.is_none() || self.recalls());
             let deltas = asks || !self.spool.is_empty() && !self.holds_back();
-            let work = deltas || !self.contents.is_empty() || !load.is_empty();
+            let work = deltas || self.contents.is_due(Instant::now()) || !load.is_empty();
+            let again = self.contents.again();
             if flight.is_none()
                 && !resting
                 && work
@@ -161,11 +163,13 @@ impl Outbox {
                     idle = Some(client);
                     if !goes_on {
                         resting = true;
-                        wait.as_mut().reset(tokio::time::Instant::now() + backoff);
+                        wait.as_mut().reset(Instant::now() + backoff);
                         backoff = (backoff * 2).min(BACKOFF.1);
                     }
                 }
                 () = &mut wait, if resting => resting = false,
+                () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now)),
+                    if again.is_some() && flight.is_none() && !resting => {}
                 looked = self.looked.changed(), if !self.looked.borrow().all && self.patient => {
                     // Without an engine nothing more will be seen.
                     self.patient = looked.is_ok();
@@ -299,30 +303,26 @@ impl Outbox {
         }
     }
 
-    /// Deltas wait for contents: one that the server, or what is in between, will never take must
-    /// not hold them up for ever. Which one it is shows when each goes alone.
-    fn contents_refused(&mut self, ids: &[ContentId], error: &Error) {
+    /// Deltas wait for contents: one that the server, or what is in between, does not take must
+    /// not hold them up. Which one it is shows when each goes alone.
+    fn contents_failed(&mut self, ids: &[ContentId], error: &Error) {
         if is_for_good(error) {
-            match ids {
-                [id] => {
-                    self.content_refusals += 1;
-                    if self.content_refusals >= REFUSALS {
-                        self.give_up(*id, error);
-                    }
-                }
-                _ => self.contents.send_singly(),
-            }
+            self.contents.send_singly();
+        } else {
+            self.contents.not_refused(ids);
         }
         self.tell(Some(with_causes(error)));
     }
 
-    fn give_up(&mut self, id: ContentId, error: &Error) {
-        self.content_refusals = 0;
-        self.contents.give_up(id);
+    fn content_refused(&mut self, id: ContentId, error: &Error) {
+        let is_given_up = self.contents.refuse(id, Instant::now());
         let error = with_causes(error);
-        tracing::error!(error, %id, "the server can't take a file's content; its change goes without");
+        if !is_given_up {
+            return tracing::warn!(error, %id, "a file's content was refused; it is tried again");
+        }
+        tracing::error!(error, %id, "the server can't take a file's content; it is given up");
         let fault = format!(
-            "the text of files was refused, and is missing at their changes: {error}; mend what refuses it, and restart the agent"
+            "the text of files was refused for ten minutes, and is missing at their changes: {error}; mend what refuses it, and restart the agent"
         );
         self.standing.send_modify(|standing| standing.contents = Some(fault));
     }
@@ -347,10 +347,10 @@ impl Outbox {
         while let Ok(outgoing) = self.incoming.try_recv() {
             self.keep(outgoing, load);
         }
-        let contents = self.contents.batch();
+        let contents = self.contents.batch(Instant::now());
         // Contents go first, and deltas wait while some are left: a version is not to name
-        // what the server can't show.
-        let whole = contents.len() == self.contents.len();
+        // what the server can't show. For what it refused they don't wait.
+        let whole = contents.len() >= self.contents.unrefused();
         let deltas = if whole && !holds_back { self.next() } else { Ok(Vec::new()) };
         let batch = deltas.map(|deltas| Batch {
             stream: self.spool.stream().to_owned(),
@@ -365,18 +365,28 @@ impl Outbox {
             let batch = match batch {
                 Ok(batch) => batch,
                 Err(error) => {
-                    let (contents, load) = (Vec::new(), Vec::new());
+                    let (contents, refused, load) = (Vec::new(), None, Vec::new());
                     let result = Err(error.into());
-                    return Sent { client, contents, load, newest, recalls, result };
+                    return Sent { client, contents, refused, load, newest, recalls, result };
                 }
             };
-            let (ids, bytes): (Vec<ContentId>, Vec<Vec<u8>>) = contents.into_iter().unzip();
+            let (mut ids, bytes): (Vec<ContentId>, Vec<Vec<u8>>) = contents.into_iter().unzip();
+            let mut refused = None;
             if !ids.is_empty() {
                 let path = format!("/api/v1/hosts/{host}/contents");
                 let body = Bytes::from(wire::encode(&wire::Contents(bytes)));
-                if let Err(error) = client.send(Method::POST, &path, wire::MEDIA_TYPE, body).await {
-                    let (contents, result) = (Vec::new(), Err(Failure::Contents(ids, error)));
-                    return Sent { client, contents, load: batch.load, newest, recalls, result };
+                let sent = client.send(Method::POST, &path, wire::MEDIA_TYPE, body).await;
+                match (sent, ids.as_slice()) {
+                    (Ok(_), _) => {}
+                    (Err(error), [id]) if is_for_good(&error) => {
+                        refused = Some((*id, error));
+                        ids.clear();
+                    }
+                    (Err(error), _) => {
+                        let (load, result) = (batch.load, Err(Failure::Contents(ids, error)));
+                        let contents = Vec::new();
+                        return Sent { client, contents, refused, load, newest, recalls, result };
+                    }
                 }
             }
             let path = format!("/api/v1/hosts/{host}/deltas");
@@ -389,7 +399,7 @@ impl Outbox {
                 })
             });
             let result = result.map_err(Failure::from);
-            Sent { client, contents: ids, load: batch.load, newest, recalls, result }
+            Sent { client, contents: ids, refused, load: batch.load, newest, recalls, result }
         }
     }
 
@@ -443,10 +453,10 @@ impl Outbox {
 
     /// Takes note of an answer; whether the next request may follow at once.
     fn settle(&mut self, sent: Sent, load: &mut Backlog) -> (Client, bool) {
-        let Sent { client, contents, load: samples, newest, recalls, result } = sent;
+        let Sent { client, contents, refused, load: samples, newest, recalls, result } = sent;
         self.contents.delivered(&contents);
-        if !contents.is_empty() {
-            self.content_refusals = 0;
+        if let Some((id, error)) = refused {
+            self.content_refused(id, &error);
         }
         match result {
             Ok(acknowledged) => {
@@ -470,7 +480,7 @@ impl Outbox {
                 load.put_back(samples);
                 match failure {
                     Failure::Server(error) => self.refused(&error),
-                    Failure::Contents(ids, error) => self.contents_refused(&ids, &error),
+                    Failure::Contents(ids, error) => self.contents_failed(&ids, &error),
                     Failure::Spool(error) => {
                         self.spool_failed(&error);
                         self.tell(Some(with_causes(&error)));
