@@ -51,6 +51,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+/// When a fault for which the engine had no room is told again.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
 /// How long collectors may take to end.
 const GRACE: Duration = Duration::from_secs(1);
 /// Bytes a server's answer may have: an acknowledgement, with a list of what is missing or with
@@ -277,9 +279,13 @@ async fn tell(
     stop: CancellationToken,
 ) {
     let mut before = Standing::default();
+    // What the engine was told; not always what there was to tell.
+    let mut told: [(Option<&str>, Option<String>); 2] = [(None, None), (Some("contents"), None)];
+    let mut is_told = true;
     loop {
         tokio::select! {
             changed = standings.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(TELL_AGAIN), if !is_told => {}
             () = stop.cancelled() => return,
         }
         let now = standings.borrow_and_update().clone();
@@ -290,12 +296,9 @@ async fn tell(
             (Some(_), None) => tracing::info!(version = now.version, "changes are delivered again"),
             _ => {}
         }
-        let parts = [
-            (None, &before.spool, &now.spool),
-            (Some("contents"), &before.contents, &now.contents),
-        ];
-        for (part, before, now) in parts {
-            if before == now {
+        is_told = true;
+        for ((part, told), now) in told.iter_mut().zip([&now.spool, &now.contents]) {
+            if told == now {
                 continue;
             }
             let seen = match now {
@@ -303,9 +306,12 @@ async fn tell(
                 None => Seen::Some { put: Vec::new(), gone: Vec::new() },
             };
             let part = part.map(str::to_owned);
-            // No room means that the engine is busy enough; the next change tells again.
-            if reports.try_send(Report { collector: "spool", part, seen }).is_err() {
-                tracing::warn!(trouble = now, "the spool");
+            // No room means that the engine is busy enough.
+            if reports.try_send(Report { collector: "spool", part, seen }).is_ok() {
+                told.clone_from(now);
+            } else {
+                tracing::debug!(trouble = now, "the spool's fault found no room; telling it again");
+                is_told = false;
             }
         }
         missing.send_if_modified(|known| {
@@ -342,5 +348,32 @@ async fn keep_watchdog(stop: &CancellationToken, parts: &mut Parts) -> Result<()
 fn notify(state: sd_notify::NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::debug!(%error, "systemd did not take a notification");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fault_for_which_there_was_no_room_is_told_later() {
+        let (standing, standings) = watch::channel(Standing::default());
+        let (reports, mut told) = mpsc::channel(1);
+        let seen = Seen::Lost;
+        reports.try_send(Report { collector: "spool", part: None, seen }).unwrap();
+        let stop = CancellationToken::new();
+        let telling = tell(standings, watch::Sender::default(), reports, stop.clone());
+        let telling = tokio::spawn(telling);
+        standing.send_modify(|standing| standing.contents = Some("refused".to_owned()));
+        tokio::time::sleep(TELL_AGAIN * 3).await;
+        assert!(matches!(told.recv().await.unwrap().seen, Seen::Lost));
+        let fault = told.recv().await.unwrap();
+        assert_eq!(fault.part.as_deref(), Some("contents"));
+        assert!(matches!(fault.seen, Seen::Fault(text) if text == "refused"));
+        // Once.
+        tokio::time::sleep(TELL_AGAIN * 3).await;
+        assert!(told.try_recv().is_err());
+        stop.cancel();
+        telling.await.unwrap();
     }
 }
