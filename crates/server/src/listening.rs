@@ -6,28 +6,33 @@
 //! - There are never more connections than [`Limits::connections`] and [`FOR_PROBES`] together.
 //!   Each holds its place until its socket is closed, also as a WebSocket.
 //! - Probes are answered when all places are taken; whatever else is asked then is refused at
-//!   once.
-//! - A connection on which no head of a request comes to its end in time is closed.
+//!   once. Who then connects and asks nothing makes room for who comes next.
+//! - A connection on which no head of a request comes to its end in time is closed, and so is one
+//!   whose other side takes nothing of what is written.
 
 use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::serve::Listener;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use prometheus_client::metrics::counter::Counter;
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -35,8 +40,13 @@ use tower::ServiceExt;
 const FOR_PROBES: usize = 16;
 /// How long such a one may take in all, since another waits for its place.
 const PROBE: Duration = Duration::from_secs(10);
-/// Of the files that the process may have open, so many are for the history, machines and logs.
-const OTHER_FILES: u64 = 256;
+/// How long it keeps its place in any case, if it asks nothing.
+const PROBE_BEGIN: Duration = Duration::from_millis(50);
+/// How long its head may take.
+const PROBE_HEAD: Duration = Duration::from_secs(1);
+/// Files that the process may have open where the system lets it. The history, machines and logs
+/// take part of them; programs that this one runs inherit it, and some close as many.
+const FILES: u64 = 65_536;
 /// How often the other side of an HTTP/2 connection is asked whether it is there.
 const PING: Duration = Duration::from_secs(20);
 
@@ -47,9 +57,12 @@ pub struct Limits {
     pub connections: usize,
     /// From the begin of a connection to the end of its first request's head.
     pub first_head: Duration,
-    /// From an answer to the end of the next head. Longer than proxies keep connections, so that
-    /// it is they who close them.
+    /// From an answer to the end of the next head; on HTTP/2, to the next request's begin. Longer
+    /// than most proxies keep connections that rest (60 to 120 s), so that it is they who close
+    /// them.
     pub next_head: Duration,
+    /// How long the other side may take nothing of what is written.
+    pub no_reading: Duration,
 }
 
 impl Default for Limits {
@@ -57,7 +70,8 @@ impl Default for Limits {
         Self {
             connections: 16_384,
             first_head: Duration::from_secs(30),
-            next_head: Duration::from_secs(90),
+            next_head: Duration::from_secs(150),
+            no_reading: Duration::from_secs(90),
         }
     }
 }
@@ -68,6 +82,8 @@ pub(crate) struct Places {
     limits: Limits,
     free: Arc<Semaphore>,
     for_probes: Arc<Semaphore>,
+    /// Connections in places for probes, the oldest first; some have asked or are closed.
+    probes: Mutex<VecDeque<Probe>>,
     /// Whether it was said that all are taken, and has not changed much since.
     is_told: AtomicBool,
     /// Connections that came when all were taken.
@@ -76,7 +92,28 @@ pub(crate) struct Places {
 
 enum Place {
     Free(OwnedSemaphorePermit),
-    ForProbes(OwnedSemaphorePermit),
+    ForProbes(OwnedSemaphorePermit, Probe),
+}
+
+/// What becomes of a connection in a place for probes.
+#[derive(Debug, Clone)]
+struct Probe {
+    since: Instant,
+    /// It has asked, or is closed.
+    is_asked: CancellationToken,
+    /// Its place is wanted.
+    is_wanted: CancellationToken,
+}
+
+impl Probe {
+    fn new() -> Self {
+        let (is_asked, is_wanted) = (CancellationToken::new(), CancellationToken::new());
+        Self { since: Instant::now(), is_asked, is_wanted }
+    }
+
+    fn is_silent(&self) -> bool {
+        !self.is_asked.is_cancelled() && !self.is_wanted.is_cancelled()
+    }
 }
 
 impl Places {
@@ -94,9 +131,15 @@ impl Places {
             limits: Limits { connections, ..limits },
             free: Arc::new(Semaphore::new(connections)),
             for_probes: Arc::new(Semaphore::new(FOR_PROBES)),
+            probes: Mutex::default(),
             is_told: AtomicBool::new(false),
             beyond: Counter::default(),
         }
+    }
+
+    /// Places of their own for an address that must not take these.
+    pub(crate) fn of_another_address(&self, connections: usize) -> Self {
+        Self::new(Limits { connections: connections.min(self.most()), ..self.limits })
     }
 
     /// How many there may be at once.
@@ -125,17 +168,57 @@ impl Places {
             );
         }
         let never = "the semaphores are never closed";
+        let room_is_made = async {
+            self.make_room().await;
+            std::future::pending::<Infallible>().await
+        };
         tokio::select! {
             biased;
             place = Arc::clone(&self.free).acquire_owned() => Place::Free(place.expect(never)),
-            place = Arc::clone(&self.for_probes).acquire_owned() => Place::ForProbes(place.expect(never)),
+            place = Arc::clone(&self.for_probes).acquire_owned() => {
+                let probe = Probe::new();
+                let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+                probes.retain(|probe| !probe.is_asked.is_cancelled());
+                probes.push_back(probe.clone());
+                Place::ForProbes(place.expect(never), probe)
+            }
+            never = room_is_made => match never {},
         }
+    }
+
+    /// Has the oldest probe closed that has asked nothing, once it had the time to.
+    async fn make_room(&self) {
+        while let Some(probe) = self.oldest_silent() {
+            tokio::time::sleep_until(probe.since + PROBE_BEGIN).await;
+            if probe.is_silent() {
+                return probe.is_wanted.cancel();
+            }
+        }
+    }
+
+    fn oldest_silent(&self) -> Option<Probe> {
+        let probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        probes.iter().find(|probe| probe.is_silent()).cloned()
+    }
+}
+
+/// Lets the process have as many files open as it may give itself, within reason.
+pub(crate) fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(FILES, |most| most.min(FILES));
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, files = limit.current, "the process may not have more files open");
     }
 }
 
 fn files_for_connections() -> usize {
     let Some(files) = getrlimit(Resource::Nofile).current else { return usize::MAX };
-    let left = files.saturating_sub(OTHER_FILES).max(files / 2);
+    // The store keeps an eighth open, up to 900 (`store`).
+    let left = files.saturating_sub((files / 4).clamp(256, 2048)).max(files / 2);
     usize::try_from(left).unwrap_or(usize::MAX)
 }
 
@@ -166,15 +249,21 @@ pub(crate) async fn listen(
         let stopping = stopping.clone();
         match place {
             Some(Place::Free(place)) => {
-                let stream = Placed { stream, _place: place };
+                let stream = Placed::new(stream, place, places.limits.no_reading);
                 let router = answers.all.clone();
                 connections.spawn(serve(stream, router, places.limits, stopping));
             }
-            Some(Place::ForProbes(place)) => {
-                let stream = Placed { stream, _place: place };
-                let answering = answer_one(stream, answers.probes.clone());
+            Some(Place::ForProbes(place, probe)) => {
+                let stream = Placed::new(stream, place, places.limits.no_reading);
+                let answering = answer_one(stream, answers.probes.clone(), probe.is_asked.clone());
                 connections.spawn(async move {
-                    stopping.run_until_cancelled(answering).await;
+                    tokio::select! {
+                        () = answering => {}
+                        () = stopping.cancelled() => {}
+                        // One that has asked meanwhile gets its answer, and its time is short.
+                        () = probe.is_wanted.cancelled(), if !probe.is_asked.is_cancelled() => {}
+                    }
+                    probe.is_asked.cancel();
                 });
             }
             None => break,
@@ -187,9 +276,16 @@ pub(crate) async fn listen(
 async fn serve(stream: Placed, router: Router, limits: Limits, stopping: CancellationToken) {
     let is_asked = CancellationToken::new();
     let asked = is_asked.clone();
+    let activity = Arc::new(Activity::default());
+    let active = Arc::clone(&activity);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         asked.cancel();
-        router.clone().oneshot(request)
+        let under_way = UnderWay::begin(&active);
+        let answering = router.clone().oneshot(request);
+        async move {
+            let answer = answering.await?;
+            Ok::<_, Infallible>(answer.map(|body| Answer { body, _under_way: under_way }))
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.next_head);
@@ -204,6 +300,7 @@ async fn serve(stream: Placed, router: Router, limits: Limits, stopping: Cancell
     // The deadlines of the protocols begin when it is clear which one is spoken.
     let mut first = pin!(tokio::time::timeout(limits.first_head, is_asked.cancelled()));
     let (mut is_silent, mut is_ending) = (true, false);
+    let mut rest = pin!(tokio::time::sleep(limits.next_head));
     loop {
         tokio::select! {
             ended = connection.as_mut() => {
@@ -218,6 +315,17 @@ async fn serve(stream: Placed, router: Router, limits: Limits, stopping: Cancell
                 }
                 is_silent = false;
             }
+            // HTTP/2 has no such deadline of its own.
+            () = rest.as_mut(), if !is_silent && !is_ending => {
+                let now = Instant::now();
+                let until = activity.rests_since().unwrap_or(now) + limits.next_head;
+                if until > now {
+                    rest.as_mut().reset(until);
+                } else {
+                    is_ending = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
             () = stopping.cancelled(), if !is_ending => {
                 is_ending = true;
                 connection.as_mut().graceful_shutdown();
@@ -226,12 +334,70 @@ async fn serve(stream: Placed, router: Router, limits: Limits, stopping: Cancell
     }
 }
 
+/// How many requests of a connection are under way, and since when none is.
+#[derive(Debug, Default)]
+struct Activity(Mutex<(usize, Option<Instant>)>);
+
+impl Activity {
+    /// Nothing while a request is under way, or before the first one.
+    fn rests_since(&self) -> Option<Instant> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+}
+
+/// A request, from its head to the end of its answer's body.
+struct UnderWay(Arc<Activity>);
+
+impl UnderWay {
+    fn begin(activity: &Arc<Activity>) -> Self {
+        let mut state = activity.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = (state.0 + 1, None);
+        drop(state);
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut state = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 = state.0.saturating_sub(1);
+        state.1 = (state.0 == 0).then(Instant::now);
+    }
+}
+
+struct Answer {
+    body: Body,
+    _under_way: UnderWay,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// One request, and its answer.
-async fn answer_one(stream: Placed, router: Router) {
-    let service =
-        service_fn(move |request: hyper::Request<Incoming>| router.clone().oneshot(request));
+async fn answer_one(stream: Placed, router: Router, is_asked: CancellationToken) {
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        is_asked.cancel();
+        router.clone().oneshot(request)
+    });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(PROBE / 2).keep_alive(false);
+    builder.timer(TokioTimer::new()).header_read_timeout(PROBE_HEAD).keep_alive(false);
     let answering = builder.serve_connection(TokioIo::new(stream), service);
     if let Ok(Err(error)) = tokio::time::timeout(PROBE, answering).await {
         tracing::debug!(error = &error as &dyn std::error::Error, "a connection broke");
@@ -242,6 +408,30 @@ async fn answer_one(stream: Placed, router: Router) {
 struct Placed {
     stream: TcpStream,
     _place: OwnedSemaphorePermit,
+    no_reading: Duration,
+    /// Until when the other side is to take something of what is written.
+    until: Option<Pin<Box<Sleep>>>,
+}
+
+impl Placed {
+    fn new(stream: TcpStream, place: OwnedSemaphorePermit, no_reading: Duration) -> Self {
+        Self { stream, _place: place, no_reading, until: None }
+    }
+
+    /// What a write came to; an error where nothing was taken for too long.
+    fn written(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.until = None;
+            return written;
+        }
+        let no_reading = self.no_reading;
+        let until = self.until.get_or_insert_with(|| Box::pin(tokio::time::sleep(no_reading)));
+        until.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
 }
 
 impl AsyncRead for Placed {
@@ -260,7 +450,8 @@ impl AsyncWrite for Placed {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.written(context, written)
     }
 
     fn poll_write_vectored(
@@ -268,7 +459,8 @@ impl AsyncWrite for Placed {
         context: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        self.written(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

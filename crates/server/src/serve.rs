@@ -4,7 +4,7 @@ use crate::app::{App, events};
 use crate::clock;
 use crate::config::Config;
 use crate::http;
-use crate::listening::{Answers, Places, listen};
+use crate::listening::{Answers, Places, listen, raise_file_limit};
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
 use crate::rendered::Rendered;
@@ -33,6 +33,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Connections at once where the older sync service's clients ask.
+const OLDER_CONNECTIONS: usize = 64;
 /// How long what is under way may take to end.
 const GRACE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +96,7 @@ impl Server {
     /// When the data directory can't be used, another server uses it, an address is taken, or
     /// tokens are needed and there are none.
     pub async fn bind(config: Config) -> Result<Self, Error> {
+        raise_file_limit();
         prepare(&config.data_dir)?;
         let tokens = Tokens::open(&config.data_dir)?;
         if config.tokens_required && tokens.list()?.is_empty() {
@@ -193,14 +196,18 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) {
         let Self { app, listeners, answers, messages, commands, .. } = self;
         let mut tasks = JoinSet::new();
-        let serve = |listener, answers| {
-            listen(listener, answers, Arc::clone(&app.places), app.shutdown.clone())
+        let older_places = app.places.of_another_address(OLDER_CONNECTIONS);
+        let serve = |listener, answers, places: &Arc<Places>| {
+            listen(listener, answers, Arc::clone(places), app.shutdown.clone())
         };
         for listener in listeners {
-            tasks.spawn(serve(listener, answers.clone()));
+            tasks.spawn(serve(listener, answers.clone(), &app.places));
         }
         if let (Some((commands, listener)), Some(sync)) = (commands, app.sync.clone()) {
-            tasks.spawn(serve(listener, Answers { all: http::older_sync(&app), ..answers }));
+            // It may be reached from elsewhere without a token: it neither tells what only this
+            // machine may ask, nor takes the places of others.
+            let answers = Answers { all: http::older_sync(&app), probes: http::refusal() };
+            tasks.spawn(serve(listener, answers, &Arc::new(older_places)));
             tasks.spawn(sync::run(Arc::clone(&app), sync, commands));
         }
         tasks.spawn(retention::run(Arc::clone(&app)));

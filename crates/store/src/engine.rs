@@ -86,6 +86,7 @@ impl Db {
         let open_error = |source| Error::open(path, source);
         let database = Database::builder(path)
             .cache_size(block_cache_bytes)
+            .max_cached_files(Some(cached_files()))
             .worker_threads(WORKERS)
             .max_journaling_size(128 << 20)
             .journal_compression(CompressionType::None)
@@ -380,6 +381,14 @@ impl Db {
         }
         Ok(true)
     }
+}
+
+/// Files of tables that are kept open: a part of those that the process may have, since the others
+/// are for connections.
+fn cached_files() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let part = files.map_or(900, |files| (files / 8).clamp(64, 900));
+    usize::try_from(part).unwrap_or(900)
 }
 
 /// Raises the engine's counter above all that may have been used.

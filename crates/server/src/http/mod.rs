@@ -174,14 +174,19 @@ pub(crate) fn probes(app: &Arc<App>) -> Router {
         .route("/metrics", get(health::metrics))
         .layer(from_fn_with_state(Arc::clone(app), identify))
         .with_state(Arc::clone(app))
-        .fallback(async || {
-            let refused = ApiError::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too_many_connections",
-                "there are as many connections as the server may have; try again in a moment",
-            );
-            ([(header::RETRY_AFTER, "5")], refused.untold())
-        })
+        .merge(refusal())
+}
+
+/// What is answered then to all else, and to whoever asks where there are no probes.
+pub(crate) fn refusal() -> Router {
+    Router::new().fallback(async || {
+        let refused = ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_connections",
+            "there are as many connections as the server may have; try again in a moment",
+        );
+        ([(header::RETRY_AFTER, "5")], refused.untold())
+    })
 }
 
 /// What is served where the older sync service was.

@@ -18,7 +18,10 @@ impl Bench {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let answers = Answers {
-            all: Router::new().route("/", get(async || "all")),
+            all: Router::new()
+                .route("/", get(async || "all"))
+                // More than sockets hold.
+                .route("/long", get(async || vec![b'x'; 64 << 20])),
             probes: Router::new().route("/", get(async || "probes")),
         };
         let (places, stop) = (Arc::new(Places::new(limits)), CancellationToken::new());
@@ -129,5 +132,69 @@ async fn beyond_the_limit_only_probes_are_answered() {
     tokio::time::timeout(SOON, freed).await.expect("its place is free");
     assert_eq!(ask(&mut bench.connect().await).await, "all");
     drop(first);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn silent_probes_make_room_for_those_that_ask() {
+    let bench = Bench::start(Limits { connections: 1, ..Limits::default() }).await;
+    let mut first = bench.connect().await;
+    assert_eq!(ask(&mut first).await, "all");
+    let mut silent = Vec::new();
+    for _ in 0..FOR_PROBES * 2 {
+        silent.push(bench.connect().await);
+    }
+    let begin = std::time::Instant::now();
+    assert_eq!(ask(&mut bench.connect().await).await, "probes");
+    // All of them had a second, or five before.
+    let ended = async {
+        for stream in &mut silent {
+            assert!(stream.read_u8().await.is_err());
+        }
+    };
+    tokio::time::timeout(SOON, ended).await.expect("the server closes them");
+    assert!(begin.elapsed() < PROBE_HEAD * 4, "{:?}", begin.elapsed());
+    drop(first);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn a_place_is_free_again_where_an_answer_is_not_read() {
+    let no_reading = Duration::from_millis(200);
+    let bench = Bench::start(Limits { no_reading, ..Limits::default() }).await;
+    let mut stream = bench.connect().await;
+    stream.write_all(b"GET /long HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut begin = [0; 12];
+    stream.read_exact(&mut begin).await.unwrap();
+    assert_eq!(bench.places.taken(), 1);
+    let freed = async {
+        while bench.places.taken() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(SOON, freed).await.expect("its place is free");
+    drop(stream);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn an_http2_connection_that_rests_is_closed() {
+    let next_head = Duration::from_millis(300);
+    let bench = Bench::start(Limits { next_head, ..Limits::default() }).await;
+    let stream = TokioIo::new(bench.connect().await);
+    let executor = TokioExecutor::new();
+    let connecting = hyper::client::conn::http2::handshake::<_, _, Body>(executor, stream);
+    let (mut sender, connection) = connecting.await.unwrap();
+    let connection = tokio::spawn(connection);
+    let begin = std::time::Instant::now();
+    for _ in 0..4 {
+        let request = hyper::Request::get("http://x/").body(Body::empty()).unwrap();
+        assert_eq!(sender.send_request(request).await.unwrap().status(), 200);
+        tokio::time::sleep(next_head / 3).await;
+    }
+    assert!(begin.elapsed() > next_head, "it is kept while it is used");
+    let ended = tokio::time::timeout(SOON, connection).await.expect("the server closes it");
+    ended.unwrap().unwrap();
+    drop(sender);
     bench.end().await;
 }
