@@ -362,8 +362,8 @@ mod tests {
         let seen = Seen::Lost;
         reports.try_send(Report { collector: "spool", part: None, seen }).unwrap();
         let stop = CancellationToken::new();
-        let telling = tell(standings, watch::Sender::default(), reports, stop.clone());
-        let telling = tokio::spawn(telling);
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(tell(standings, watch::Sender::default(), reports, stop.clone()));
         standing.send_modify(|standing| standing.contents = Some("refused".to_owned()));
         tokio::time::sleep(TELL_AGAIN * 3).await;
         assert!(matches!(told.recv().await.unwrap().seen, Seen::Lost));
@@ -374,6 +374,6 @@ mod tests {
         tokio::time::sleep(TELL_AGAIN * 3).await;
         assert!(told.try_recv().is_err());
         stop.cancel();
-        telling.await.unwrap();
+        tasks.join_next().await.unwrap().unwrap();
     }
 }
