@@ -16,7 +16,7 @@ say() { printf '\n== %s\n' "$*"; }
 
 # Each row one after the other, the two rows beside each other. What calls cargo is in the first.
 building=(shell format lint unit openapi deny alerts sinks observe machines libvirt twins fuzz)
-playing=(lab endtoend sync kills inventory service networks follow)
+playing=(lab endtoend sync kills inventory service follow)
 steps=("${building[@]}" "${playing[@]}")
 allow_missing=no
 chosen=()
@@ -195,17 +195,6 @@ step_service() {
     programs
     image=$(lab/guest-image)
     lab/service "$binaries" "$image"
-}
-
-# What twins reach by each kind of network.
-step_networks() {
-    need_root 'namespaces for networks' || return 1
-    [ "$(id -u)" -eq 0 ] || return 0
-    ensure_virtualisation
-    local image
-    programs
-    image=$(lab/guest-image)
-    lab/networks "$binaries" "$image"
 }
 
 step_endtoend() {
