@@ -34,6 +34,16 @@ impl Bench {
         TcpStream::connect(self.address).await.unwrap()
     }
 
+    /// Until so many places are taken.
+    async fn frees(&self, left: usize) {
+        let freed = async {
+            while self.places.taken() > left {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(SOON, freed).await.expect("its place is free");
+    }
+
     async fn end(mut self) {
         self.stop.cancel();
         let ended = tokio::time::timeout(SOON, self.serving.join_next()).await.unwrap();
@@ -124,12 +134,7 @@ async fn beyond_the_limit_only_probes_are_answered() {
     assert_eq!(bench.places.beyond.get(), FOR_PROBES as u64 + 2);
     assert_eq!(ask(&mut first).await, "all");
     drop(second);
-    let freed = async {
-        while bench.places.taken() > 1 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(SOON, freed).await.expect("its place is free");
+    bench.frees(1).await;
     assert_eq!(ask(&mut bench.connect().await).await, "all");
     drop(first);
     bench.end().await;
@@ -167,12 +172,7 @@ async fn a_place_is_free_again_where_an_answer_is_not_read() {
     let mut begin = [0; 12];
     stream.read_exact(&mut begin).await.unwrap();
     assert_eq!(bench.places.taken(), 1);
-    let freed = async {
-        while bench.places.taken() > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(SOON, freed).await.expect("its place is free");
+    bench.frees(0).await;
     drop(stream);
     bench.end().await;
 }
@@ -185,7 +185,8 @@ async fn an_http2_connection_that_rests_is_closed() {
     let executor = TokioExecutor::new();
     let connecting = hyper::client::conn::http2::handshake::<_, _, Body>(executor, stream);
     let (mut sender, connection) = connecting.await.unwrap();
-    let connection = tokio::spawn(connection);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(connection);
     let begin = std::time::Instant::now();
     for _ in 0..4 {
         let request = hyper::Request::get("http://x/").body(Body::empty()).unwrap();
@@ -193,8 +194,8 @@ async fn an_http2_connection_that_rests_is_closed() {
         tokio::time::sleep(next_head / 3).await;
     }
     assert!(begin.elapsed() > next_head, "it is kept while it is used");
-    let ended = tokio::time::timeout(SOON, connection).await.expect("the server closes it");
-    ended.unwrap().unwrap();
+    let ended = tokio::time::timeout(SOON, tasks.join_next()).await.expect("the server closes it");
+    ended.unwrap().unwrap().unwrap();
     drop(sender);
     bench.end().await;
 }
