@@ -19,6 +19,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// What a manager that is slow to answer is given at most.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// A full look in spite of the signals, should one have been missed.
 const RESYNC: Duration = Duration::from_secs(900);
 const RESYNC_AFTER: Duration = Duration::from_millis(200);
@@ -57,6 +59,8 @@ struct Follower {
     context: Context,
     sink: Sink,
     bus: Bus,
+    /// For each answer.
+    deadline: Duration,
     scope: Scope,
     known: BTreeMap<String, Unit>,
     /// The files of units, as they were when all units were read.
@@ -182,8 +186,9 @@ impl Follower {
         through: Option<watch::Sender<u64>>,
     ) -> Self {
         let asked = context.asked.take_up();
+        let deadline = context.deadline();
         let (known, catalog) = (BTreeMap::new(), Catalog::default());
-        Self { context, sink, bus, scope, known, catalog, asked, through }
+        Self { context, sink, bus, deadline, scope, known, catalog, asked, through }
     }
 
     /// Until the agent stops. `expected`: that the manager is missing is a fault.
@@ -193,6 +198,10 @@ impl Follower {
             let error = match self.follow(&mut backoff).await {
                 Ok(()) => return,
                 Err(error) => error,
+            };
+            self.deadline = match error.is_late() {
+                true => longer(self.deadline),
+                false => self.context.deadline(),
             };
             if error.is_absent() && !expected && self.known.is_empty() {
                 let limits = match self.scope {
@@ -214,12 +223,8 @@ impl Follower {
 
     async fn follow(&mut self, backoff: &mut Duration) -> Result<(), Error> {
         self.asked = self.context.asked.take_up();
-        let systemd = Systemd::connect_within(
-            &self.bus,
-            self.context.redactor.clone(),
-            self.context.deadline(),
-        )
-        .await?;
+        let redactor = self.context.redactor.clone();
+        let systemd = Systemd::connect_within(&self.bus, redactor, self.deadline).await?;
         if self.context.once {
             return self.read_all(&systemd).await;
         }
@@ -377,6 +382,11 @@ impl Follower {
     }
 }
 
+/// What is given after so much was not enough: a machine that is at its limit is one to look at.
+fn longer(deadline: Duration) -> Duration {
+    (deadline * 2).min(deadline.max(PATIENCE))
+}
+
 /// Whether a unit that is not there any more was let go by systemd when it stopped. Of one that was
 /// not loaded its file has gone.
 fn may_be_let_go(unit: &Unit, now: Time) -> bool {
@@ -430,6 +440,38 @@ fn has_failed(unit: &Unit) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::File;
+    use crate::engine::Report;
+    use tokio::net::UnixListener;
+    use tokio::sync::mpsc;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_late_is_given_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("bus");
+        let silent = UnixListener::bind(&socket).unwrap();
+        let file = File {
+            state_dir: Some(dir.path().to_owned()),
+            systemd_bus: Some(format!("unix:path={}", socket.display())),
+            ..File::default()
+        };
+        let (reports, mut seen) = mpsc::channel(1024);
+        let config = file.check().unwrap();
+        let context = Context::new(config, [7; 32], reports, watch::channel(Vec::new()).1);
+        let shutdown = context.shutdown.clone();
+        let asking = async {
+            let (mut kept, mut given) = (Vec::new(), Vec::new());
+            while given.len() < 6 {
+                kept.push(silent.accept().await.unwrap());
+                let begin = Instant::now();
+                while !matches!(seen.recv().await, Some(Report { seen: Seen::Fault(_), .. })) {}
+                given.push(begin.elapsed().as_secs());
+            }
+            assert_eq!(given, [5, 10, 20, 40, 60, 60]);
+            shutdown.cancel();
+        };
+        tokio::join!(system(context), asking);
+    }
 
     #[test]
     fn a_unit_that_was_let_go_is_stopped() {

@@ -206,6 +206,7 @@ mod tests {
         let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let error = connect_to(Bus::System(Root::at(directory.path()))).await;
         assert!(matches!(error, Error::Connect { .. }), "{error:?}");
+        assert!(error.is_late());
     }
 
     #[test]

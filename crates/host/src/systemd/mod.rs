@@ -90,6 +90,18 @@ impl Error {
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Absent { .. })
     }
+
+    /// Whether the deadline passed: who hangs, or is slow, can't be told from outside.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        let (Self::Connect { source, .. }
+        | Self::Call { source, .. }
+        | Self::Answer { source, .. }) = self
+        else {
+            return false;
+        };
+        matches!(source, zbus::Error::InputOutput(error) if error.kind() == io::ErrorKind::TimedOut)
+    }
 }
 
 /// A connection to one manager.
