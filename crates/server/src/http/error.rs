@@ -239,7 +239,9 @@ impl From<vms::Error> for ApiError {
             Error::Unknown(_) => Self::new(StatusCode::NOT_FOUND, "unknown_vm", message),
             Error::Ambiguous { .. } => Self::bad("ambiguous", message),
             Error::NotOrphan(_) => Self::new(StatusCode::CONFLICT, "not_orphan", message),
-            Error::NotOurs(_) => Self::new(StatusCode::CONFLICT, "not_ours", message),
+            Error::NotOurs(_) | Error::NoNode { .. } => {
+                Self::new(StatusCode::CONFLICT, "not_ours", message)
+            }
             Error::NothingHeld(_) => Self::new(StatusCode::CONFLICT, "nothing_held", message),
             Error::Outbox(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "outbox", message),
             Error::Store(error) => error.into(),

@@ -189,7 +189,7 @@ pub(crate) async fn checks(
 /// Says which checks the server makes of a VM beside those that are made by themselves. It
 /// replaces what was said before.
 #[utoipa::path(put, path = "/api/v1/vms/{vm}/checks", tag = "vms", operation_id = "declare_vm_checks", params(("vm" = String, Path)), request_body = VmChecks,
-    responses((status = 200, body = VmChecks), (status = 400, body = api::ErrorBody), (status = 404, body = api::ErrorBody)))]
+    responses((status = 200, body = VmChecks), (status = 400, body = api::ErrorBody), (status = 404, body = api::ErrorBody), (status = 409, body = api::ErrorBody, description = "no node of ours can make one of them")))]
 pub(crate) async fn declare(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
@@ -229,7 +229,7 @@ pub(crate) async fn recovery(
 
 /// Says whether a VM is started anew when it does badly. What was tried is forgotten.
 #[utoipa::path(put, path = "/api/v1/vms/{vm}/recovery", tag = "vms", operation_id = "declare_vm_recovery", params(("vm" = String, Path)), request_body = VmRecovery,
-    responses((status = 200, body = VmRecovery), (status = 400, body = api::ErrorBody), (status = 404, body = api::ErrorBody)))]
+    responses((status = 200, body = VmRecovery), (status = 400, body = api::ErrorBody), (status = 404, body = api::ErrorBody), (status = 409, body = api::ErrorBody, description = "it is no microVM")))]
 pub(crate) async fn recover(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,

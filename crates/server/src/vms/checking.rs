@@ -18,6 +18,7 @@ use inventory::recovery::{self, Step};
 use inventory::{Presence, Vm};
 use model::vm::{CheckName, Layer, VmId, VmSource, VmState};
 use model::{HostId, Time};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Probes of the server's own that are under way.
@@ -218,6 +219,35 @@ impl Controller {
             }
         })
         .await;
+    }
+
+    /// Says which checks are made of a VM. What is known of those that stay is kept.
+    pub(super) async fn declare_checks(
+        &self,
+        id: VmId,
+        checks: BTreeMap<CheckName, Check>,
+        now: Time,
+    ) -> Result<(), Error> {
+        let source = self.vms.table().vms.get(&id).map(|vm| vm.record.source);
+        let needs_node =
+            |check: &Check| matches!(check.probe, Probe::Process { .. }) || work(check).is_some();
+        if source == Some(VmSource::Vsphere)
+            && let Some((check, _)) = checks.iter().find(|(_, check)| needs_node(check))
+        {
+            return Err(Error::NoNode { id, check: check.clone() });
+        }
+        let changed = checks.clone();
+        self.change(vec![id.clone()], now, move |vm| {
+            let known = std::mem::replace(&mut vm.record.checks, changed.clone());
+            let stays = |name: &CheckName| known.get(name) == changed.get(name);
+            vm.health.checks.retain(|name, _| stays(name));
+        })
+        .await;
+        match self.vms.table().vms.get(&id).map(|vm| vm.record.checks == checks) {
+            Some(true) => Ok(()),
+            Some(false) => Err(store::Error::Busy.into()),
+            None => Err(Error::Unknown(id.to_string())),
+        }
     }
 
     /// Says what becomes of a VM that does badly.

@@ -389,20 +389,7 @@ impl Controller {
             Message::ForgetNode(node) => self.forget_node(&node, now).await,
             Message::Confirm(node, reply) => drop(reply.send(self.confirm(node).await)),
             Message::Declare(id, checks, reply) => {
-                let changed = checks.clone();
-                self.change(vec![id.clone()], now, move |vm| {
-                    let known = std::mem::replace(&mut vm.record.checks, changed.clone());
-                    let stays = |name: &CheckName| known.get(name) == changed.get(name);
-                    vm.health.checks.retain(|name, _| stays(name));
-                })
-                .await;
-                let table = self.vms.table();
-                let is_so = table.vms.get(&id).map(|vm| vm.record.checks == checks);
-                drop(reply.send(match is_so {
-                    Some(true) => Ok(()),
-                    Some(false) => Err(store::Error::Busy.into()),
-                    None => Err(Error::Unknown(id.to_string())),
-                }));
+                drop(reply.send(self.declare_checks(id, checks, now).await));
             }
         }
     }

@@ -53,6 +53,11 @@ pub(crate) enum Error {
     NotOrphan(VmId),
     #[error("{0} is a VM of a vSphere; only microVMs are started anew from here")]
     NotOurs(VmId),
+    #[error(
+        "{check}: {id} is a VM of a vSphere, where no node of ours looks; the server checks an \
+         address without from_node"
+    )]
+    NoNode { id: VmId, check: CheckName },
     #[error("nothing of {0} is held")]
     NothingHeld(HostId),
     #[error(transparent)]
