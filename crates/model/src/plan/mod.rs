@@ -33,6 +33,7 @@ pub use event::{Event, Outcome};
 pub use fidelity::{Fidelity, Reproduced};
 pub use own::{Lack, Own};
 pub use step::{Action, PutFile, Step};
+pub use units::on_its_way;
 
 use crate::entity::Collector;
 use crate::spec::{Gap, Spec};

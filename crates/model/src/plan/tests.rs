@@ -83,6 +83,50 @@ fn a_stopped_unit() {
 }
 
 #[test]
+fn what_fails_again_and_again_does_not_run() {
+    let unit = |state: &str, sub: &str| {
+        let state = format!(r#""active_state":"{state}","sub_state":"{sub}""#);
+        let unit = UNIT.replace(r#""active_state":"active""#, &state);
+        format!("{FRAGMENT}\nunit:nginx.service {unit}")
+    };
+    let (runs, stopped) = (unit("active", "running"), unit("inactive", "dead"));
+    for sub in ["auto-restart", "auto-restart-queued"] {
+        let twin = unit("activating", sub);
+        check(
+            &runs,
+            &twin,
+            &expect![[r#"
+                0 restart nginx.service (the host's runs, and the twin's fails again and again)
+            "#]],
+        );
+        check(
+            &stopped,
+            &twin,
+            &expect![[r#"
+                0 stop nginx.service (the host's does not run)
+            "#]],
+        );
+        assert_eq!(on_its_way(&spec_of(&facts(&runs)), &facts(&twin)), None);
+        // So does the host's: nothing to follow.
+        check(&twin, &twin, &expect![""]);
+    }
+    for (state, sub) in [("activating", "start"), ("deactivating", "stop-sigterm")] {
+        let (host, twin) = (facts(&runs), facts(&unit(state, sub)));
+        let spec = spec_of(&host);
+        let made = plan(&spec, &twin, &Own::default());
+        expect![[r#"
+            gap unit:nginx.service [unseen] it is still on its way there in the twin
+        "#]]
+        .assert_eq(&show(&made));
+        assert!(Fidelity::now(&spec, &made).per_mille() < 1000);
+        let name = on_its_way(&spec, &twin).map(ToString::to_string);
+        assert_eq!(name.as_deref(), Some("nginx.service"));
+    }
+    let host = facts(&runs);
+    assert_eq!(on_its_way(&spec_of(&host), &host), None);
+}
+
+#[test]
 fn configuration_is_reloaded_or_restarted_or_neither() {
     let host = |unit: &str, modified: &str| {
         format!("{FRAGMENT}\n{}\nunit:nginx.service {unit}", nginx(2, modified))

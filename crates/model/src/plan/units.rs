@@ -4,13 +4,16 @@
 //! started there, and the host's was started after the host's changed. Both are told by one
 //! machine's clock each, so clocks need not agree. One that can reload does that instead where
 //! only configuration changed.
+//!
+//! One that fails and is started by systemd again and again does not run, whatever it is called
+//! meanwhile.
 
 use super::draft::{At, Draft};
 use super::own::Own;
 use super::step::Action;
 use crate::entity::{self, Entity};
 use crate::spec::{Cause, Enablement, FilePath, Spec, Unit, UnitName, is_unit_file};
-use crate::{Kind, Subject, Time};
+use crate::{Facts, Kind, Subject, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Draft<'_> {
@@ -201,18 +204,23 @@ impl Draft<'_> {
                 }
             }
             (true, Some(true)) => self.refresh(name, unit, twin),
-            // On its way to somewhere: the next look tells where.
-            (true, None) if twin.is_some() => {}
+            (true, None) if is_on_its_way(twin) => {
+                let what = "it is still on its way there in the twin";
+                self.gap(&unit.subject, Cause::Unseen, what, "look again: twin verify");
+            }
+            // systemd would let a start wait for when it tries again by itself.
+            (true, None) if is_in_loop(twin) => {
+                let why = "the host's runs, and the twin's fails again and again";
+                self.bring_up(name, unit, (Action::Restart(name.clone()), why));
+            }
             (true, _) => {
                 if !self.will_be_there(unit, twin) {
                     return;
                 }
-                let at = self.add(&unit.subject, Action::Start(name.clone()), "the host's runs");
-                self.await_files(at, unit);
-                self.await_configuration(at, name, unit);
-                let unmasked = self.unmasked.get(name).copied();
-                self.need(at, unmasked);
-                self.starts.insert(name.clone(), at);
+                self.bring_up(name, unit, (Action::Start(name.clone()), "the host's runs"));
+            }
+            (false, None) if is_in_loop(twin) => {
+                self.stop(name, unit, "the host's does not run");
             }
             (false, Some(true)) => self.stop(name, unit, "the host's does not run"),
             // Packages start what they bring.
@@ -225,6 +233,15 @@ impl Draft<'_> {
             }
             (false, _) => {}
         }
+    }
+
+    fn bring_up(&mut self, name: &UnitName, unit: &Unit, (action, why): (Action, &str)) {
+        let at = self.add(&unit.subject, action, why);
+        self.await_files(at, unit);
+        self.await_configuration(at, name, unit);
+        let unmasked = self.unmasked.get(name).copied();
+        self.need(at, unmasked);
+        self.starts.insert(name.clone(), at);
     }
 
     fn stop(&mut self, name: &UnitName, unit: &Unit, why: &str) {
@@ -245,14 +262,8 @@ impl Draft<'_> {
             .iter()
             .any(|path| self.is_stale(path, since) && is_fresh(self.spec, path, unit.since));
         if own {
-            let at = self.add(
-                &unit.subject,
-                Action::Restart(name.clone()),
-                "its unit changed, and the host's was started since",
-            );
-            self.await_files(at, unit);
-            self.await_configuration(at, name, unit);
-            self.starts.insert(name.clone(), at);
+            let why = "its unit changed, and the host's was started since";
+            self.bring_up(name, unit, (Action::Restart(name.clone()), why));
             return;
         }
         let host = if unit.can_reload { unit.changed_at.max(unit.since) } else { unit.since };
@@ -272,10 +283,7 @@ impl Draft<'_> {
                 "its configuration changed, and the host's was started since",
             ),
         };
-        let at = self.add(&unit.subject, action, why);
-        self.await_files(at, unit);
-        self.await_configuration(at, name, unit);
-        self.starts.insert(name.clone(), at);
+        self.bring_up(name, unit, (action, why));
     }
 
     /// Whether the twin's unit was started before this file became what it is, or will be.
@@ -380,6 +388,31 @@ fn active(twin: Option<&entity::Unit>) -> Option<bool> {
         "activating" | "deactivating" => None,
         _ => Some(false),
     }
+}
+
+/// Whether systemd waits to start it again after it failed.
+fn is_in_loop(twin: Option<&entity::Unit>) -> bool {
+    twin.is_some_and(|unit| {
+        unit.active_state == "activating" && unit.sub_state.starts_with("auto-restart")
+    })
+}
+
+/// Whether only another look tells what it comes to.
+fn is_on_its_way(twin: Option<&entity::Unit>) -> bool {
+    twin.is_some() && active(twin).is_none() && !is_in_loop(twin)
+}
+
+/// The first unit that runs on the host, and whose way to that is not over in the twin.
+#[must_use]
+pub fn on_its_way<'s>(spec: &'s Spec, twin: &Facts) -> Option<&'s UnitName> {
+    let mut wanted = spec.units.iter().filter(|(name, unit)| {
+        unit.active == Some(true)
+            && unit.enablement != Some(Enablement::Masked)
+            && !Own::keeps_unit(name.as_str())
+    });
+    wanted
+        .find(|(name, _)| is_on_its_way(twin.entity::<entity::Unit>(name.as_str()).as_ref()))
+        .map(|(name, _)| name)
 }
 
 fn differs<T: PartialEq + Copy>(wanted: Option<T>, there: Option<T>) -> bool {

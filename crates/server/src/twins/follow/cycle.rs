@@ -3,7 +3,7 @@
 
 use super::standing::{Compared, Failed, Mode, Reached, Standing};
 use crate::clock;
-use crate::runs::{Failure, Handle, Stream as Says};
+use crate::runs::{self, Failure, Handle, Stream as Says};
 use crate::snapshots::BASE;
 use crate::twins::channel::CarriedOut;
 use crate::twins::error::Error;
@@ -11,7 +11,7 @@ use crate::twins::guest::fresh_id;
 use crate::twins::snapshots::{Wish, free_name};
 use crate::twins::{Saving, Twins};
 use model::entity::{Collector, Platform};
-use model::plan::{Fidelity, Outcome, Own, Plan, plan};
+use model::plan::{Fidelity, Outcome, Own, Plan, on_its_way, plan};
 use model::spec::{Cause, Spec, leave_out_passing};
 use model::{Facts, HostId, Kind, Significance, Subject, Time, Version};
 use std::sync::Arc;
@@ -22,6 +22,9 @@ use vm::machine::{Kind as Holds, Network};
 
 /// How often a plan is made and carried out in one run: what the first brought may call for more.
 const PASSES: usize = 3;
+/// How often a twin is looked at in which a unit is on its way, and how long after each other.
+const LOOKS: usize = 12;
+const LOOKS_APART: Duration = Duration::from_secs(5);
 /// Between two snapshots that are taken before a change.
 const SAVED_APART: Duration = Duration::from_secs(60);
 /// Things that a plan removes where the host does not have them.
@@ -253,10 +256,33 @@ impl Twins {
             let goal = Arc::clone(&seen.goal);
             seen = self.compare(name, goal, None).await?;
         }
-        if trouble.is_none() && !seen.plan.is_empty() {
-            trouble = Some(left(&seen.plan));
+        if trouble.is_none() {
+            seen = self.let_arrive(name, seen, handle).await?;
+            trouble = not_there(&seen);
         }
         Ok((seen, trouble))
+    }
+
+    /// Looks again while a unit of a twin that lacks nothing else is on its way.
+    async fn let_arrive(
+        &self,
+        name: &MachineName,
+        mut seen: Comparison,
+        handle: &Handle,
+    ) -> Result<Comparison, Failure> {
+        let cancelled = handle.cancelled();
+        for _look in 0..LOOKS {
+            if !seen.plan.is_empty() || on_its_way(&seen.goal.spec, &seen.facts).is_none() {
+                break;
+            }
+            let pause = runs::aside(tokio::time::sleep(LOOKS_APART));
+            if cancelled.run_until_cancelled(pause).await.is_none() {
+                return Err(Failure::new("cancelled"));
+            }
+            let goal = Arc::clone(&seen.goal);
+            seen = self.compare(name, goal, None).await?;
+        }
+        Ok(seen)
     }
 
     async fn finish_what_is_under_way(
@@ -420,6 +446,16 @@ fn left(plan: &Plan) -> Trouble {
         _ => format!("{why}; steps left beside it: {others}"),
     };
     Trouble { step, output: vec![text], is_partial: true }
+}
+
+/// What keeps a twin from being as its host, though all was done.
+fn not_there(seen: &Comparison) -> Option<Trouble> {
+    if !seen.plan.is_empty() {
+        return Some(left(&seen.plan));
+    }
+    let unit = on_its_way(&seen.goal.spec, &seen.facts)?;
+    let output = vec!["the host's runs, and it is still on its way there".to_owned()];
+    Some(Trouble { step: Some(unit.to_string()), output, is_partial: true })
 }
 
 fn is_worth_saving(newest: Option<Time>, is_major: bool, now: Time) -> bool {
