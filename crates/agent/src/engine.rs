@@ -108,6 +108,11 @@ pub(crate) enum Seen {
     },
     /// There is nothing of these scopes; says nothing of others.
     None(Vec<Scope>),
+    /// Of what all is in the complete look that follows, and where nothing is.
+    Whole {
+        directories: Vec<String>,
+        missing: Vec<String>,
+    },
     /// It could not look.
     Fault(String),
     /// It is through with the look that was asked for by this number.
@@ -158,6 +163,8 @@ pub(crate) struct Engine {
     finds_until: Option<Instant>,
     looked: watch::Sender<Looked>,
     last_look: HashMap<&'static str, Instant>,
+    /// By collector: directories of which all is seen, and paths where nothing is.
+    whole: HashMap<&'static str, (Vec<String>, Vec<String>)>,
     /// By collector and part.
     faults: HashMap<&'static str, BTreeMap<Option<String>, String>>,
     pending: Option<Pending>,
@@ -199,6 +206,7 @@ impl Engine {
             awaited,
             looked,
             last_look: HashMap::new(),
+            whole: HashMap::new(),
             faults: HashMap::new(),
             pending: None,
             urgent: None,
@@ -272,6 +280,10 @@ impl Engine {
     async fn take(&mut self, report: Report, outgoing: &mpsc::Sender<Outgoing>) {
         let Report { collector, part, seen } = report;
         match seen {
+            Seen::Whole { directories, missing } => {
+                self.whole.insert(collector, (directories, missing));
+                return;
+            }
             Seen::All { scopes, items, limits } => {
                 self.complete(&scopes, items);
                 self.looked(collector, &part, limits);
@@ -458,7 +470,10 @@ impl Engine {
         }
         self.unseen.remove(collector);
         self.last_look.insert(collector, Instant::now());
-        self.note(&Collector { name: collector.to_owned(), limits, ..Collector::default() });
+        let (directories, missing) = self.whole.get(collector).cloned().unwrap_or_default();
+        let name = collector.to_owned();
+        let collector = Collector { name, limits, directories, missing, ..Collector::default() };
+        self.note(&collector);
     }
 
     fn fault(&mut self, collector: &'static str, part: Option<String>, message: String) {
@@ -496,7 +511,7 @@ impl Engine {
         let since = before.fault.and(before.fault_since).or_else(|| Some(clock::now()));
         let fault_since = since.filter(|_| fault.is_some());
         let name = collector.to_owned();
-        self.note(&Collector { name, fault, fault_since, limits: before.limits });
+        self.note(&Collector { name, fault, fault_since, ..before });
     }
 
     fn note(&mut self, collector: &Collector) {
@@ -642,6 +657,33 @@ mod tests {
             count
         };
         assert!((2..=3).contains(&deltas), "{deltas}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_all_was_looked_at_is_told_with_the_look_and_stays_in_a_fault() {
+        let mut bench = Bench::start(8);
+        let whole = |directory: &str| Seen::Whole {
+            directories: vec![directory.to_owned()],
+            missing: vec!["/etc/no".to_owned()],
+        };
+        bench.say(whole("/etc/a")).await;
+        bench.all(vec![item(Kind::UNIT, "a", 1)]).await;
+        bench.delta().await;
+        let told = |bench: &Bench| bench.state.entity::<Collector>("units").unwrap();
+        assert_eq!(
+            (told(&bench).directories, told(&bench).missing),
+            (vec!["/etc/a".to_owned()], vec!["/etc/no".to_owned()])
+        );
+        bench.say(Seen::Fault("no".to_owned())).await;
+        bench.delta().await;
+        assert_eq!((told(&bench).directories.len(), told(&bench).fault.is_some()), (1, true));
+        bench.say(whole("/etc/b")).await;
+        bench.all(vec![item(Kind::UNIT, "a", 1)]).await;
+        bench.delta().await;
+        assert_eq!(
+            (told(&bench).directories, told(&bench).fault),
+            (vec!["/etc/b".to_owned()], None)
+        );
     }
 
     #[tokio::test(start_paused = true)]

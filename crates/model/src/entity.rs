@@ -437,6 +437,11 @@ entity! {
         fault_since: Option<Time>,
         /// What it can't see by its rights, and what would let it.
         limits: Vec<String>,
+        /// Of that of files: directories of which all that is below is tracked. An older agent
+        /// does not tell.
+        directories: Vec<String>,
+        /// Of that of files: tracked paths where there is nothing.
+        missing: Vec<String>,
     }
 }
 

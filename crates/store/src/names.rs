@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 /// Field names of the model when this was written; the first 31 take one byte. Others are
 /// stored as text.
-const FIELDS: [&str; 154] = [
+const FIELDS: [&str; 156] = [
     "main_pid",
     "pids",
     "since",
@@ -161,6 +161,8 @@ const FIELDS: [&str; 154] = [
     "needs_reload",
     "redacted",
     "modified_at",
+    "directories",
+    "missing",
 ];
 
 /// Kinds of the model when this was written. Others are stored as text.

@@ -25,6 +25,9 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// Units and packages change in bursts; which files are tracked may wait a little.
 const REBUILD_AFTER: Duration = Duration::from_millis(500);
 
+/// Directories and paths that are listed by themselves.
+const LISTED_MAX: usize = 1000;
+
 const UNINFORMED: &str =
     "which files to track is not known in full: units or packages could not be looked at yet";
 
@@ -42,6 +45,7 @@ struct Look {
     /// What to watch, and where the tracked files are; after a rebuild, where anything is.
     watched: Option<(Wanted, BTreeSet<PathBuf>)>,
     left_out: usize,
+    whole: Vec<String>,
     owners_fault: Option<String>,
     /// Whether units and packages were known.
     informed: bool,
@@ -120,6 +124,7 @@ impl Sight {
         let known = self.known.iter().map(|(path, role)| (path.as_str(), *role));
         let known = known.chain(self.set.paths());
         set.keep(root, known, packages);
+        set.keep_trees(root, &self.set, packages);
         self.set = set;
         self.known.clear();
         self.owners_fault = packages.owners_fault().map(str::to_owned);
@@ -165,6 +170,7 @@ impl Follower {
                 scan,
                 watched,
                 left_out: sight.set.left_out(),
+                whole: sight.set.whole().map(str::to_owned).collect(),
                 owners_fault: sight.owners_fault.clone(),
                 informed,
             })
@@ -196,6 +202,10 @@ impl Follower {
         }
         let files = items(&look.scan.files);
         if look.informed {
+            let (mut directories, mut missing) = (look.whole, look.scan.missing);
+            directories.truncate(LISTED_MAX);
+            missing.truncate(LISTED_MAX);
+            self.sink.say(Seen::Whole { directories, missing }).await;
             self.sink.all(vec![Scope::Kind(Kind::FILE)], files, limits).await;
         } else {
             // That others are gone is known only of those that were there.

@@ -36,6 +36,8 @@ pub struct Scan {
     pub files: Vec<File>,
     /// The redacted contents among them that no scan has handed out before.
     pub contents: Vec<(ContentId, Vec<u8>)>,
+    /// Tracked paths where there is nothing.
+    pub missing: Vec<String>,
 }
 
 /// Remembers what was read, so that the next scan reads only what changed.
@@ -106,7 +108,10 @@ impl Tracker {
                     describe(&mut file, &metadata, &now.seen, accounts);
                     known.insert(path.to_owned(), now);
                 }
-                Err(error) if is_missing(&error) => continue,
+                Err(error) if is_missing(&error) => {
+                    scan.missing.push(file.path);
+                    continue;
+                }
                 Err(_denied) => file.withheld = Some(content::UNREADABLE.to_owned()),
             }
             scan.files.push(file);

@@ -119,6 +119,8 @@ pub struct TrackedSet {
     files: BTreeMap<String, Tracked>,
     /// Directories in which a new file would be tracked, too.
     directories: BTreeSet<String>,
+    /// Those of which all that is below is tracked, and why.
+    whole: BTreeMap<String, Role>,
     left_out: usize,
 }
 
@@ -187,9 +189,33 @@ impl TrackedSet {
         }
     }
 
+    /// The same of directories of which all was tracked, with what came to be there.
+    pub fn keep_trees(&mut self, root: &Root, before: &Self, packages: &mut Packages) {
+        let there: BTreeSet<String> = self.files.keys().cloned().collect();
+        let trees = before.whole.iter().filter(|(path, _)| is_topmost(path, &before.whole));
+        for (path, role) in trees {
+            if !self.whole.contains_key(path) {
+                self.add_tree(root, path, *role);
+            }
+        }
+        let new: Vec<String> =
+            self.files.keys().filter(|path| !there.contains(*path)).cloned().collect();
+        let owners = packages.owners(new.iter().map(String::as_str));
+        for path in &new {
+            if let Some(tracked) = self.files.get_mut(path) {
+                tracked.package = owners.get(path).cloned();
+            }
+        }
+    }
+
     /// The paths that are tracked, and why.
     pub fn paths(&self) -> impl Iterator<Item = (&str, Role)> {
         self.files.iter().map(|(path, tracked)| (path.as_str(), tracked.role))
+    }
+
+    /// The directories of which all that is below is tracked; not those below another.
+    pub fn whole(&self) -> impl Iterator<Item = &str> {
+        self.whole.keys().filter(|path| is_topmost(path, &self.whole)).map(String::as_str)
     }
 
     /// How many files are tracked.
@@ -234,14 +260,15 @@ impl TrackedSet {
         self.files.iter().map(|(path, tracked)| (path.as_str(), tracked))
     }
 
-    fn add(&mut self, path: &str, role: Role) {
+    /// Whether it is tracked now.
+    fn add(&mut self, path: &str, role: Role) -> bool {
         let mut parts = path.split('/').skip(1);
         let legal = path.starts_with('/')
             && !path.chars().any(char::is_control)
             && !parts.clone().any(|part| part == "..")
             && parts.next().is_some_and(|first| !is_kernels(first));
         if !legal {
-            return;
+            return false;
         }
         if let Some(tracked) = self.files.get_mut(path) {
             tracked.role = tracked.role.min(role);
@@ -249,7 +276,9 @@ impl TrackedSet {
             self.files.insert(path.to_owned(), Tracked { role, package: None });
         } else {
             self.left_out += 1;
+            return false;
         }
+        true
     }
 
     fn add_unit(&mut self, root: &Root, unit: &Unit) {
@@ -314,40 +343,46 @@ impl TrackedSet {
         self.walk(root, directory, role, (0, &mut count));
     }
 
-    /// Adds what is below a directory, and the directory itself to what is watched.
+    /// Adds what is below a directory, and the directory itself to what is watched. Whether that
+    /// is all there is.
     fn walk(
         &mut self,
         root: &Root,
         directory: &str,
         role: Role,
         (depth, count): (usize, &mut usize),
-    ) {
+    ) -> bool {
         let is_directory =
             std::fs::symlink_metadata(root.path(directory)).is_ok_and(|metadata| metadata.is_dir());
         if !is_directory {
-            return;
+            return false;
         }
         if depth > DEPTH_MAX {
             self.left_out += 1;
-            return;
+            return false;
         }
         self.directories.insert(directory.to_owned());
         let (names, left_out) = names(&root.path(directory));
         self.left_out += left_out;
+        let mut is_whole = left_out == 0;
         for name in names {
             let path = format!("{directory}/{name}");
             if *count >= TREE_MAX {
                 self.left_out += 1;
-                return;
+                return false;
             }
             let kind = std::fs::symlink_metadata(root.path(&path));
-            if kind.is_ok_and(|metadata| metadata.is_dir()) {
-                self.walk(root, &path, role, (depth + 1, count));
+            is_whole &= if kind.is_ok_and(|metadata| metadata.is_dir()) {
+                self.walk(root, &path, role, (depth + 1, count))
             } else {
                 *count += 1;
-                self.add(&path, role);
-            }
+                self.add(&path, role)
+            };
         }
+        if is_whole {
+            self.whole.insert(directory.to_owned(), role);
+        }
+        is_whole
     }
 
     /// Adds the files that a pattern stands for now.
@@ -377,10 +412,16 @@ impl TrackedSet {
             match std::fs::symlink_metadata(root.path(&path)) {
                 Ok(metadata) if metadata.is_dir() => self.add_tree(root, &path, role),
                 // What is missing is tracked, too: it may come.
-                _ => self.add(&path, role),
+                _ => drop(self.add(&path, role)),
             }
         }
     }
+}
+
+/// Whether none of these directories is above this one.
+fn is_topmost<T>(path: &str, all: &BTreeMap<String, T>) -> bool {
+    let above = path.match_indices('/').filter_map(|(at, _)| path.get(..at));
+    !above.into_iter().any(|above| all.contains_key(above))
 }
 
 /// The names under which a package may keep its configuration.

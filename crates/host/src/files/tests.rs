@@ -56,6 +56,38 @@ impl Machine {
 }
 
 #[test]
+fn what_is_tracked_whole_is_told_and_kept() {
+    let mut machine = Machine::new(&["/etc/app", "/etc/one.conf", "/etc/some/*.conf"]);
+    machine.write("/etc/app/conf.d/a.conf", "", 0o644);
+    machine.write("/etc/some/b.conf", "", 0o644);
+    machine.write("/etc/some/c.txt", "", 0o644);
+    let whole = |set: &TrackedSet| set.whole().map(str::to_owned).collect::<Vec<_>>();
+    let before = machine.set(&[]);
+    assert_eq!(whole(&before), ["/etc/app"]);
+    assert_eq!(machine.scan().missing, ["/etc/one.conf"]);
+    // What nobody asks for any more goes on, with what came to be there.
+    std::fs::remove_file(machine.path("/etc/app/conf.d/a.conf")).unwrap();
+    machine.write("/etc/app/new.conf", "", 0o644);
+    machine.patterns.clear();
+    let root = Root::at(machine.directory.path());
+    let mut packages = Packages::new(root.clone());
+    packages.refresh().unwrap();
+    let mut after = machine.set(&[]);
+    after.keep_trees(&root, &before, &mut packages);
+    assert_eq!(whole(&after), ["/etc/app"]);
+    assert!(after.paths().any(|(path, _)| path == "/etc/app/new.conf"));
+    // One of which something is left out is not whole, and those in it are.
+    let deep = format!("/etc/app/deep{}", "/d".repeat(9));
+    machine.write(&format!("{deep}/x.conf"), "", 0o644);
+    machine.patterns = vec!["/etc/app".parse().unwrap()];
+    assert_eq!(whole(&machine.set(&[])), ["/etc/app/conf.d"]);
+    std::fs::remove_dir_all(machine.path("/etc/app")).unwrap();
+    let mut after = machine.set(&[]);
+    after.keep_trees(&root, &before, &mut packages);
+    assert_eq!(whole(&after), Vec::<String>::new());
+}
+
+#[test]
 fn what_may_leave_the_machine() {
     let mut machine = Machine::new(&["/etc/app", "/etc/shadow", "/etc/missing"]);
     machine.write("/etc/app/a.conf", "listen 80\n", 0o644);

@@ -4,7 +4,7 @@ use super::draft::{At, Draft};
 use super::own::Own;
 use super::step::{Action, PutFile};
 use crate::entity::{self, Entity};
-use crate::spec::{Body, Cause, File, FilePath, Withheld, is_unit_file, masks};
+use crate::spec::{Body, Cause, File, FilePath, PackageName, Withheld, is_unit_file, masks};
 use crate::{Kind, Subject};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -109,17 +109,44 @@ impl Draft<'_> {
                 || path.as_str() == crate::spec::ENVIRONMENT
                 || path.name().starts_with(crate::spec::PREFIX);
             // What the host does not look at is not gone from it. Units it always looks at.
-            let is_gone = is_unit_file(path.as_str()) || looked_into.contains(path.directory());
-            let is_kept = file.package.is_some()
-                || self.stays(&subject)
-                || Own::keeps_file(path.as_str())
-                || masks(file);
-            if !is_wanted && is_gone && !is_kept {
+            let is_lacking = spec.lacks(&path);
+            let is_gone =
+                is_lacking || is_unit_file(path.as_str()) || looked_into.contains(path.directory());
+            let is_kept = self.stays(&subject) || Own::keeps_file(path.as_str()) || masks(file);
+            if is_wanted || !is_gone || is_kept {
+                continue;
+            }
+            let is_removed = match file.package.as_deref() {
+                None => true,
+                // What else comes with a package is only not told, or goes with it.
+                Some(_) if !is_lacking || !path.as_str().starts_with("/etc/") => false,
+                Some(package) => self.removes_of_package(&subject, package),
+            };
+            if is_removed {
                 let why = "the host does not have this file";
                 let at = self.add(&subject, Action::RemoveFile(path.clone()), why);
                 self.files.insert(path, at);
             }
         }
+    }
+
+    /// Whether a file that the host lacks, and that a package brings, goes now.
+    fn removes_of_package(&mut self, subject: &Subject, package: &str) -> bool {
+        let spec = self.spec;
+        let name = package.parse::<PackageName>().ok();
+        if name.as_ref().is_some_and(|name| self.packages.contains_key(name)) {
+            // It changes before; the next look tells what it brought.
+            return false;
+        }
+        let hosts = name.and_then(|name| spec.packages.get(&name));
+        let twins = self.twin.entity::<entity::Package>(package);
+        let twins = twins.filter(|package| package.state.is_none()).map(|package| package.version);
+        if hosts.map(|package| package.version.as_str()) == twins.as_deref() {
+            return true;
+        }
+        let what = "the host does not have it, and its package is another in the twin";
+        self.gap(subject, Cause::Own, what, "remove it in the twin by hand where it matters");
+        false
     }
 }
 

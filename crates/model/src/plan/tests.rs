@@ -4,7 +4,7 @@ mod machine;
 
 use super::*;
 use crate::entity;
-use crate::spec::{Body, Extra, ExtraKind, Extras, PREFIX, Source};
+use crate::spec::{Body, Extra, ExtraKind, Extras, FilePath, PREFIX, Source};
 use crate::{Fields, Item, Time};
 use expect_test::{Expect, expect};
 use machine::carry_out;
@@ -311,6 +311,78 @@ fn a_stray_process_comes_and_goes() {
     assert!(
         plan(&spec_of(&without), &carry_out(&gone, &without, &twin), &Own::default()).is_empty()
     );
+}
+
+#[test]
+fn files_that_the_host_removed_go() {
+    let file = |path: &str, package: &str| {
+        format!(
+            r#"file:{path} {{"role":"config","mode":"0644","owner":"root","group":"root","content":"{:064x}"{package}}}"#,
+            1
+        )
+    };
+    let nginx = |version: &str| {
+        format!("package:nginx {{\"version\":\"{version}\",\"manager\":\"dpkg\"}}\nunit:a.service")
+    };
+    let files = [
+        file("/etc/nginx/conf.d/a.conf", ""),
+        file("/etc/nginx/more/deep/b.conf", ""),
+        file("/etc/nginx/fastcgi.conf", r#","package":"nginx""#),
+        file("/etc/default/nginx", r#","package":"nginx""#),
+        // Nobody looked there.
+        file("/etc/nginx2/a.conf", ""),
+        file("/etc/default/other", r#","package":"nginx""#),
+        file("/lib/systemd/system/nginx.service", r#","package":"nginx""#),
+    ];
+    let host = |version: &str, looked: &str| {
+        format!("{}\n{}\ncollector:files {looked}", nginx(version), file("/etc/x", ""))
+    };
+    let twin = format!("{}\n{}\n{}", nginx("1"), file("/etc/x", ""), files.join("\n"));
+    let looked = r#"{"directories":["/etc/nginx"],"missing":["/etc/default/nginx"]}"#;
+    check(
+        &host("1", looked),
+        &twin,
+        &expect![[r#"
+            0 remove /etc/default/nginx (the host does not have this file)
+            1 remove /etc/nginx/conf.d/a.conf (the host does not have this file)
+            2 remove /etc/nginx/fastcgi.conf (the host does not have this file)
+            3 remove /etc/nginx/more/deep/b.conf (the host does not have this file)
+        "#]],
+    );
+    // An older agent does not tell where it looked.
+    check(&host("1", "{}"), &twin, &expect![""]);
+    check(
+        &host("1", r#"{"directories":["/etc/nginx"],"fault":"no"}"#),
+        &twin,
+        &expect![[r#"
+        gap collector:files [unseen] it can't be looked at on the host, and what was seen last may be old
+    "#]],
+    );
+    // Nor is anything of a package touched that is another there.
+    let lacking = Own::default().without_packages();
+    let spec = spec_of(&facts(&host("2", looked)));
+    expect![[r#"
+        0 remove /etc/nginx/conf.d/a.conf (the host does not have this file)
+        1 remove /etc/nginx/more/deep/b.conf (the host does not have this file)
+        gap file:/etc/default/nginx [own] the host does not have it, and its package is another in the twin
+        gap file:/etc/nginx/fastcgi.conf [own] the host does not have it, and its package is another in the twin
+        gap package:nginx [isolated] the twin reaches nothing to have it from
+    "#]]
+    .assert_eq(&show(&plan(&spec, &facts(&twin), &lacking)));
+    // What reads them is told, where it can be.
+    let unit = format!("{FRAGMENT}\nunit:nginx.service {UNIT}");
+    let host = format!("{unit}\n{}\ncollector:files {looked}", file("/etc/x", ""));
+    let twin = format!("{unit}\n{}\n{}", file("/etc/x", ""), files[0]);
+    check(
+        &host,
+        &twin,
+        &expect![[r#"
+            0 remove /etc/nginx/conf.d/a.conf (the host does not have this file)
+            1 reload nginx.service (its configuration changed) needs [0]
+        "#]],
+    );
+    let paths: Vec<&str> = spec.paths().map(FilePath::as_str).collect();
+    assert_eq!(paths, ["/etc/x", "/etc/nginx", "/etc/default/nginx"]);
 }
 
 #[test]

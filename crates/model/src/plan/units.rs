@@ -273,7 +273,8 @@ impl Draft<'_> {
             self.is_stale(path, reads)
                 && (is_fresh(self.spec, path, host) || is_written && unit.can_reload)
         });
-        if !stale {
+        let is_rid = unit.can_reload && self.removed(name).next().is_some();
+        if !stale && !is_rid {
             return;
         }
         let (action, why) = match unit.can_reload {
@@ -313,6 +314,20 @@ impl Draft<'_> {
             let file = self.files.get(&path).copied();
             self.need(at, file);
         }
+        let removed: Vec<At> = self.removed(name).collect();
+        for file in removed {
+            self.need(at, Some(file));
+        }
+    }
+
+    /// The files of a service's own directory that go.
+    fn removed(&self, name: &UnitName) -> impl Iterator<Item = At> {
+        let directory = own_directory(name);
+        let of_it = move |path: &FilePath| {
+            directory.as_ref().is_some_and(|directory| path.as_str().starts_with(directory))
+        };
+        let files = self.files.iter().filter(|(path, _)| !self.spec.files.contains_key(*path));
+        files.filter(move |(path, _)| of_it(path)).map(|(_, at)| *at)
     }
 
     /// What needs another comes up after it and goes down before it.
@@ -347,12 +362,14 @@ impl Draft<'_> {
     }
 }
 
+/// Where the configuration of a service is by its name.
+fn own_directory(name: &UnitName) -> Option<String> {
+    (name.kind() == "service").then(|| format!("/etc/{}/", name.stem()))
+}
+
 /// The configuration of a unit: of its package, or in a directory of its name.
 fn configuration(spec: &Spec, name: &UnitName, unit: &Unit) -> BTreeSet<FilePath> {
-    if name.kind() != "service" {
-        return BTreeSet::new();
-    }
-    let directory = format!("/etc/{}/", name.stem());
+    let Some(directory) = own_directory(name) else { return BTreeSet::new() };
     let is_its = |path: &FilePath| path.as_str().starts_with(&directory);
     let files = spec.files.iter().filter(|(path, file)| {
         let is_packages = unit.package.is_some() && file.package == unit.package;

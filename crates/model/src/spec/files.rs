@@ -62,6 +62,9 @@ pub struct File {
 
 impl Spec {
     pub(super) fn take_files(&mut self, facts: &Facts) {
+        let looked = facts.entity::<entity::Collector>("files").unwrap_or_default();
+        self.directories = looked.directories.iter().filter_map(|path| path.parse().ok()).collect();
+        self.missing = looked.missing.iter().filter_map(|path| path.parse().ok()).collect();
         for file in facts.entities::<entity::File>() {
             let (subject, _) = file.to_item();
             // The environment is the twin's own; what masks a unit belongs to the unit.

@@ -51,6 +51,10 @@ pub struct Spec {
     pub groups: BTreeMap<AccountName, Group>,
     pub users: BTreeMap<AccountName, User>,
     pub files: BTreeMap<FilePath, File>,
+    /// Directories of which all that is below is in `files`.
+    pub directories: BTreeSet<FilePath>,
+    /// Paths of files where there is nothing.
+    pub missing: BTreeSet<FilePath>,
     pub units: BTreeMap<UnitName, Unit>,
     pub containers: BTreeMap<ContainerName, Container>,
     /// Processes that no unit and no container owns, by the units made for them.
@@ -111,7 +115,18 @@ impl Spec {
 
     /// The paths that a twin has to be looked at for, to be compared with this.
     pub fn paths(&self) -> impl Iterator<Item = &FilePath> {
-        self.files.keys()
+        self.files.keys().chain(&self.directories).chain(&self.missing)
+    }
+
+    /// Whether the host was looked at for a file that it does not have.
+    #[must_use]
+    pub fn lacks(&self, path: &FilePath) -> bool {
+        let mut above = path.as_str().match_indices('/').filter_map(|(at, _)| {
+            let directory = path.as_str().get(..at)?;
+            directory.parse::<FilePath>().ok()
+        });
+        !self.files.contains_key(path)
+            && (self.missing.contains(path) || above.any(|one| self.directories.contains(&one)))
     }
 
     /// How many things of each kind a twin is to have.
