@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Digested at a time; a block of zeros is as good as none.
 const BLOCK: usize = 64 << 10;
+/// Copied at a time.
+const COPIED: u64 = 16 << 20;
 
 /// What a file was when it was finished.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +143,21 @@ fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
+}
+
+/// Copies a file into a new one of the same rights; `go_on` is asked every few megabytes.
+pub(crate) fn copy(
+    from: &Path,
+    to: &Path,
+    mut go_on: impl FnMut() -> io::Result<()>,
+) -> io::Result<()> {
+    let from = File::open(from)?;
+    let mut to = File::create(to)?;
+    to.set_permissions(from.metadata()?.permissions())?;
+    while io::copy(&mut (&from).take(COPIED), &mut to)? > 0 {
+        go_on()?;
+    }
+    Ok(())
 }
 
 /// Writes a document: after a crash it is the old one or the new one.

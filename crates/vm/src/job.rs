@@ -117,6 +117,11 @@ impl Job {
         Ok(())
     }
 
+    /// The same for what reads and writes.
+    pub(crate) fn go_on(&self) -> io::Result<()> {
+        self.check().map_err(io::Error::other)
+    }
+
     async fn stopped(&self) -> Error {
         tokio::select! {
             () = self.cancel.cancelled() => Error::Cancelled,

@@ -14,6 +14,7 @@
 use super::Qemu;
 use super::home::{Below, Definition, Home, LAYERS, Layer, remove};
 use super::layer;
+use super::save::{SPARE_BYTES, or_full, room};
 use crate::content::{self, FileRecord};
 use crate::image::{self, MachineName};
 use crate::job::{Job, Tool};
@@ -74,18 +75,9 @@ impl Qemu {
         definition: &Definition,
         top: u64,
     ) -> Result<(), Error> {
-        let damaged = |path: PathBuf, what: &str| Error::Damaged { path, what: what.to_owned() };
         let mut at = top;
         loop {
-            let path = home.layer(at);
-            let Some(layer) = definition.layers.get(&at) else {
-                return Err(damaged(path, "the definition does not know this layer"));
-            };
-            let Some(sealed) = &layer.sealed else {
-                return Err(damaged(path, "this layer was never finished"));
-            };
-            self.verified.check(&path, sealed).map_err(|what| damaged(path, &what))?;
-            match &layer.below {
+            match self.verify_one(home, definition, at)? {
                 Below::Layer(below) => at = *below,
                 Below::Image => return Ok(()),
                 Below::Of { machine, layer } => {
@@ -96,13 +88,32 @@ impl Qemu {
         }
     }
 
+    /// Compares one layer with what it was when it was sealed; what it stands on is told.
+    fn verify_one<'a>(
+        &self,
+        home: &Home,
+        definition: &'a Definition,
+        number: u64,
+    ) -> Result<&'a Below, Error> {
+        let path = home.layer(number);
+        let damaged = |what: &str| Error::Damaged { path: path.clone(), what: what.to_owned() };
+        let Some(layer) = definition.layers.get(&number) else {
+            return Err(damaged("the definition does not know this layer"));
+        };
+        let Some(sealed) = &layer.sealed else {
+            return Err(damaged("this layer was never finished"));
+        };
+        self.verified.check(&path, sealed).map_err(|what| damaged(&what))?;
+        Ok(&layer.below)
+    }
+
     /// Digests a layer that is no longer written to.
     pub(super) fn seal(&self, home: &Home, number: u64, job: &Job) -> Result<FileRecord, Error> {
         let path = home.layer(number);
         let failed = || Error::file("read", &path);
         let synced = fs::File::open(&path).and_then(|file| file.sync_all());
         synced.map_err(Error::file("write", &path))?;
-        let record = FileRecord::of(&path, || job.check().map_err(std::io::Error::other));
+        let record = FileRecord::of(&path, || job.go_on());
         job.check()?;
         let record = record.map_err(failed())?;
         self.verified.know(&path).map_err(failed())?;
@@ -182,14 +193,30 @@ impl Qemu {
     }
 
     /// Merges layers that nothing needs but the one layer above them. What the machine writes
-    /// to now stays as it is, until it is sealed.
+    /// to now stays as it is, until it is sealed. So do layers that are damaged, whose damage
+    /// would be sealed with them; and where there is no room all wait for another time.
     pub(super) async fn merge(&self, home: &Home, job: &Job) -> Result<(), Error> {
+        let mut left = BTreeSet::new();
         loop {
             let definition = home.load()?;
-            let roots = self.roots(home, &definition)?;
+            let mut roots = self.roots(home, &definition)?;
+            roots.extend(&left);
             let Some((upper, lower)) = mergeable(&definition, &roots) else { return Ok(()) };
             job.step("Merging layers of the disk");
-            self.merge_one(home, definition, (upper, lower), job).await?;
+            match self.merge_one(home, definition, (upper, lower), job).await {
+                Ok(()) => {}
+                Err(error @ Error::Damaged { .. }) => {
+                    job.line(format!("two layers of the disk stay apart: {error}"));
+                    left.insert(lower);
+                }
+                Err(error @ Error::Full { .. }) => {
+                    job.line(format!(
+                        "layers of the disk are merged when the next snapshot is deleted: {error}"
+                    ));
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -202,37 +229,43 @@ impl Qemu {
     ) -> Result<(), Error> {
         let Some(deep) = definition.layers.get(&lower).cloned() else { return Ok(()) };
         let (path, below) = (home.layer(upper), self.below(home, &definition, &deep));
-        let merged = path.with_extension(MERGED);
-        let (from, to) = (path.clone(), merged.clone());
-        job.block(move || fs::copy(&from, &to).map(drop).map_err(Error::file("write", &to)))
-            .await?;
-        let tool = tool().args(["rebase", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]);
-        let rebased = job.run(tool.arg(relative(&merged, &below)).arg(&merged)).await;
-        let record = async {
-            rebased?;
-            let (at, job_) = (merged.clone(), job.clone());
-            let digest = move || {
-                let synced = fs::File::open(&at).and_then(|file| file.sync_all());
-                synced.map_err(Error::file("write", &at))?;
-                let record = FileRecord::of(&at, || job_.check().map_err(std::io::Error::other));
-                record.map_err(Error::file("read", &at))
-            };
-            job.block(digest).await
-        };
-        let record = match record.await {
-            Ok(record) => record,
-            Err(error) => {
-                remove(&merged)?;
-                return Err(error);
+        let merged = Merged(path.with_extension(MERGED));
+        let to = merged.0.clone();
+        let (this, at) = (self.clone(), home.clone());
+        let (from, job_) = (path.clone(), job.clone());
+        let copy = move || {
+            for number in [upper, lower] {
+                this.verify_one(&at, &definition, number)?;
+            }
+            let needed = [upper, lower].map(|number| length(&at.layer(number)));
+            room(&at, needed.into_iter().sum::<u64>() + SPARE_BYTES)?;
+            let copied = content::copy(&from, &merged.0, || job_.go_on());
+            job_.check()?;
+            match copied {
+                Ok(()) => Ok(merged),
+                Err(error) => Err(or_full(&at, Error::file("write", &merged.0)(error))),
             }
         };
+        let merged = job.block(copy).await?;
+        let tool = tool().args(["rebase", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]);
+        let rebased = job.run(tool.arg(relative(&to, &below)).arg(&to)).await;
+        rebased.map_err(|error| or_full(home, error.into()))?;
+        let (at, job_) = (home.clone(), job.clone());
+        let digest = move || {
+            let synced = fs::File::open(&to).and_then(|file| file.sync_all());
+            synced.map_err(|error| or_full(&at, Error::file("write", &to)(error)))?;
+            let record = FileRecord::of(&to, || job_.go_on());
+            job_.check()?;
+            record.map_err(Error::file("read", &to))
+        };
+        let record = job.block(digest).await?;
         // From here on a crash is put right by `finish_merges`.
         home.change(|definition| {
             if let Some(layer) = definition.layers.get_mut(&upper) {
                 layer.merged = Some(record);
             }
         })?;
-        fs::rename(&merged, &path).map_err(Error::file("name", &path))?;
+        fs::rename(&merged.0, &path).map_err(Error::file("name", &path))?;
         self.finish_merges(home)
     }
 
@@ -265,6 +298,23 @@ impl Qemu {
         }
         self.collect(home)
     }
+}
+
+/// What a layer is to be replaced with, until it has that one's name. However that ends, nothing
+/// of it is left.
+struct Merged(PathBuf);
+
+impl Drop for Merged {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.0) {
+            tracing::warn!(error = %model::with_causes(&error), "what was left of a merge goes with the next change of its machine");
+        }
+    }
+}
+
+/// In bytes; of a file that can't be looked at nothing is known.
+fn length(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |found| found.len())
 }
 
 /// The layer of another machine that is called so from a machine's layers, as by [`relative`].

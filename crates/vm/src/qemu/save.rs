@@ -30,7 +30,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Left free on the disk beside what a snapshot needs.
-const SPARE_BYTES: u64 = 64 << 20;
+pub(super) const SPARE_BYTES: u64 = 64 << 20;
 /// After a migration, for QEMU to put away what it needed for it.
 const GO_ON: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_micros(500);
@@ -274,10 +274,11 @@ impl Qemu {
         let partial = home.partial(snapshot);
         remove(&partial)?;
         std::fs::rename(&path, &partial).map_err(Error::file("remove", &path))?;
+        // First, room: a full disk takes no definition.
+        remove(&partial)?;
         home.change(|definition| {
             definition.current = definition.current.take().filter(|current| current != snapshot);
         })?;
-        remove(&partial)?;
         self.collect(home)?;
         self.merge(home, job).await
     }
@@ -448,7 +449,7 @@ fn free(directory: &Path) -> io::Result<u64> {
 
 /// A full disk shows as anything: as whatever QEMU says, or as a file that ends too early. So it
 /// is looked for, before what was written is removed.
-fn or_full(home: &Home, error: Error) -> Error {
+pub(super) fn or_full(home: &Home, error: Error) -> Error {
     match (&error, free(&home.dir)) {
         (Error::Job(_) | Error::Full { .. }, _) => error,
         (_, Ok(free_bytes)) if free_bytes < SPARE_BYTES => {
@@ -460,7 +461,7 @@ fn or_full(home: &Home, error: Error) -> Error {
     }
 }
 
-fn room(home: &Home, needed_bytes: u64) -> Result<(), Error> {
+pub(super) fn room(home: &Home, needed_bytes: u64) -> Result<(), Error> {
     let free_bytes = free(&home.dir).map_err(Error::file("look at", &home.dir))?;
     if free_bytes < needed_bytes {
         let directory = home.dir.clone();

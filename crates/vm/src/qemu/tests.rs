@@ -143,3 +143,95 @@ async fn a_damaged_snapshot_is_listed_and_deleted_and_the_others_too() {
         assert_eq!(qemu.snapshots(&one.name).await.unwrap().len(), left);
     }
 }
+
+/// Puts layers one over the other on the machine's first, the last of which is written to; the
+/// others are sealed.
+fn stack(qemu: &Qemu, home: &Home, last: u64) {
+    for number in 2..=last {
+        fs::copy(home.layer(1), home.layer(number)).unwrap();
+    }
+    home.change(|definition| {
+        for number in 2..=last {
+            let layer = Layer { below: Below::Layer(number - 1), sealed: None, merged: None };
+            definition.layers.insert(number, layer);
+        }
+        for (number, layer) in &mut definition.layers {
+            if *number < last {
+                layer.sealed = Some(qemu.seal(home, *number, &fake::job()).unwrap());
+            }
+        }
+        (definition.active, definition.next) = (last, last + 1);
+    })
+    .unwrap();
+}
+
+fn flip(path: &Path) {
+    let mut content = fs::read(path).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 16;
+    fs::write(path, content).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_damaged_is_not_merged_into_what_is_sound() {
+    for damaged in [1, 2] {
+        let dir = tempfile::tempdir().unwrap();
+        let qemu = fake::qemu(dir.path());
+        let one = fake::machine(&qemu, "one", Below::Image);
+        stack(&qemu, &one, 3);
+        let names = [("a", 1), ("b", 2)].map(|(name, layer)| snapshot(&one, name, layer));
+        let before = one.load().unwrap();
+        flip(&one.layer(damaged));
+        qemu.delete_snapshot(&one.name, &names[0], &fake::job()).await.unwrap();
+        let definition = one.load().unwrap();
+        assert_eq!(definition.layers, before.layers);
+        let refused = qemu.verify(&one, &definition, 2).unwrap_err();
+        assert!(matches!(refused, Error::Damaged { .. }), "{refused}");
+        flip(&one.layer(damaged));
+        qemu.verify(&one, &definition, 2).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn layers_for_which_there_is_no_room_are_merged_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = fake::qemu(dir.path());
+    let one = fake::machine(&qemu, "one", Below::Image);
+    stack(&qemu, &one, 3);
+    // More than any disk has, and all of it a hole.
+    fs::File::options().write(true).open(one.layer(2)).unwrap().set_len(8 << 40).unwrap();
+    one.change(|definition| {
+        let record = qemu.seal(&one, 2, &fake::job()).unwrap();
+        definition.layers.get_mut(&2).unwrap().sealed = Some(record);
+    })
+    .unwrap();
+    let names = [("a", 1), ("b", 2)].map(|(name, layer)| snapshot(&one, name, layer));
+    qemu.delete_snapshot(&one.name, &names[0], &fake::job()).await.unwrap();
+    let definition = one.load().unwrap();
+    assert_eq!(definition.layers.len(), 3);
+    qemu.verify(&one, &definition, 2).unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_merge_that_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = fake::qemu(dir.path());
+    let one = fake::machine(&qemu, "one", Below::Image);
+    stack(&qemu, &one, 3);
+    snapshot(&one, "b", 2);
+    let merged = one.layer(2).with_extension("merged");
+    fs::create_dir(&merged).unwrap();
+    qemu.merge(&one, &fake::job()).await.unwrap_err();
+    assert!(!merged.exists());
+}
+
+#[tokio::test]
+async fn what_a_snapshot_held_goes_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = fake::qemu(dir.path());
+    let one = fake::machine(&qemu, "one", Below::Image);
+    let name = snapshot(&one, "a", 1);
+    damage(&one);
+    qemu.delete_snapshot(&one.name, &name, &fake::job()).await.unwrap_err();
+    assert!(home::entries(&one.dir.join("snapshots")).unwrap().is_empty());
+}
