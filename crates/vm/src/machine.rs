@@ -43,6 +43,12 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// All machines defined here, in order.
     async fn list(&self) -> Result<Vec<MachineName>, Error>;
 
+    /// Whether a new machine can be called so, as far as others than us go: refused as
+    /// [`Error::Foreign`] where the hypervisor runs one of theirs.
+    async fn refuse_foreign(&self, _name: &MachineName) -> Result<(), Error> {
+        Ok(())
+    }
+
     async fn show(&self, name: &MachineName) -> Result<Seen, Error>;
 
     /// Images that machines begin from, and those machines; also those that can't be read, as far
@@ -280,6 +286,12 @@ pub enum Error {
     UnknownSnapshot { name: MachineName, snapshot: SnapshotName },
     #[error("a machine called {name} is there already")]
     Exists { name: MachineName },
+    /// What is called so is not ours: it is neither used nor changed.
+    #[error(
+        "{hypervisor} has a machine called {name} that is not SafetyTwin's; choose another name, \
+         or give that one another, with libvirt by: virsh domrename {name} NAME"
+    )]
+    Foreign { name: MachineName, hypervisor: &'static str },
     #[error("{name} has a snapshot {snapshot} already")]
     SnapshotExists { name: MachineName, snapshot: SnapshotName },
     #[error("{name} is busy with another operation; wait for it, or cancel it")]

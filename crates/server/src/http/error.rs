@@ -175,7 +175,9 @@ impl From<vm::machine::Error> for ApiError {
         let (status, code) = match error {
             Error::Unknown { .. } => (StatusCode::NOT_FOUND, "unknown_twin"),
             Error::UnknownSnapshot { .. } => (StatusCode::NOT_FOUND, "unknown_snapshot"),
-            Error::Exists { .. } | Error::SnapshotExists { .. } => (StatusCode::CONFLICT, "exists"),
+            Error::Exists { .. } | Error::SnapshotExists { .. } | Error::Foreign { .. } => {
+                (StatusCode::CONFLICT, "exists")
+            }
             Error::Busy { .. } => (StatusCode::CONFLICT, "busy"),
             Error::NotRunning { .. } => (StatusCode::CONFLICT, "not_running"),
             Error::Running { .. } => (StatusCode::CONFLICT, "running"),

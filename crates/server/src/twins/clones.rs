@@ -104,6 +104,7 @@ impl Twins {
             if self.host(&name).is_some() {
                 return Err(taken(name, "a host is called so"));
             }
+            self.hypervisor().await?.refuse_foreign(&name).await?;
         }
         Ok(reserved)
     }
@@ -123,6 +124,15 @@ impl Twins {
             }
             let there = self.taken_names().await?;
             reserved.retain(|own| !there.contains(own.name()) && self.host(own.name()).is_none());
+            let mut free = Vec::new();
+            for own in reserved.drain(..) {
+                match self.hypervisor().await?.refuse_foreign(own.name()).await {
+                    Ok(()) => free.push(own),
+                    Err(machine::Error::Foreign { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            reserved = free;
         }
         Ok(reserved)
     }

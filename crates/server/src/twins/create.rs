@@ -81,8 +81,8 @@ impl Twins {
         }
         let made_of = self.inner.settings.made_of.asked(&wanted)?;
         let base = self.off_thread(move |this| this.base(wanted.image.as_deref())).await?;
-        // Whether there is anything to run it with.
-        self.hypervisor().await?;
+        // Whether there is anything to run it with, which has no other machine of this name.
+        self.hypervisor().await?.refuse_foreign(name).await?;
         Ok(Plan { reserved, base, made_of, cause })
     }
 

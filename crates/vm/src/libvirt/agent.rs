@@ -1,8 +1,7 @@
 //! The guest agent's line where libvirt holds its other end: what is written on it is asked by
 //! way of libvirt, one question at a time, and what it answers can be read.
 
-use super::domains::Domains;
-use crate::image::MachineName;
+use super::domains::{Domains, Uuid};
 use serde_json::{Value, json};
 use std::io;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex};
@@ -15,17 +14,17 @@ const LINE_BYTES: u64 = 4 << 20;
 const DELIMITER: u8 = 0xff;
 
 /// A line to the guest agent. It is at its end when nobody answers.
-pub(super) fn line(domains: Domains, name: MachineName) -> DuplexStream {
+pub(super) fn line(domains: Domains, uuid: Uuid) -> DuplexStream {
     let (near, far) = duplex(ROOM);
     crate::job::drive(async move {
-        if let Err(error) = pass_on(&domains, &name, far).await {
-            tracing::debug!(machine = %name, %error, "a line to a guest agent ended");
+        if let Err(error) = pass_on(&domains, &uuid, far).await {
+            tracing::debug!(machine = uuid.as_str(), %error, "a line to a guest agent ended");
         }
     });
     near
 }
 
-async fn pass_on(domains: &Domains, name: &MachineName, far: DuplexStream) -> io::Result<()> {
+async fn pass_on(domains: &Domains, uuid: &Uuid, far: DuplexStream) -> io::Result<()> {
     let mut far = BufReader::new(far);
     loop {
         let mut line = Vec::new();
@@ -40,13 +39,13 @@ async fn pass_on(domains: &Domains, name: &MachineName, far: DuplexStream) -> io
             // find out whether somebody is there.
             "guest-sync" | "guest-sync-delimited" => {
                 let ping = json!({ "execute": "guest-ping" });
-                domains.ask_guest(name, &ping).await.map_err(io::Error::other)?;
+                domains.ask_guest(uuid, &ping).await.map_err(io::Error::other)?;
                 let id = asked.pointer("/arguments/id").cloned().unwrap_or_default();
                 let mut answer = vec![DELIMITER];
                 answer.extend(json!({ "return": id }).to_string().bytes());
                 answer
             }
-            _ => match domains.ask_guest(name, &asked).await {
+            _ => match domains.ask_guest(uuid, &asked).await {
                 Ok(answer) => answer.into_bytes(),
                 Err(error) => {
                     let said = json!({ "class": "GenericError", "desc": error.to_string() });

@@ -116,6 +116,12 @@ impl Connection {
         Self { uri, cached: Arc::default(), calls: Arc::new(Semaphore::new(CALLS)) }
     }
 
+    /// To libvirt's own driver for tests.
+    #[cfg(test)]
+    pub(super) fn of_tests() -> Self {
+        Self::new(Uri("test:///default".to_owned()))
+    }
+
     /// Does `work` on a blocking thread. Past the deadline the connection is given up; the
     /// thread ends when libvirt lets it go.
     pub(super) async fn call<T: Send + 'static>(

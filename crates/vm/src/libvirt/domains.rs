@@ -1,18 +1,40 @@
 //! What libvirt is asked of a domain: each call on a blocking thread, with a deadline.
+//!
+//! # Invariants
+//! - A domain is found by its UUID, which nobody else's has. Names are not ours alone.
 
 use super::connection::{Connection, Error, Uri};
 use super::xml;
 use crate::image::{MachineName, SnapshotName};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::fs;
+use std::io;
+use std::path::Path;
 use std::time::Duration;
 use virt::domain::{Domain, DomainState};
-use virt::domain_snapshot::DomainSnapshot;
 use virt::sys;
 
 /// For calls that only ask or change a definition.
 const SHORT: Duration = Duration::from_secs(30);
 /// For calls that move memory or disks.
 const LONG: Duration = Duration::from_secs(300);
+
+/// By what a domain is found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Uuid(String);
+
+impl Uuid {
+    pub(super) fn new() -> Result<Self, io::Error> {
+        let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+        Ok(Self(uuid.trim().to_owned()))
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
 
 /// What a domain does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,11 +56,46 @@ impl Domains {
         Self { connection: Connection::new(uri) }
     }
 
+    #[cfg(test)]
+    pub(super) fn over(connection: Connection) -> Self {
+        Self { connection }
+    }
+
     /// The daemon's version, as major, minor, release.
     pub(super) async fn version(&self) -> Result<(u32, u32, u32), Error> {
         let ask = |connect: &virt::connect::Connect| connect.lib_version();
         let version = self.connection.call("ask for the version", SHORT, ask).await?;
         Ok((version / 1_000_000, version / 1000 % 1000, version % 1000))
+    }
+
+    /// The names of all domains, also of those that are not ours.
+    pub(super) async fn names(&self) -> Result<Vec<String>, Error> {
+        let list = |connect: &virt::connect::Connect| {
+            connect.list_all_domains(0)?.iter().map(Domain::name).collect()
+        };
+        self.connection.call("list the machines", SHORT, list).await
+    }
+
+    /// The domain of this name, if it has this disk: it is the one that was made with it.
+    pub(super) async fn with_disk(
+        &self,
+        name: &MachineName,
+        disk: &Path,
+    ) -> Result<Option<Uuid>, Error> {
+        let (name, disk) = (name.to_string(), disk.to_owned());
+        let find = move |connect: &virt::connect::Connect| {
+            for domain in connect.list_all_domains(0)? {
+                if domain.name()? == name {
+                    let description = domain.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?;
+                    // Where the place was moved, a link leads to it from where it was.
+                    let same = |file: String| fs::canonicalize(file).is_ok_and(|at| at == disk);
+                    let is_its_own = xml::files(&description).any(same);
+                    return is_its_own.then(|| domain.uuid_string().map(Uuid)).transpose();
+                }
+            }
+            Ok(None)
+        };
+        self.connection.call("find the machine", SHORT, find).await
     }
 
     /// Defines a domain, or changes the definition of the one with this name and UUID.
@@ -49,8 +106,8 @@ impl Domains {
         self.connection.call("define the machine", SHORT, define).await
     }
 
-    pub(super) async fn state(&self, name: &MachineName) -> Result<State, Error> {
-        let state = self.on(name, "ask for the machine's state", SHORT, |domain| domain.state());
+    pub(super) async fn state(&self, uuid: &Uuid) -> Result<State, Error> {
+        let state = self.on(uuid, "ask for the machine's state", SHORT, |domain| domain.state());
         let (state, _reason) = state.await?;
         Ok(match state.known() {
             Some(DomainState::Running | DomainState::Blocked | DomainState::Shutdown) => {
@@ -61,106 +118,102 @@ impl Domains {
         })
     }
 
-    pub(super) async fn start(&self, name: &MachineName) -> Result<(), Error> {
-        self.on(name, "start the machine", LONG, Domain::create).await
+    pub(super) async fn start(&self, uuid: &Uuid) -> Result<(), Error> {
+        self.on(uuid, "start the machine", LONG, Domain::create).await
     }
 
     /// Asks the guest to power off; it may take its time, or not do it.
-    pub(super) async fn shut_down(&self, name: &MachineName) -> Result<(), Error> {
-        self.on(name, "ask the guest to power off", SHORT, Domain::shutdown).await
+    pub(super) async fn shut_down(&self, uuid: &Uuid) -> Result<(), Error> {
+        self.on(uuid, "ask the guest to power off", SHORT, Domain::shutdown).await
     }
 
     /// Takes the power away.
-    pub(super) async fn power_off(&self, name: &MachineName) -> Result<(), Error> {
-        self.on(name, "power the machine off", SHORT, Domain::destroy).await
+    pub(super) async fn power_off(&self, uuid: &Uuid) -> Result<(), Error> {
+        self.on(uuid, "power the machine off", SHORT, Domain::destroy).await
     }
 
     /// Forgets a stopped machine and what libvirt knows of its snapshots. Its disk stays.
-    pub(super) async fn forget(&self, name: &MachineName) -> Result<(), Error> {
+    pub(super) async fn forget(&self, uuid: &Uuid) -> Result<(), Error> {
         let flags =
             sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE;
-        self.on(name, "forget the machine", SHORT, move |domain| domain.undefine_flags(flags)).await
+        self.on(uuid, "forget the machine", SHORT, move |domain| domain.undefine_flags(flags)).await
     }
 
     /// What the guest's agent answers to one command of its protocol.
-    pub(super) async fn ask_guest(
-        &self,
-        name: &MachineName,
-        command: &Value,
-    ) -> Result<String, Error> {
+    pub(super) async fn ask_guest(&self, uuid: &Uuid, command: &Value) -> Result<String, Error> {
         let (command, seconds) = (command.to_string(), 10);
         let ask = move |domain: &Domain| domain.qemu_agent_command(&command, seconds, 0);
-        self.on(name, "ask the guest's agent", SHORT, ask).await
+        self.on(uuid, "ask the guest's agent", SHORT, ask).await
     }
 
     /// Saves disk, and memory if it runs, within the domain's disk.
-    pub(super) async fn snapshot(
-        &self,
-        name: &MachineName,
-        snapshot: &SnapshotName,
-    ) -> Result<(), Error> {
+    pub(super) async fn snapshot(&self, uuid: &Uuid, snapshot: &SnapshotName) -> Result<(), Error> {
         let xml = xml::snapshot(snapshot);
         let flags = sys::VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC;
         let take = move |domain: &Domain| domain.create_snapshot_xml(&xml, flags).map(drop);
-        self.on(name, "take the snapshot", LONG, take).await
+        self.on(uuid, "take the snapshot", LONG, take).await
     }
 
-    pub(super) async fn snapshots(&self, name: &MachineName) -> Result<Vec<String>, Error> {
+    /// Those that were taken by [`Self::snapshot`]. Users may have taken others.
+    pub(super) async fn snapshots(&self, uuid: &Uuid) -> Result<Vec<String>, Error> {
         let list = |domain: &Domain| {
-            domain.list_all_snapshots(0)?.iter().map(DomainSnapshot::name).collect()
+            let mut names = Vec::new();
+            for snapshot in domain.list_all_snapshots(0)? {
+                if xml::is_own_snapshot(&snapshot.xml_desc(0)?) {
+                    names.push(snapshot.name()?);
+                }
+            }
+            Ok(names)
         };
-        self.on(name, "list the snapshots", SHORT, list).await
+        self.on(uuid, "list the snapshots", SHORT, list).await
     }
 
     /// Begins anew from the disk, as if the power had been away for a moment.
-    pub(super) async fn reset(&self, name: &MachineName) -> Result<(), Error> {
-        self.on(name, "reset the machine", SHORT, Domain::reset).await
+    pub(super) async fn reset(&self, uuid: &Uuid) -> Result<(), Error> {
+        self.on(uuid, "reset the machine", SHORT, Domain::reset).await
     }
 
     /// Lets a machine that stands still go on.
-    pub(super) async fn resume(&self, name: &MachineName) -> Result<(), Error> {
-        self.on(name, "go on", SHORT, Domain::resume).await
+    pub(super) async fn resume(&self, uuid: &Uuid) -> Result<(), Error> {
+        self.on(uuid, "go on", SHORT, Domain::resume).await
     }
 
     /// How the domain is now; as it runs, if it does.
-    pub(super) async fn description(&self, name: &MachineName) -> Result<String, Error> {
-        self.on(name, "describe the machine", SHORT, |domain| domain.xml_desc(0)).await
+    pub(super) async fn description(&self, uuid: &Uuid) -> Result<String, Error> {
+        self.on(uuid, "describe the machine", SHORT, |domain| domain.xml_desc(0)).await
     }
 
     /// Puts the machine back to a snapshot; it runs afterwards if it did then.
-    pub(super) async fn revert(
-        &self,
-        name: &MachineName,
-        snapshot: &SnapshotName,
-    ) -> Result<(), Error> {
+    pub(super) async fn revert(&self, uuid: &Uuid, snapshot: &SnapshotName) -> Result<(), Error> {
         let at = snapshot.to_string();
         let revert =
             move |domain: &Domain| Domain::lookup_snapshot_by_name(domain, &at, 0)?.revert(0);
-        self.on(name, "revert to the snapshot", LONG, revert).await
+        self.on(uuid, "revert to the snapshot", LONG, revert).await
     }
 
     /// Deletes one snapshot; those made after it stay whole.
     pub(super) async fn delete_snapshot(
         &self,
-        name: &MachineName,
+        uuid: &Uuid,
         snapshot: &SnapshotName,
     ) -> Result<(), Error> {
         let at = snapshot.to_string();
         let delete =
             move |domain: &Domain| Domain::lookup_snapshot_by_name(domain, &at, 0)?.delete(0);
-        self.on(name, "delete the snapshot", LONG, delete).await
+        self.on(uuid, "delete the snapshot", LONG, delete).await
     }
 
     async fn on<T: Send + 'static>(
         &self,
-        name: &MachineName,
+        uuid: &Uuid,
         doing: &'static str,
         deadline: Duration,
         work: impl FnOnce(&Domain) -> Result<T, virt::error::Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let name = name.to_string();
-        let work =
-            move |connect: &virt::connect::Connect| work(&connect.lookup_domain_by_name(&name)?);
+        let uuid = uuid.0.clone();
+        let work = move |connect: &virt::connect::Connect| {
+            work(&connect.lookup_domain_by_uuid_string(&uuid)?)
+        };
         self.connection.call(doing, deadline, work).await
     }
 }

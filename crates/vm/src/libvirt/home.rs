@@ -12,6 +12,7 @@
 //!   console.log        what the guest wrote to its console
 //! ```
 
+use super::domains::Uuid;
 use crate::content;
 use crate::image::{ImageId, MacAddress, MachineName, SnapshotName};
 use crate::left::is_machine;
@@ -34,7 +35,7 @@ const SOCKET_BYTES: usize = 107;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Definition {
-    pub(super) uuid: String,
+    pub(super) uuid: Uuid,
     pub(super) image: ImageId,
     pub(super) memory_bytes: u64,
     pub(super) processors: u32,

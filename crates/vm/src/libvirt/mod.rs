@@ -8,7 +8,7 @@
 //! ```
 //!
 //! libvirt keeps the machines: they outlive this process and the daemon, and are found again by
-//! name. Snapshots are libvirt's internal ones, within the disk's file: deleting one leaves the
+//! UUID. Snapshots are libvirt's internal ones, within the disk's file: deleting one leaves the
 //! others whole. A clone is a copy of the disk as it was in the snapshot, and boots from there:
 //! libvirt gives no machine another one's memory. Built with the feature `libvirt`, which links
 //! the system's libvirt (LGPL).
@@ -18,6 +18,8 @@
 //!   can hang at a time.
 //! - A call that was cut off is reported as such, never repeated: it may have taken effect.
 //! - The daemon is one of this machine: all it is given are files here.
+//! - What is not ours stays as it is: machines are found by the UUID that we gave them, and
+//!   snapshots by how they are described, never by their names alone.
 //! - Names are checked, and XML is written by one function that escapes.
 
 mod agent;
@@ -41,7 +43,7 @@ use crate::qemu::layer::image_below;
 use crate::qemu::{Found, Trials, find_acceleration};
 use crate::turn::Turns;
 use async_trait::async_trait;
-use domains::{Domains, State};
+use domains::{Domains, State, Uuid};
 use home::{Definition, Home, Record};
 use std::collections::BTreeMap;
 use std::fs;
@@ -108,8 +110,12 @@ impl Libvirt {
     }
 
     async fn recover(&self, home: &Home) -> Outcome<()> {
-        self.freezer(home).thaw_later();
-        let known = match self.domains.snapshots(&home.name).await {
+        let uuid = match self.uuid(home).await {
+            Err(machine::Error::Libvirt(Error::Unknown { .. })) => return Ok(()),
+            found => found?,
+        };
+        self.freezer(home, &uuid).thaw_later();
+        let known = match self.domains.snapshots(&uuid).await {
             Ok(known) => known,
             Err(Error::Unknown { .. }) => return Ok(()),
             Err(error) => return Err(error.into()),
@@ -117,7 +123,7 @@ impl Libvirt {
         let named = home.snapshots()?;
         for name in known.iter().filter_map(|name| name.parse::<SnapshotName>().ok()) {
             if !named.contains(&name) {
-                self.domains.delete_snapshot(&home.name, &name).await?;
+                self.domains.delete_snapshot(&uuid, &name).await?;
             }
         }
         Ok(())
@@ -133,16 +139,38 @@ impl Libvirt {
         Ok(names.filter(|name| self.home(name).exists()).collect())
     }
 
-    /// How a machine is; one that libvirt does not know has no power.
-    async fn state(&self, name: &MachineName) -> Outcome<State> {
-        match self.domains.state(name).await {
-            Err(Error::Unknown { .. }) => Ok(State::Stopped),
-            other => Ok(other?),
+    /// What libvirt knows a machine by. Where its definition can't be read, it is the domain of
+    /// this name with this disk.
+    async fn uuid(&self, home: &Home) -> Outcome<Uuid> {
+        match home.load() {
+            Err(error) if error.is_damage() => {
+                let found = self.domains.with_disk(&home.name, &home.disk()).await?;
+                Ok(found.ok_or_else(|| Error::Unknown { what: home.name.to_string() })?)
+            }
+            definition => Ok(definition?.uuid),
         }
     }
 
-    async fn runs(&self, name: &MachineName) -> Outcome<bool> {
-        Ok(self.state(name).await? != State::Stopped)
+    /// How a machine is; one that libvirt does not know has no power.
+    async fn state(&self, home: &Home) -> Outcome<State> {
+        let state = async { Ok(self.domains.state(&self.uuid(home).await?).await?) };
+        match state.await {
+            Err(machine::Error::Libvirt(Error::Unknown { .. })) => Ok(State::Stopped),
+            other => other,
+        }
+    }
+
+    async fn runs(&self, home: &Home) -> Outcome<bool> {
+        Ok(self.state(home).await? != State::Stopped)
+    }
+
+    /// Has libvirt forget a machine that is ours, and removes it.
+    async fn remove(&self, home: &Home) -> Outcome<()> {
+        let forgotten = async { Ok(self.domains.forget(&self.uuid(home).await?).await?) };
+        match forgotten.await {
+            Ok(()) | Err(machine::Error::Libvirt(Error::Unknown { .. })) => home::remove(&home.dir),
+            Err(error) => Err(error),
+        }
     }
 
     /// Tells libvirt what the machine is. The image is looked over each time.
@@ -156,7 +184,7 @@ impl Libvirt {
         let (agent, console, console_log) = (home.agent(), home.console(), home.console_log());
         let domain = xml::Domain {
             name: &home.name,
-            uuid: &definition.uuid,
+            uuid: definition.uuid.as_str(),
             memory_bytes: definition.memory_bytes,
             processors: definition.processors,
             acceleration: found.acceleration,
@@ -174,16 +202,17 @@ impl Libvirt {
     }
 
     async fn power_on(&self, home: &Home, job: &Job) -> Outcome<()> {
-        match self.state(&home.name).await? {
+        let uuid = home.load()?.uuid;
+        match self.state(home).await? {
             State::Running => return Ok(()),
-            State::Paused => return Ok(self.domains.resume(&home.name).await?),
-            State::Stopped => self.freezer(home).forget()?,
+            State::Paused => return Ok(self.domains.resume(&uuid).await?),
+            State::Stopped => self.freezer(home, &uuid).forget()?,
         }
         job.step(format!("Starting {} by way of libvirt", home.name));
         let mut failure = None;
         for _ in 0..TRIES {
             self.describe(home, free_port()?, job).await?;
-            match self.domains.start(&home.name).await {
+            match self.domains.start(&uuid).await {
                 Ok(()) => return Ok(()),
                 // The port may be taken meanwhile.
                 Err(Error::Refused { what, doing }) if what.contains("hostfwd") => {
@@ -224,10 +253,10 @@ impl Libvirt {
     }
 
     /// What stops and thaws the file systems of a machine's guest.
-    fn freezer(&self, home: &Home) -> Freezer {
-        let (domains, name) = (self.domains.clone(), home.name.clone());
+    fn freezer(&self, home: &Home, uuid: &Uuid) -> Freezer {
+        let (domains, uuid) = (self.domains.clone(), uuid.clone());
         let connect = move || -> Connecting {
-            let line = agent::line(domains.clone(), name.clone());
+            let line = agent::line(domains.clone(), uuid.clone());
             Box::pin(async move { Ok(Box::new(line) as Box<dyn Stream>) })
         };
         Freezer::new(&home.name, home.dir.join(freeze::MARK), Arc::new(connect))
@@ -235,14 +264,14 @@ impl Libvirt {
 
     async fn power_down(&self, home: &Home, job: &Job) -> Outcome<()> {
         let name = &home.name;
-        if !self.runs(name).await? {
+        if !self.runs(home).await? {
             return Ok(());
         }
         job.step(format!("Asking {name} to power off"));
-        self.domains.shut_down(name).await?;
+        self.domains.shut_down(&home.load()?.uuid).await?;
         let until = Instant::now() + SHUTDOWN;
         job.within(async {
-            while self.runs(name).await? {
+            while self.runs(home).await? {
                 if Instant::now() > until {
                     let (doing, limit) = ("power off", SHUTDOWN);
                     let console = last_of(&home.console_log());
@@ -279,10 +308,8 @@ fn free_port() -> Outcome<u16> {
     port.map_err(machine::Error::file("find a free port on", "127.0.0.1"))
 }
 
-fn new_uuid() -> Outcome<String> {
-    let path = "/proc/sys/kernel/random/uuid";
-    let uuid = fs::read_to_string(path).map_err(machine::Error::file("read", path))?;
-    Ok(uuid.trim().to_owned())
+fn new_uuid() -> Outcome<Uuid> {
+    Uuid::new().map_err(machine::Error::file("make a UUID by", "/proc"))
 }
 
 #[async_trait]
@@ -308,6 +335,7 @@ impl Hypervisor for Libvirt {
             return Err(machine::Error::Unsupported { what, hypervisor: NAME });
         }
         let home = self.home(&machine.name);
+        self.refuse_foreign(&machine.name).await?;
         let (images, id) = (self.images.clone(), machine.image.clone());
         let image = job.block(move || images.acquire(&id).map_err(machine::Error::from)).await?;
         let size = machine.disk_bytes.max(image.manifest.virtual_size_bytes);
@@ -331,13 +359,22 @@ impl Hypervisor for Libvirt {
         self.make(&home, &definition, &machine.seed, disk).await?;
         let described = self.describe(&home, free_port()?, job).await;
         if described.is_err() {
-            home::remove(&home.dir)?;
+            self.remove(&home).await?;
         }
         described
     }
 
     async fn list(&self) -> Outcome<Vec<MachineName>> {
         self.names()
+    }
+
+    async fn refuse_foreign(&self, name: &MachineName) -> Outcome<()> {
+        let is_foreign = !self.home(name).exists()
+            && self.domains.names().await?.iter().any(|known| known == name.as_str());
+        match is_foreign {
+            true => Err(machine::Error::Foreign { name: name.clone(), hypervisor: NAME }),
+            false => Ok(()),
+        }
     }
 
     async fn images_in_use(&self) -> Outcome<BTreeMap<ImageId, Vec<MachineName>>> {
@@ -358,14 +395,14 @@ impl Hypervisor for Libvirt {
     async fn show(&self, name: &MachineName) -> Outcome<Seen> {
         let home = self.home(name);
         let definition = home.load()?;
-        let state = match self.state(name).await? {
+        let state = match self.state(&home).await? {
             State::Running => machine::State::Running,
             State::Paused => machine::State::Stuck("it was paused, or its disk is full".to_owned()),
             State::Stopped => machine::State::Stopped,
         };
         let (mut ssh_port, mut acceleration) = (None, None);
         if state != machine::State::Stopped {
-            let description = self.domains.description(name).await?;
+            let description = self.domains.description(&definition.uuid).await?;
             ssh_port = xml::ssh_port(&description);
             let kvm = description.contains("<domain type='kvm'");
             acceleration = Some(if kvm { Acceleration::Kvm } else { Acceleration::Tcg });
@@ -402,25 +439,26 @@ impl Hypervisor for Libvirt {
 
     async fn power_off(&self, name: &MachineName) -> Outcome<()> {
         let _turn = self.turns.take(name)?;
-        self.home(name).known()?;
-        if self.runs(name).await? { Ok(self.domains.power_off(name).await?) } else { Ok(()) }
+        let home = self.home(name);
+        home.known()?;
+        match self.runs(&home).await? {
+            true => Ok(self.domains.power_off(&self.uuid(&home).await?).await?),
+            false => Ok(()),
+        }
     }
 
     async fn forget(&self, name: &MachineName) -> Outcome<()> {
         let _turn = self.turns.take(name)?;
         let home = self.home(name);
         home.known()?;
-        if self.runs(name).await? {
+        if self.runs(&home).await? {
             return Err(machine::Error::Running { name: name.clone(), doing: "remove it" });
         }
         let clones = self.clones_of(name)?;
         if !clones.is_empty() {
             return Err(machine::Error::Cloned { name: name.clone(), clones: clones.join(", ") });
         }
-        match self.domains.forget(name).await {
-            Ok(()) | Err(Error::Unknown { .. }) => home::remove(&home.dir),
-            Err(error) => Err(error.into()),
-        }
+        self.remove(&home).await
     }
 
     async fn snapshot(
@@ -436,15 +474,16 @@ impl Hypervisor for Libvirt {
             let (name, snapshot) = (name.clone(), wish.name);
             return Err(machine::Error::SnapshotExists { name, snapshot });
         }
-        let ran = self.runs(name).await?;
+        let ran = self.runs(&home).await?;
         if wish.kind == Kind::Live && !ran {
             let doing = "take a live snapshot of it";
             return Err(machine::Error::NotRunning { name: name.clone(), doing });
         }
         job.step(format!("Saving {name} as {}", wish.name));
         let mut begun = Instant::now();
-        let take = self.domains.snapshot(name, &wish.name);
-        let freezer = self.freezer(&home);
+        let uuid = definition.uuid.clone();
+        let take = self.domains.snapshot(&uuid, &wish.name);
+        let freezer = self.freezer(&home, &uuid);
         if ran {
             freezer.settled().await?;
         }
@@ -473,7 +512,7 @@ impl Hypervisor for Libvirt {
         definition.current = Some(record.name.clone());
         let kept = home.keep(&record).and_then(|()| home.store(&definition));
         if let Err(error) = kept {
-            self.domains.delete_snapshot(name, &record.name).await?;
+            self.domains.delete_snapshot(&uuid, &record.name).await?;
             return Err(error);
         }
         Ok(record.snapshot())
@@ -497,17 +536,17 @@ impl Hypervisor for Libvirt {
         let home = self.home(name);
         let mut definition = home.load()?;
         let record = home.record(snapshot)?;
-        let runs = self.runs(name).await?;
+        let (uuid, runs) = (definition.uuid.clone(), self.runs(&home).await?);
         job.step(format!("Putting {name} back to {snapshot}"));
-        self.domains.revert(name, snapshot).await?;
-        self.freezer(&home).forget()?;
+        self.domains.revert(&uuid, snapshot).await?;
+        self.freezer(&home, &uuid).forget()?;
         definition.current = Some(snapshot.clone());
         home.store(&definition)?;
         match (record.kind, record.ran, runs) {
             (Kind::Live, _, _) | (Kind::Disk, false, false) => Ok(()),
             // Its memory is there as well, and is not what was asked for.
-            (Kind::Disk, true, true) => Ok(self.domains.reset(name).await?),
-            (Kind::Disk, true, false) => Ok(self.domains.power_off(name).await?),
+            (Kind::Disk, true, true) => Ok(self.domains.reset(&uuid).await?),
+            (Kind::Disk, true, false) => Ok(self.domains.power_off(&uuid).await?),
             (Kind::Disk, false, true) => self.power_on(&home, job).await,
         }
     }
@@ -526,7 +565,7 @@ impl Hypervisor for Libvirt {
             return Err(machine::Error::UnknownSnapshot { name, snapshot });
         }
         job.step(format!("Deleting {snapshot} of {name}"));
-        match self.domains.delete_snapshot(name, snapshot).await {
+        match self.domains.delete_snapshot(&definition.uuid, snapshot).await {
             Ok(()) | Err(Error::Unknown { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -550,6 +589,7 @@ impl Hypervisor for Libvirt {
         let (home, new) = (self.home(name), self.home(&clone.name));
         let of = home.load()?;
         let record = home.record(snapshot)?;
+        self.refuse_foreign(&clone.name).await?;
         let (images, id) = (self.images.clone(), of.image.clone());
         let image = job.block(move || images.acquire(&id).map_err(machine::Error::from)).await?;
         let definition = Definition {
@@ -578,18 +618,16 @@ impl Hypervisor for Libvirt {
             other => other,
         };
         if described.is_err() {
-            match self.domains.forget(&clone.name).await {
-                Ok(()) | Err(Error::Unknown { .. }) => home::remove(&new.dir)?,
-                Err(error) => return Err(error.into()),
-            }
+            self.remove(&new).await?;
         }
         described
     }
 
     /// A clone boots as who it is, and every guest is where QEMU's network puts the first one.
     async fn lead_ssh(&self, name: &MachineName, to: &[Ipv4Addr]) -> Outcome<()> {
-        let (definition, doing) = (self.home(name).load()?, "lead SSH to where its guest is");
-        if !self.runs(name).await? {
+        let (home, doing) = (self.home(name), "lead SSH to where its guest is");
+        let definition = home.load()?;
+        if !self.runs(&home).await? {
             return Err(machine::Error::NotRunning { name: name.clone(), doing });
         }
         if definition.network == Network::Isolated && !to.contains(&FIRST) {
@@ -605,13 +643,13 @@ impl Hypervisor for Libvirt {
 
     async fn connect(&self, name: &MachineName, to: Line) -> Outcome<Box<dyn Stream>> {
         let home = self.home(name);
-        home.load()?;
-        if !self.runs(name).await? {
+        let uuid = home.load()?.uuid;
+        if !self.runs(&home).await? {
             return Err(machine::Error::NotRunning { name: name.clone(), doing: "talk to it" });
         }
         let socket = match to {
             Line::GuestAgent => {
-                return Ok(Box::new(agent::line(self.domains.clone(), name.clone())));
+                return Ok(Box::new(agent::line(self.domains.clone(), uuid)));
             }
             Line::TwinAgent => home.agent(),
             Line::Console => home.console(),
@@ -620,3 +658,6 @@ impl Hypervisor for Libvirt {
         Ok(Box::new(stream.map_err(machine::Error::file("connect to", &socket))?))
     }
 }
+
+#[cfg(test)]
+mod tests;

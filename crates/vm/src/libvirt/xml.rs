@@ -8,6 +8,8 @@ use std::path::Path;
 
 /// Where isolated machines' network card is, behind those that libvirt places itself.
 const SLOT: &str = "0x1d";
+/// What snapshots of ours are described as; libvirt keeps it.
+const OWN: &str = "Taken by SafetyTwin";
 
 /// What libvirt is told of a machine.
 #[derive(Debug)]
@@ -142,8 +144,29 @@ fn disk(device: &str, format: &str, path: &Path, target: (&str, &str)) -> Elemen
         .child(Element::new("target").attribute("dev", target.0).attribute("bus", target.1))
 }
 
+/// The files that a description names, as they are called there.
+pub(super) fn files(description: &str) -> impl Iterator<Item = String> {
+    let files = description.split("<source file='").skip(1);
+    files.filter_map(|rest| Some(unescaped(rest.split_once('\'')?.0)))
+}
+
+fn unescaped(text: &str) -> String {
+    let plain = text.replace("&lt;", "<").replace("&gt;", ">");
+    plain.replace("&quot;", "\"").replace("&apos;", "'").replace("&amp;", "&")
+}
+
 pub(super) fn snapshot(name: &SnapshotName) -> String {
-    Element::new("domainsnapshot").child(Element::new("name").text(name.as_str())).to_string()
+    Element::new("domainsnapshot")
+        .child(Element::new("name").text(name.as_str()))
+        .child(Element::new("description").text(OWN))
+        .to_string()
+}
+
+/// Whether a snapshot, by its description that libvirt gave back, was made by [`snapshot`].
+pub(super) fn is_own_snapshot(description: &str) -> bool {
+    // Behind it is the domain's, which may have a description of its own.
+    let head = description.split_once("<domain ").map_or(description, |(head, _)| head);
+    head.contains(&format!("<description>{OWN}</description>"))
 }
 
 #[derive(Debug)]
@@ -211,6 +234,23 @@ impl fmt::Display for Escaped<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn snapshots_of_ours_are_told_from_others() {
+        assert!(is_own_snapshot(&snapshot(&"a".parse().unwrap())));
+        let mine = "<domainsnapshot>\n  <name>a</name>\n  <description>Mine</description>\n";
+        let domain = format!("<domain type='kvm'><description>{OWN}</description></domain>");
+        for others in ["", mine, &format!("{mine}{domain}"), &domain] {
+            assert!(!is_own_snapshot(others), "{others}");
+        }
+    }
+
+    #[test]
+    fn files_are_called_as_they_are() {
+        let description = "<disk><source file='/a &amp;&apos;b&lt;/disk.qcow2' index='1'/></disk>\
+                           <disk><source file='/seed'/></disk><source mode='bind' path='/c'/>";
+        assert_eq!(files(description).collect::<Vec<_>>(), ["/a &'b</disk.qcow2", "/seed"]);
+    }
 
     #[test]
     fn nothing_that_is_given_becomes_markup() {
