@@ -1,6 +1,7 @@
 """A host of the lab with an agent, its twin that follows it, and for the peers a clone of that
 twin: the same guest from the same moment, with the same processors and memory."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -23,23 +24,29 @@ def image():
 
 
 class Followed:
-    """The host, the server, the twin; all of it in the host's network."""
+    """The host, the server, the twin; all of it in the host's network. What a measurement wants
+    else of them it says by what it overrides."""
 
-    def __init__(self, work, options):
+    # What is added to the server's configuration, to `twins` in it, and to the agent's.
+    SERVER = TWINS = AGENT = ""
+
+    def __init__(self, work, options, base=None):
         self.work = work
-        base = image()
+        base = base or image()
         self.bin = t.programs(work, options)
         agent = h.twin_agent(options)
         self.host = lab.Host(work)
+        environment = self.prepare()
         images = work.directory_of("data/images")
         os.chmod(work.path("data"), 0o700)
         shutil.copytree(base, os.path.join(images, os.path.basename(base)), copy_function=t.link_or_copy)
         config = work.path("twin.yaml")
         with open(config, "w") as file:
-            file.write(f"twins: {{memory_mb: {MEMORY_MIB}, processors: {t.PROCESSORS}}}\n")
+            file.write(f"twins: {{memory_mb: {MEMORY_MIB}, processors: {t.PROCESSORS}{self.TWINS}}}\n{self.SERVER}")
         self.port = h.free_port()
+        # In a session of its own: ^C ends us, and it is needed to end its guests.
         self.server = work.start([os.path.join(self.bin, "twin"), "server", "--config", config, "--data-dir", work.path("data"),
-                                  "--listen", f"127.0.0.1:{self.port}", "--log-level", "warning"])
+                                  "--listen", f"127.0.0.1:{self.port}", "--log-level", "warning"], start_new_session=True, env=environment)
         h.wait_until(lambda: h.answers(self.port, "/readyz"), "our server", process=self.server)
         work.callback(self.end_guests)
         for number in range(UNITS):
@@ -49,16 +56,25 @@ class Followed:
         self.host.exec("systemctl", "enable", "--quiet", "--now", *(f"bench-{number}.service" for number in range(UNITS)))
         self.host.copy_in(agent, "/usr/local/bin/twin-agent")
         os.makedirs(self.host.root + "/etc/safetytwin", exist_ok=True)
-        self.host.write("/etc/safetytwin/agent.yaml", f"server: http://127.0.0.1:{self.port}\n")
+        self.host.write("/etc/safetytwin/agent.yaml", f"server: http://127.0.0.1:{self.port}\n{self.AGENT}")
         self.host.exec("systemd-run", "--quiet", "--unit=safetytwin-agent", "--property=Type=notify", "/usr/local/bin/twin-agent")
         h.wait_until(lambda: self.status(f"/api/v1/hosts/{lab.NAME}") == 200, "the host's first version")
         h.say("the twin boots, and becomes what its host is")
         self.twin("start", lab.NAME)
         h.wait_until(self.is_current, "the twin to be as its host", seconds=900, pause=0.5)
 
+    def prepare(self):
+        """What else there is to be before the server; gives its environment."""
+        return dict(os.environ)
+
     def end_guests(self):
-        for name in (PEER, lab.NAME):
-            subprocess.run(self.command("delete", name), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            for name in (PEER, lab.NAME):
+                subprocess.run(self.command("delete", name), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
+        # A server that is gone, or hangs, ends none.
+        for _, _, pid in t.processes(self.work.path("data")):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
 
     def command(self, *words):
         return [os.path.join(self.bin, "twin"), "--server", f"http://127.0.0.1:{self.port}", *words]

@@ -92,6 +92,11 @@ class Work(contextlib.ExitStack):
         self.directory = tempfile.mkdtemp(prefix="run-", dir=HOME)
         self.callback(shutil.rmtree, self.directory, ignore_errors=True)
 
+    def __exit__(self, *details):
+        # To end all of it is not to be broken off by a second ^C.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return super().__exit__(*details)
+
     def path(self, *names):
         return os.path.join(self.directory, *names)
 

@@ -58,6 +58,22 @@ def timed(command, said, may_fail=False, limit=None):
     return None
 
 
+def processes(data):
+    """All QEMUs of a server's data, whoever knows of them: machine, run, process. A QEMU works in
+    the directory of its run."""
+    place = os.path.join(data, "twins") + "/"
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            cwd = os.readlink(f"/proc/{entry}/cwd")
+            with open(f"/proc/{entry}/comm") as file:
+                is_qemu = file.read().startswith("qemu-system")
+            if is_qemu and cwd.startswith(place):
+                name, _, run = cwd[len(place):].split("/", 2)
+                found.append((name, run, int(entry)))
+    return found
+
+
 class Ours:
     """A server that knows a host, with an image if one is given; all it does goes by `twin` or the
     API."""
@@ -127,19 +143,7 @@ class Ours:
         return self.ask("GET", f"/api/v1/twins/{NAME}/snapshots/{name}")[1]
 
     def processes(self):
-        """All QEMUs of this data, whoever knows of them: machine, run, process. A QEMU works in the
-        directory of its run."""
-        place = os.path.join(self.data, "twins") + "/"
-        found = []
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError):
-                cwd = os.readlink(f"/proc/{entry}/cwd")
-                with open(f"/proc/{entry}/comm") as file:
-                    is_qemu = file.read().startswith("qemu-system")
-                if is_qemu and cwd.startswith(place):
-                    name, _, run = cwd[len(place):].split("/", 2)
-                    found.append((name, run, int(entry)))
-        return found
+        return processes(self.data)
 
     def machines(self):
         return [pid for _, _, pid in self.processes()]
