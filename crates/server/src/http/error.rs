@@ -206,6 +206,7 @@ impl From<twins::Error> for ApiError {
             Error::Made { .. } | Error::Taken { .. } => (StatusCode::CONFLICT, "exists"),
             Error::BeingMade { .. } => (StatusCode::CONFLICT, "busy"),
             Error::Elsewhere { .. } => (StatusCode::CONFLICT, "other_hypervisor"),
+            Error::Lost { .. } => (StatusCode::CONFLICT, "machine_lost"),
             Error::NoImage | Error::NoSuchImage { .. } => (StatusCode::CONFLICT, "no_image"),
             Error::NoRoom { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
             Error::NoMoment { .. } => (StatusCode::NOT_FOUND, "unknown_snapshot"),

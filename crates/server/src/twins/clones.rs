@@ -137,10 +137,11 @@ impl Twins {
         Ok(reserved)
     }
 
-    /// Those of all machines, also of those that the other hypervisor has.
+    /// Those of all machines, also of those that the other hypervisor has, or that are not there.
     async fn taken_names(&self) -> Result<BTreeSet<MachineName>, Error> {
         let mut there: BTreeSet<MachineName> = self.names().await?.into_iter().collect();
         there.extend(self.elsewhere()?.into_keys());
+        there.extend(self.all_lost().await?);
         Ok(there)
     }
 
@@ -227,7 +228,7 @@ impl Twins {
         name: &MachineName,
     ) -> Result<(NewClone, Identity), Error> {
         let record = self.record(of)?.ok_or_else(|| Error::Unknown { name: of.clone() })?;
-        let record = Record { host_keys: Vec::new(), half_made: true, ..record };
+        let record = Record { host_keys: Vec::new(), half_made: true, leaving: false, ..record };
         self.inner.access.pin(name, &record.host_keys)?;
         self.inner.book.put(name, &record)?;
         let id = hexadecimal(&random::<16>()?);
@@ -288,8 +289,10 @@ impl Twins {
     }
 }
 
-/// Removes what the last server left half made: clones that are not themselves, and what is
-/// known of machines that never were. Those of the other hypervisor are its own. One that can't be removed holds up no other.
+/// Removes what the last server left half made: machines that are not themselves, and what is
+/// known of machines that never were, or that it was removing. Those of the other hypervisor are
+/// its own. What is known of a machine that was made stays, wherever that is now: its disk may not
+/// be mounted. One that can't be removed holds up no other.
 pub(super) async fn sweep(twins: &Twins, hypervisor: &dyn Hypervisor) {
     let found = async {
         let records = twins.off_thread(|this| this.inner.book.all()).await?;
@@ -306,12 +309,25 @@ pub(super) async fn sweep(twins: &Twins, hypervisor: &dyn Hypervisor) {
     };
     for (name, record) in records {
         let is_there = there.contains(&name);
-        if is_there && !record.half_made || elsewhere.contains_key(&name) {
+        if elsewhere.contains_key(&name) {
+            continue;
+        }
+        let is_over = record.half_made || record.leaving && !is_there;
+        if !is_over && record.leaving {
+            let stays = Record { leaving: false, ..record.clone() };
+            let called = name.clone();
+            let put = twins.off_thread(move |this| this.inner.book.put(&called, &stays)).await;
+            if let Err(error) = put {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(twin = %name, error, "a twin is taken for one that is removed");
+            }
+        }
+        if !is_over {
             continue;
         }
         let removed = async {
             if is_there {
-                tracing::warn!(clone = %name, "a clone that did not become itself is removed");
+                tracing::warn!(twin = %name, "a machine that did not become itself is removed");
                 hypervisor.power_off(&name).await?;
                 hypervisor.forget(&name).await?;
             }
@@ -319,7 +335,7 @@ pub(super) async fn sweep(twins: &Twins, hypervisor: &dyn Hypervisor) {
         };
         if let Err(error) = removed.await {
             let error: &dyn std::error::Error = &error;
-            tracing::warn!(clone = %name, error, "a half-made clone stays until the next start");
+            tracing::warn!(twin = %name, error, "a half-made machine stays until the next start");
         }
     }
 }

@@ -74,6 +74,9 @@ impl Twins {
             return Err(Error::Made { name: name.clone() });
         }
         self.not_elsewhere(name)?;
+        if self.is_lost(name).await? {
+            return Err(self.lost(name));
+        }
         if self.host(name).is_none() {
             let host = HostId::new(name.as_str());
             let host = host.map_err(|_name| Error::Unknown { name: name.clone() })?;
@@ -126,11 +129,16 @@ impl Twins {
         };
         let defined = self.hypervisor().await?.define(machine, &handle.job(DEADLINE)).await;
         if let Err(error) = defined {
-            if !matches!(error, vm::machine::Error::Exists { .. }) {
-                self.forget_record(name).await?;
-            }
+            // Whosever one is that is there already, it is no half-made one.
+            self.forget_record(name).await?;
             return Err(error.into());
         }
+        let subject = name.clone();
+        self.off_thread(move |this| {
+            let Some(record) = this.record(&subject)? else { return Ok(()) };
+            this.inner.book.put(&subject, &Record { half_made: false, ..record })
+        })
+        .await?;
         Ok(())
     }
 
@@ -141,7 +149,8 @@ impl Twins {
             user: self.inner.settings.user.clone(),
             instance: instance()?,
             host_keys: vec![host_key.public.clone()],
-            half_made: false,
+            half_made: true,
+            leaving: false,
         };
         let mut seed = self.seed(name, &record)?;
         seed.host_key = Some(host_key);

@@ -26,6 +26,11 @@ pub enum Error {
          delete it there first"
     )]
     Elsewhere { name: MachineName, by: &'static str, configured: &'static str },
+    #[error(
+        "the machine of {name} is not in {place}; if that is on a disk that is not mounted, mount \
+         it and restart the server, and {name} is as it was. To let go of it: twin delete {name}"
+    )]
+    Lost { name: MachineName, place: PathBuf },
     #[error("a machine called {name} is being made; wait for it: twin run list")]
     BeingMade { name: MachineName },
     #[error("there is no image to start from; make one with: twin image build debian")]

@@ -58,6 +58,7 @@ pub(super) fn known(twins: &Twins, fake: &Fake, text: &str) -> MachineName {
         instance: "i-1".parse().unwrap(),
         host_keys: Vec::new(),
         half_made: false,
+        leaving: false,
     };
     twins.inner.book.put(&name, &record).unwrap();
     name
@@ -87,6 +88,10 @@ impl Fake {
 
     pub(super) fn write_console_to(&self, name: &MachineName, log: &Path) {
         self.logs.lock().unwrap().insert(name.clone(), log.to_owned());
+    }
+
+    pub(super) fn put_back(&self, name: &MachineName) {
+        self.machines.lock().unwrap().insert(name.clone(), None);
     }
 
     pub(super) fn has(&self, name: &MachineName) -> bool {

@@ -172,7 +172,10 @@ impl Twins {
     /// Finds the machines that the last server left, and puts in order what was cut off. Where
     /// there are none, nothing is done.
     pub(crate) async fn find_again(&self) {
-        if self.is_untouched() && self.elsewhere().is_ok_and(|others| others.is_empty()) {
+        let is_none = self.is_untouched()
+            && self.elsewhere().is_ok_and(|others| others.is_empty())
+            && self.all_lost().await.is_ok_and(|lost| lost.is_empty());
+        if is_none {
             return;
         }
         match self.list().await {
@@ -267,14 +270,20 @@ impl Twins {
     async fn known(&self, name: &MachineName) -> Result<Seen, Error> {
         match self.seen(name).await? {
             Some(seen) => Ok(seen),
-            None => Err(self.missing(name)),
+            None => Err(self.missing(name).await),
         }
     }
 
     /// Why there is no machine of this name to work with.
-    fn missing(&self, name: &MachineName) -> Error {
-        let unknown = Error::Unknown { name: name.clone() };
-        self.not_elsewhere(name).err().unwrap_or(unknown)
+    async fn missing(&self, name: &MachineName) -> Error {
+        if let Err(elsewhere) = self.not_elsewhere(name) {
+            return elsewhere;
+        }
+        match self.is_lost(name).await {
+            Ok(true) => self.lost(name),
+            Ok(false) => Error::Unknown { name: name.clone() },
+            Err(error) => error,
+        }
     }
 
     /// Whether there is a machine, be it one that can't be read.

@@ -1,5 +1,6 @@
 //! Where each hypervisor keeps its machines. What is there of the one that is not asked is told,
-//! and neither used nor forgotten.
+//! and neither used nor forgotten. So is a machine that was there and is not: its place may be on
+//! a disk that is not mounted.
 //!
 //! ```text
 //! twins/NAME           machines of QEMU
@@ -61,6 +62,43 @@ impl Twins {
     pub(super) fn of_the_other(&self, name: &MachineName) -> Error {
         let Places { by, others_by, .. } = self.inner.places;
         Error::Elsewhere { name: name.clone(), by: others_by, configured: by }
+    }
+
+    /// Machines that were made, that nobody removed, and that are not there.
+    pub(super) async fn all_lost(&self) -> Result<Vec<MachineName>, Error> {
+        // Before the machines: one that is made meanwhile is there as soon as its record says so.
+        let records = self.off_thread(|this| this.inner.book.all()).await?;
+        let (here, elsewhere) = (self.names().await?, self.elsewhere()?);
+        let mut lost = Vec::new();
+        for name in records.into_keys() {
+            let is_there = here.contains(&name) || elsewhere.contains_key(&name);
+            // And after them: one may be removed meanwhile.
+            if !is_there && self.is_settled(&name).await? {
+                lost.push(name);
+            }
+        }
+        Ok(lost)
+    }
+
+    pub(super) async fn is_lost(&self, name: &MachineName) -> Result<bool, Error> {
+        let was_made = self.is_settled(name).await? && !self.elsewhere()?.contains_key(name);
+        Ok(was_made && !self.is_made(name).await? && self.is_settled(name).await?)
+    }
+
+    pub(super) fn lost(&self, name: &MachineName) -> Error {
+        Error::Lost { name: name.clone(), place: self.inner.places.own.clone() }
+    }
+
+    /// Whether it was made, and is not about to go.
+    async fn is_settled(&self, name: &MachineName) -> Result<bool, Error> {
+        let name = name.clone();
+        let record = self.off_thread(move |this| this.record(&name)).await?;
+        Ok(record.is_some_and(|record| !record.half_made && !record.leaving))
+    }
+
+    /// The hypervisor that is asked.
+    pub(super) fn own_hypervisor(&self) -> &'static str {
+        self.inner.places.by
     }
 
     /// The hypervisor that is not asked.

@@ -3,6 +3,7 @@
 use super::Twins;
 use super::create::Plan;
 use super::error::Error;
+use super::record::Record;
 use crate::runs::{self, Cause, Failure, Handle, Kind, RunId};
 use api::twin::NewTwin;
 use std::time::Duration;
@@ -68,13 +69,14 @@ impl Twins {
         self.begin((Kind::VmRestart, name), cause, work).await
     }
 
-    /// Removes a twin with its disk and all its snapshots, also one that can't be read.
+    /// Removes a twin with its disk and all its snapshots, also one that can't be read, and lets go
+    /// of one whose machine is not there.
     ///
     /// # Errors
     /// When there is none, or something was cloned from it.
     pub async fn delete(&self, name: &MachineName, cause: Cause) -> Result<RunId, Error> {
-        if !self.is_made(name).await? {
-            return Err(self.missing(name));
+        if !self.is_made(name).await? && !self.is_lost(name).await? {
+            return Err(self.missing(name).await);
         }
         let clones = self.clones_of(name).await?;
         if !clones.is_empty() {
@@ -84,7 +86,10 @@ impl Twins {
         let subject = name.clone();
         let work = async move |this: Self, handle: Handle| {
             handle.step(&format!("Removing {subject}"));
-            this.remove(&subject).await
+            match this.is_made(&subject).await? {
+                true => this.remove(&subject).await,
+                false => Ok(this.forget_record(&subject).await?),
+            }
         };
         self.begin((Kind::VmDelete, name), cause, work).await
     }
@@ -138,9 +143,26 @@ impl Twins {
     pub(super) async fn remove(&self, name: &MachineName) -> Result<(), Failure> {
         let hypervisor = self.hypervisor().await?;
         hypervisor.power_off(name).await?;
-        hypervisor.forget(name).await?;
+        let subject = name.clone();
+        let before = self.off_thread(move |this| this.mark_leaving(&subject)).await?;
+        if let Err(error) = hypervisor.forget(name).await {
+            if let Some(record) = before {
+                let subject = name.clone();
+                self.off_thread(move |this| this.inner.book.put(&subject, &record)).await?;
+            }
+            return Err(error.into());
+        }
         self.forget_record(name).await?;
         Ok(())
+    }
+
+    /// Writes down that a machine is being removed. Gives what was known of it before. Blocks.
+    fn mark_leaving(&self, name: &MachineName) -> Result<Option<Record>, Error> {
+        let before = self.record(name)?;
+        if let Some(record) = before.clone() {
+            self.inner.book.put(name, &Record { leaving: true, ..record })?;
+        }
+        Ok(before)
     }
 
     async fn clones_of(&self, name: &MachineName) -> Result<Vec<String>, Error> {

@@ -27,8 +27,12 @@ pub(super) struct Record {
     pub(super) instance: HostName,
     /// The SSH keys it may show.
     pub(super) host_keys: Vec<PublicKey>,
-    /// It is a clone that is still, for everybody who asks, the machine it was cloned from.
+    /// It is being made: there is no machine yet, or one that is still, for everybody who asks,
+    /// the machine it was cloned from.
     pub(super) half_made: bool,
+    /// It is being removed: that its machine is gone is as it should be.
+    #[serde(default)]
+    pub(super) leaving: bool,
 }
 
 /// The records of all twins. Calls block.

@@ -10,6 +10,13 @@ use std::net::Ipv4Addr;
 use vm::image::{MachineName, SnapshotName};
 use vm::machine::{Acceleration, Kind, Listed, Network, Seen, State};
 
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Here,
+    Elsewhere,
+    Lost,
+}
+
 impl Twins {
     /// All twins, and clones of them. One that can't be read holds up no other.
     ///
@@ -28,21 +35,27 @@ impl Twins {
         after: Option<&str>,
         limit: usize,
     ) -> Result<twin::Twins, Error> {
-        let here = self.names().await?.into_iter().map(|name| (name, true));
-        let elsewhere = self.elsewhere()?.into_keys().map(|name| (name, false));
-        let mut names: Vec<(MachineName, bool)> = here.chain(elsewhere).collect();
+        let lost = self.all_lost().await?.into_iter().map(|name| (name, Place::Lost));
+        let here = self.names().await?.into_iter().map(|name| (name, Place::Here));
+        let elsewhere = self.elsewhere()?.into_keys().map(|name| (name, Place::Elsewhere));
+        let mut names: Vec<(MachineName, Place)> = here.chain(elsewhere).chain(lost).collect();
         names.retain(|(name, _)| after.is_none_or(|after| name.as_str() > after));
         names.sort();
         let more = names.len() > limit;
         names.truncate(limit);
         let next = names.last().filter(|_| more).map(|(name, _)| name.to_string());
         let mut listed = twin::Twins { next, ..twin::Twins::default() };
-        for (name, is_here) in names {
-            if !is_here {
+        for (name, place) in names {
+            let why_not = match place {
+                Place::Here => None,
+                Place::Elsewhere => Some((self.other_hypervisor(), self.of_the_other(&name))),
+                Place::Lost => Some((self.own_hypervisor(), self.lost(&name))),
+            };
+            if let Some((hypervisor, why)) = why_not {
                 listed.unusable.push(twin::UnusableTwin {
                     name: name.to_string(),
-                    hypervisor: self.other_hypervisor().to_owned(),
-                    reason: self.of_the_other(&name).to_string(),
+                    hypervisor: hypervisor.to_owned(),
+                    reason: why.to_string(),
                 });
                 continue;
             }
@@ -203,6 +216,7 @@ mod tests {
     use crate::runs::Cause;
     use crate::twins::Error;
     use crate::twins::fake::{Fake, known, over, twins};
+    use crate::twins::record::Record;
     use api::twin::NewClones;
     use vm::machine::Hypervisor;
 
@@ -227,7 +241,60 @@ mod tests {
         assert!(matches!(taken, Error::Taken { .. }), "{taken}");
         std::fs::remove_dir(dir.path().join("twins-libvirt/two")).unwrap();
         crate::twins::clones::sweep(&twins, fake.as_ref()).await;
-        assert!(twins.record(&two).unwrap().is_none(), "it never was");
+        assert!(twins.record(&two).unwrap().is_some(), "its disk may not be mounted");
+        twins.inner.runs.close().await;
+    }
+
+    #[tokio::test]
+    async fn one_whose_machine_is_not_there_is_whole_when_it_is_back() {
+        let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::new());
+        let twins = twins(dir.path(), &fake);
+        let [one, two] = ["one", "two"].map(|name| known(&twins, &fake, name));
+        let record = twins.record(&two).unwrap();
+        fake.forget(&two).await.unwrap();
+        crate::twins::clones::sweep(&twins, fake.as_ref()).await;
+        let listed = twins.list().await.unwrap();
+        assert_eq!((listed.twins.len(), listed.unusable.len()), (1, 1));
+        assert!(listed.unusable[0].reason.contains("twin delete two"), "{:?}", listed.unusable);
+        let unseen = twins.show(&two).await.unwrap_err();
+        assert!(matches!(unseen, Error::Lost { .. }), "{unseen}");
+        let anew = twins.start(&two, api::twin::NewTwin::default(), Cause::Local).await;
+        assert!(matches!(anew, Err(Error::Lost { .. })), "{anew:?}");
+        let wanted = || NewClones { name: Some("two".into()), ..NewClones::default() };
+        let taken = twins.clone_twin(&one, wanted(), Cause::Local).await.unwrap_err();
+        assert!(matches!(taken, Error::Taken { .. }), "{taken}");
+        fake.put_back(&two);
+        crate::twins::clones::sweep(&twins, fake.as_ref()).await;
+        assert_eq!(twins.list().await.unwrap().twins.len(), 2);
+        assert_eq!(twins.record(&two).unwrap(), record);
+        fake.forget(&two).await.unwrap();
+        let run = twins.delete(&two, Cause::Local).await.unwrap();
+        assert_eq!(over(&twins, run).await, "succeeded");
+        assert_eq!(twins.record(&two).unwrap(), None);
+        assert!(twins.list().await.unwrap().unusable.is_empty());
+        twins.inner.runs.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_was_cut_off_is_no_lost_one() {
+        let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::new());
+        let twins = twins(dir.path(), &fake);
+        let names = ["making", "made", "leaving", "left"].map(|name| known(&twins, &fake, name));
+        let [making, made, leaving, left] = &names;
+        for (name, half_made) in [(making, true), (made, true), (leaving, false), (left, false)] {
+            let record = twins.record(name).unwrap().unwrap();
+            let record = Record { half_made, leaving: !half_made, ..record };
+            twins.inner.book.put(name, &record).unwrap();
+        }
+        fake.forget(making).await.unwrap();
+        fake.forget(left).await.unwrap();
+        assert!(twins.list().await.unwrap().unusable.is_empty());
+        crate::twins::clones::sweep(&twins, fake.as_ref()).await;
+        for name in [making, made, left] {
+            assert_eq!((fake.has(name), twins.record(name).unwrap()), (false, None), "{name}");
+        }
+        let stays = twins.record(leaving).unwrap().unwrap();
+        assert!(fake.has(leaving) && !stays.leaving, "it was not removed");
         twins.inner.runs.close().await;
     }
 
