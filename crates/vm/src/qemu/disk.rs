@@ -103,7 +103,12 @@ impl Qemu {
         let Some(sealed) = &layer.sealed else {
             return Err(damaged("this layer was never finished"));
         };
-        self.verified.check(&path, sealed).map_err(|what| damaged(&what))?;
+        // While it is being merged the file may be the new one before that is written down.
+        let found = match (self.verified.check(&path, sealed), &layer.merged) {
+            (Err(_), Some(merged)) => self.verified.check(&path, merged),
+            (found, _) => found,
+        };
+        found.map_err(|what| damaged(&what))?;
         Ok(&layer.below)
     }
 
@@ -343,6 +348,7 @@ fn mergeable(definition: &Definition, roots: &BTreeSet<u64>) -> Option<(u64, u64
 mod tests {
     use super::*;
     use crate::machine::Network;
+    use crate::qemu::fake;
     use crate::qemu::home::Hardware;
 
     #[test]
@@ -376,6 +382,27 @@ mod tests {
         }
         definition.active = 4;
         definition
+    }
+
+    #[tokio::test]
+    async fn a_layer_that_is_being_merged_is_whole_before_and_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let qemu = fake::qemu(dir.path());
+        let home = fake::machine(&qemu, "one", Below::Image);
+        let (path, merged) = (home.layer(1), dir.path().join("merged"));
+        fs::write(&merged, "another file of the same disk").unwrap();
+        let [sealed, new] = [&path, &merged].map(|at| FileRecord::of(at, || Ok(())).unwrap());
+        home.change(|definition| {
+            let layer = definition.layers.get_mut(&1).unwrap();
+            (layer.sealed, layer.merged) = (Some(sealed), Some(new));
+        })
+        .unwrap();
+        let verify = || qemu.verify(&home, &home.load().unwrap(), 1);
+        verify().unwrap();
+        fs::rename(&merged, &path).unwrap();
+        verify().unwrap();
+        fs::write(&path, "neither of the two").unwrap();
+        assert!(matches!(verify(), Err(Error::Damaged { .. })));
     }
 
     #[test]
