@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use vm::image::{Image, Job, Store};
+use vm::image::{Job, Store};
 pub use vm::machine::{About, Acceleration};
 
 /// A program that hangs is told as a fault.
@@ -27,14 +27,12 @@ pub async fn look(data_dir: &Path) -> Found {
     let store = Store::at(&data_dir.join("images"));
     let read = tokio::task::spawn_blocking(move || {
         let mut images = Vec::new();
-        let mut bootable: Option<Image> = None;
         for listed in store.list().unwrap_or_default() {
             let Ok(manifest) = listed.manifest else { continue };
             let digits = || listed.id.as_str().chars().take(12).collect();
             images.push(manifest.names.first().map_or_else(digits, ToString::to_string));
-            bootable = bootable.or_else(|| store.acquire(&listed.id).ok());
         }
-        (images, bootable)
+        (images, store.with_kernel().ok().flatten())
     });
     let (images, bootable) = read.await.unwrap_or_default();
     let deadline = Instant::now() + LIMIT;

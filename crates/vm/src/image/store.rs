@@ -175,6 +175,18 @@ impl Store {
         Ok(Image { manifest, disk, direct })
     }
 
+    /// The newest that brings a kernel and is whole.
+    pub fn with_kernel(&self) -> Result<Option<Image>, Error> {
+        for image in self.list()? {
+            let brings_one =
+                image.manifest.is_ok_and(|manifest| matches!(manifest.boot, Boot::Kernel { .. }));
+            if brings_one && let Ok(image) = self.acquire(&image.id) {
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
+    }
+
     /// Deletes an image. `in_use` names who runs from which image; those stay.
     pub fn delete(
         &self,

@@ -178,8 +178,12 @@ impl Libvirt {
         let definition = home.load()?;
         let (images, id) = (self.images.clone(), definition.image.clone());
         let image = job.block(move || images.acquire(&id).map_err(machine::Error::from)).await?;
+        let images = (&image, &self.images);
         let found =
-            find_acceleration(&self.acceleration, &Trials::of(&self.root), &image, job).await?;
+            find_acceleration(&self.acceleration, &Trials::of(&self.root), images, job).await?;
+        if let Some(reason) = &found.reason {
+            job.line(reason.clone());
+        }
         let (disk, seed) = (home.disk(), home.seed());
         let (agent, console, console_log) = (home.agent(), home.console(), home.console_log());
         let domain = xml::Domain {

@@ -30,7 +30,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    fn slow(reason: impl Into<String>) -> Self {
+    pub(super) fn slow(reason: impl Into<String>) -> Self {
         Self { acceleration: Acceleration::Tcg, reason: Some(reason.into()) }
     }
 }
@@ -103,26 +103,27 @@ pub(super) fn look() -> Option<Found> {
     }
 }
 
-/// What was found out before, else by a boot.
+/// What was found out before, else by a boot; `None` without a kernel to boot.
 pub(super) async fn remembered_or_tried(
     trials: &Trials,
     qemu: &str,
-    direct: &DirectBoot,
+    kernel: impl FnOnce() -> Result<Option<DirectBoot>, Error> + Send + 'static,
     job: &Job,
-) -> Result<Found, Error> {
+) -> Result<Option<Found>, Error> {
     let (before, version) = (trials.clone(), qemu.to_owned());
     if let Some((found, _)) = job.block(move || Ok::<_, Error>(before.recall(&version))).await? {
-        return Ok(found);
+        return Ok(Some(found));
     }
+    let Some(direct) = job.block(kernel).await? else { return Ok(None) };
     job.step("Finding out whether KVM boots a guest here");
-    let found = boot(direct, job).await?;
+    let found = boot(&direct, job).await?;
     let (trials, version, kept) = (trials.clone(), qemu.to_owned(), found.clone());
     job.block(move || {
         trials.keep(&version, &kept);
         Ok::<_, Error>(())
     })
     .await?;
-    Ok(found)
+    Ok(Some(found))
 }
 
 /// Boots a kernel with nothing to mount, which gives up and restarts; that ends QEMU.
@@ -181,6 +182,18 @@ mod tests {
         assert_eq!(trial(fast.clone(), hour, |was| was.boot.push('x')), None);
         assert_eq!(trial(fast.clone(), hour, |was| was.device.0 += 1), None);
         assert_eq!(trial(fast, hour, |was| was.qemu.push('x')), None);
+    }
+
+    #[tokio::test]
+    async fn an_image_without_a_kernel_goes_by_the_trial_there_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let trials = Trials::of(dir.path());
+        let job = crate::qemu::fake::job();
+        let find = async || remembered_or_tried(&trials, "10.0", || Ok(None), &job).await.unwrap();
+        assert_eq!(find().await, None, "nothing says how it is");
+        let fast = Found { acceleration: Acceleration::Kvm, reason: None };
+        trials.keep("10.0", &fast);
+        assert_eq!(find().await, Path::new(DEVICE).exists().then_some(fast));
     }
 
     #[test]

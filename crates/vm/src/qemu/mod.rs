@@ -51,6 +51,10 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
+/// Why a machine does without KVM where nothing tells whether that boots a guest.
+const UNTRIED: &str = "KVM was not tried: the image has no kernel of its own, and neither has \
+                       another one here; make one with: twin image build debian, and start again";
+
 /// The machines of one directory. Clones are the same machines.
 #[derive(Debug, Clone)]
 pub struct Qemu {
@@ -99,28 +103,33 @@ fn about(version: String, known: Option<&Found>) -> About {
     About { hypervisor: "qemu", version, acceleration, reason }
 }
 
-/// What machines with an image run with; found out once, where it can be found out.
+/// What machines with an image run with; found out once, where it can be found out: with the
+/// image's own kernel, or that of any other image here.
 pub(crate) async fn find_acceleration(
     known: &OnceCell<Found>,
     trials: &Trials,
-    image: &crate::image::Image,
+    (image, images): (&crate::image::Image, &Store),
     job: &Job,
 ) -> Result<Found, Error> {
+    let (own, images) = (image.direct.clone(), images.clone());
+    let kernel = move || match own {
+        Some(direct) => Ok(Some(direct)),
+        None => Ok(images.with_kernel()?.and_then(|image| image.direct)),
+    };
     let find = async {
         if let Some(found) = acceleration::look() {
             return Ok(found);
         }
-        // With nothing to boot for certain it is what works everywhere, and is not kept.
-        let Some(direct) = &image.direct else { return Err(None) };
         let tried = async {
             let qemu = process::version(job).await?;
-            acceleration::remembered_or_tried(trials, &qemu, direct, job).await
+            acceleration::remembered_or_tried(trials, &qemu, kernel, job).await
         };
-        tried.await.map_err(Some)
+        // With nothing to boot for certain it is what works everywhere, and is not kept.
+        tried.await.map_err(Some)?.ok_or(None)
     };
     match known.get_or_try_init(|| find).await {
         Ok(found) => Ok(found.clone()),
-        Err(None) => Ok(Found { acceleration: crate::machine::Acceleration::Tcg, reason: None }),
+        Err(None) => Ok(Found::slow(UNTRIED)),
         Err(Some(error)) => Err(error),
     }
 }
@@ -177,7 +186,8 @@ impl Qemu {
     }
 
     async fn acceleration(&self, image: &crate::image::Image, job: &Job) -> Result<Found, Error> {
-        find_acceleration(&self.acceleration, &Trials::of(&self.root), image, job).await
+        let images = (image, &self.images);
+        find_acceleration(&self.acceleration, &Trials::of(&self.root), images, job).await
     }
 
     /// Makes a machine. It is there as a whole or not at all.
