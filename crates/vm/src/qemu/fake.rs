@@ -6,7 +6,7 @@ use super::home::{Below, Definition, Hardware, Home};
 use super::{Qemu, layer, process};
 use crate::content;
 use crate::image::Store;
-use crate::job::{Job, drive};
+use crate::job::{Job, Progress, drive};
 use crate::machine::Network;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -36,8 +36,12 @@ pub(super) fn qemu(root: &Path) -> Qemu {
 }
 
 pub(super) fn job() -> Job {
+    job_told(|_| {})
+}
+
+pub(super) fn job_told(sink: impl Fn(Progress) + Send + Sync + 'static) -> Job {
     let deadline = Instant::now() + Duration::from_secs(60);
-    Job::new(Arc::new(|_| {}), CancellationToken::new(), deadline)
+    Job::new(Arc::new(sink), CancellationToken::new(), deadline)
 }
 
 pub(super) const IMAGE: &str = "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a";

@@ -82,7 +82,7 @@ impl Qemu {
             network: definition.network,
         };
         let mut started = self.spawn(home, start, job).await?;
-        self.open_way_in(home, &mut started).await?;
+        self.open_way_in(home, &mut started, job).await?;
         home.sweep(&home.load()?)
     }
 
@@ -128,12 +128,16 @@ impl Qemu {
         &self,
         home: &Home,
         started: &mut Started,
+        job: &Job,
     ) -> Result<(), Error> {
         let Definition { ssh_port: wanted, guest, .. } = home.load()?;
         let port = match started.ssh_port {
             Some(port) => port,
             None => network::after(&mut started.qmp, &home.name, wanted, guest).await?,
         };
+        if let Some(taken) = wanted.filter(|wanted| *wanted != port) {
+            job.line(format!("port {taken} is taken: SSH is at {port} now"));
+        }
         if wanted != Some(port) {
             home.change(|definition| definition.ssh_port = Some(port))?;
         }

@@ -157,7 +157,7 @@ impl Qemu {
             super::home::remove(&home.run(old))?;
         }
         // A monitor answers sooner before the guest goes on.
-        let opened = self.open_way_in(home, &mut started).await;
+        let opened = self.open_way_in(home, &mut started, job).await;
         let go_on = started.qmp.act("cont", json!({})).await;
         go_on.map_err(refused(home, "go on"))?;
         opened

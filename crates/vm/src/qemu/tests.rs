@@ -1,7 +1,10 @@
 use super::*;
 use crate::image::SnapshotName;
 use crate::qemu::home::{Layer, Manifest};
+use serde_json::json;
 use std::collections::BTreeSet;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Mutex;
 
 fn damage(home: &Home) {
     fs::write(home.dir.join("machine.json"), "{").unwrap();
@@ -24,6 +27,45 @@ fn snapshot(home: &Home, name: &str, layer: u64) -> SnapshotName {
     };
     home.seal(&manifest).unwrap();
     name
+}
+
+#[tokio::test]
+async fn a_port_that_another_has_is_left_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = fake::qemu(dir.path());
+    let one = fake::machine(&qemu, "one", Below::Image);
+    let _process = fake::give_power(&one);
+    let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let taken = other.local_addr().unwrap().port();
+    one.change(|definition| definition.ssh_port = Some(taken)).unwrap();
+    // As QEMU does: it listens, or says why not.
+    let mut listening = Vec::new();
+    let _monitor = fake::answer(&one, command::MONITOR, move |command, arguments| {
+        let line = arguments["command-line"].as_str().unwrap_or_default();
+        let Some((_, rest)) = line.split_once("127.0.0.1:") else { return Some(json!({})) };
+        assert_eq!(command, "human-monitor-command");
+        let port: u16 = rest.split_once('-').unwrap().0.parse().unwrap();
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Ok(listener) => {
+                listening.push(listener);
+                Some(json!(""))
+            }
+            Err(_) => Some(json!(format!("Could not set up host forwarding rule '{line}'\r\n"))),
+        }
+    });
+    let (_dir, monitor) = process::socket(&one.run(1), command::MONITOR).unwrap();
+    let qmp = qmp::Qmp::connect(&monitor, Duration::from_secs(30)).await.unwrap();
+    let told = Arc::new(Mutex::new(String::new()));
+    let hears = Arc::clone(&told);
+    let job = fake::job_told(move |progress| *hears.lock().unwrap() += &format!("{progress:?}"));
+    let mut started = power::Started { qmp, ssh_port: None };
+    qemu.open_way_in(&one, &mut started, &job).await.unwrap();
+    let port = one.load().unwrap().ssh_port.unwrap();
+    assert_ne!(port, taken);
+    TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let told = told.lock().unwrap().clone();
+    assert!(told.contains(&format!("port {taken} is taken")), "{told}");
+    assert!(told.contains(&format!("SSH is at {port} now")), "{told}");
 }
 
 #[tokio::test]
