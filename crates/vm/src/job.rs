@@ -88,6 +88,12 @@ impl Job {
         Self { sink, cancel, deadline, step: Arc::default() }
     }
 
+    /// The same job, of which nobody is told.
+    #[cfg(feature = "libvirt")]
+    pub(crate) fn quiet(&self) -> Self {
+        Self { sink: Arc::new(|_progress| {}), ..self.clone() }
+    }
+
     fn current(&self) -> String {
         self.step.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -194,6 +194,7 @@ async fn qemu() {
 #[cfg(feature = "libvirt")]
 mod by_libvirt {
     use super::*;
+    use std::os::unix::fs::FileExt;
     use std::path::Path;
     use std::process::Command;
     use vm::libvirt::Libvirt;
@@ -235,10 +236,37 @@ mod by_libvirt {
             let libvirt = libvirt.clone();
             async move {
                 contract(&libvirt, &id).await;
+                refuses_a_damaged_disk(&libvirt, &id).await;
                 goes_on_without_its_daemon(&libvirt, &id).await;
             }
         });
         in_the_end(&libvirt, tasks).await;
+    }
+
+    /// Of one that is stopped neither a revert nor a clone begins.
+    async fn refuses_a_damaged_disk(libvirt: &Libvirt, image: &ImageId) {
+        let (one, job) = (name("one"), job());
+        libvirt.define(machine("one", image), &job).await.unwrap();
+        let saved = libvirt.snapshot(&one, wish("off", Kind::Disk), &job).await.unwrap().name;
+        libvirt.revert(&one, &saved, &job).await.unwrap();
+        let disk = libvirt.console_log(&one).with_file_name("disk.qcow2");
+        let file = std::fs::File::options().read(true).write(true).open(disk).unwrap();
+        // The table of tables, whose place is in the header, leads out of the file.
+        let mut place = [0; 8];
+        file.read_exact_at(&mut place, 40).unwrap();
+        let nowhere: u64 = (1 << 63) | (1 << 40);
+        file.write_all_at(&nowhere.to_be_bytes(), u64::from_be_bytes(place)).unwrap();
+        let new = NewClone {
+            name: name("two"),
+            mac: "52:54:00:00:00:02".parse().unwrap(),
+            seed: seed("two"),
+        };
+        let reverted = libvirt.revert(&one, &saved, &job).await.unwrap_err();
+        let cloned = libvirt.clone_at(&one, &saved, new, &job).await.unwrap_err();
+        for error in [reverted, cloned] {
+            assert!(error.to_string().contains("disk.qcow2 is damaged"), "{error}");
+        }
+        libvirt.forget(&one).await.unwrap();
     }
 
     /// The daemon goes away under us: an error, then a new connection finds the machine running.

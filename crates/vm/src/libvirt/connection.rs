@@ -5,6 +5,7 @@
 //! ```
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
@@ -29,6 +30,11 @@ pub enum Error {
     Busy { uri: Uri },
     #[error("no such machine or snapshot: {what}")]
     Unknown { what: String },
+    #[error(
+        "{disk} is damaged: {what}. It is not used, nor are the snapshots in it; while the machine \
+         is stopped try: qemu-img check -r all {disk}"
+    )]
+    Corrupt { disk: PathBuf, what: String },
     #[error("libvirt could not {doing}: {what}")]
     Refused { doing: &'static str, what: String },
 }

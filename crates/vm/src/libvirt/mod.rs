@@ -34,7 +34,7 @@ use crate::content;
 use crate::freeze::{self, Connecting, Freezer};
 use crate::guest_agent::last_of;
 use crate::image::{ImageId, MachineName, SnapshotName, Store};
-use crate::job::{Job, Tool};
+use crate::job::{self, Job, Tool};
 use crate::machine::{
     self, About, Acceleration, Hypervisor, Kind, Line, Listed, Machine, Network, NewClone,
     NewSnapshot, Seen, Snapshot, Stream,
@@ -61,6 +61,9 @@ const SHUTDOWN: Duration = Duration::from_secs(180);
 const PAUSE: Duration = Duration::from_millis(100);
 /// The address that QEMU's network gives to a machine, and leads its ports to.
 const FIRST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+/// How `qemu-img check` ends when it finds damage, and when room is lost but no data.
+const CORRUPT: i32 = 2;
+const LEAKS: i32 = 3;
 /// Between finding a free port and taking it another program may have it.
 const TRIES: usize = 4;
 
@@ -226,6 +229,28 @@ impl Libvirt {
             }
         }
         failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Refuses a disk whose structure is damaged. Contents are not looked at: they have no digest
+    /// here.
+    async fn look_over(&self, home: &Home, job: &Job) -> Outcome<()> {
+        let runs = self.runs(home).await?;
+        // What a machine writes meanwhile may look like damage; that does not stay.
+        for tries_left in (0..if runs { TRIES } else { 1 }).rev() {
+            let check = Tool::new("qemu-img", "qemu-utils").args(["check", "-q", "-f", "qcow2"]);
+            let check = if runs { check.args(["-U"]) } else { check };
+            match job.quiet().run(check.arg(home.disk())).await {
+                Ok(()) | Err(job::Error::Failed { code: Some(LEAKS), .. }) => break,
+                Err(job::Error::Failed { code: Some(CORRUPT), .. }) if tries_left > 0 => {}
+                Err(job::Error::Failed { code: Some(CORRUPT), last, .. }) => {
+                    let what = last.split("; ").find(|line| line.starts_with("ERROR"));
+                    let what = what.unwrap_or("qemu-img says so").to_owned();
+                    return Err(Error::Corrupt { disk: home.disk(), what }.into());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Makes a machine's directory, with its disk at a path by `disk`. It is there as a whole or
@@ -542,6 +567,10 @@ impl Hypervisor for Libvirt {
         let record = home.record(snapshot)?;
         let (uuid, runs) = (definition.uuid.clone(), self.runs(&home).await?);
         job.step(format!("Putting {name} back to {snapshot}"));
+        // QEMU has the disk of one that runs, and reads it as it is.
+        if !runs {
+            self.look_over(&home, job).await?;
+        }
         self.domains.revert(&uuid, snapshot).await?;
         self.freezer(&home, &uuid).forget()?;
         definition.current = Some(snapshot.clone());
@@ -605,6 +634,7 @@ impl Hypervisor for Libvirt {
             ..of
         };
         job.step(format!("Copying the disk of {name} as it was in {snapshot}"));
+        self.look_over(&home, job).await?;
         // A snapshot within the file does not change while the machine goes on.
         let copy = Tool::new("qemu-img", "qemu-utils")
             .args(["convert", "-q", "-U", "-f", "qcow2", "-O", "qcow2", "-F", "qcow2", "-B"])
