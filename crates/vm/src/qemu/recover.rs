@@ -9,15 +9,17 @@
 //! ```
 
 use super::Qemu;
-use super::home::{Home, entries};
+use super::command::node;
+use super::home::{Definition, Home, entries};
 use super::power::{abandon, monitor, running};
+use super::qmp::Qmp;
 use super::save::{active, settle};
 use crate::machine::Error;
 use serde_json::{Value, json};
 
 impl Qemu {
     pub(super) async fn recover(&self, home: &Home) -> Result<(), Error> {
-        let mut definition = home.load()?;
+        let definition = home.load()?;
         for name in entries(&home.dir.join("run"))? {
             if let Ok(run) = name.parse::<u64>()
                 && definition.run != Some(run)
@@ -28,24 +30,48 @@ impl Qemu {
         if let Some((run, _process)) = running(home, &definition)? {
             self.freezer(home, run).thaw_later();
             let mut qmp = monitor(home, run, "be put in order").await?;
-            let mut writes_to = active(&mut qmp).await.unwrap_or(definition.active);
-            if !definition.layers.contains_key(&writes_to) {
-                writes_to = definition.active;
-            }
-            let unused = definition.active;
-            let status: Result<Value, _> = qmp.call("query-status", json!({})).await;
-            let runs = status.is_ok_and(|status| status.get("running") == Some(&json!(true)));
-            if writes_to != unused || !runs {
-                settle(&mut qmp, unused).await;
-                writes_to = active(&mut qmp).await.unwrap_or(writes_to);
-            }
-            if writes_to != definition.active {
-                definition.active = writes_to;
-                home.store(&definition)?;
-            }
+            put_right(home, &mut qmp, definition).await?;
         }
         self.finish_merges(home)
     }
+}
+
+/// Has the guest go on, if something that was cut off left it standing still, and writes down
+/// which layer QEMU writes to. Nodes of layers that nothing became of are let go.
+pub(super) async fn put_right(
+    home: &Home,
+    qmp: &mut Qmp,
+    mut definition: Definition,
+) -> Result<(), Error> {
+    let known = |layer: &u64| definition.layers.contains_key(layer);
+    let mut writes_to = active(qmp).await.filter(known).unwrap_or(definition.active);
+    let unused = definition.active;
+    let status: Result<Value, _> = qmp.call("query-status", json!({})).await;
+    let runs = status.is_ok_and(|status| status.get("running") == Some(&json!(true)));
+    if writes_to != unused || !runs {
+        settle(qmp, unused).await;
+        writes_to = active(qmp).await.filter(known).unwrap_or(writes_to);
+    }
+    // The layers below it have lower numbers.
+    for unused in nodes(qmp).await.into_iter().filter(|layer| *layer > writes_to) {
+        let gone = qmp.act("blockdev-del", json!({ "node-name": node(unused) })).await;
+        if let Err(error) = gone {
+            tracing::debug!(%error, "while putting a machine right");
+        }
+    }
+    if writes_to != definition.active {
+        definition.active = writes_to;
+        home.store(&definition)?;
+    }
+    Ok(())
+}
+
+/// The layers that QEMU has open by their names.
+async fn nodes(qmp: &mut Qmp) -> Vec<u64> {
+    let nodes = qmp.call::<Vec<Value>>("query-named-block-nodes", json!({ "flat": true })).await;
+    let number =
+        |node: Value| node.get("node-name")?.as_str()?.strip_prefix("layer-")?.parse().ok();
+    nodes.unwrap_or_default().into_iter().filter_map(number).collect()
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::home::{Below, Definition, Home, Layer, Manifest, Moment, make, remove
 use super::memory;
 use super::power::{monitor, refused, running};
 use super::qmp::{self, Qmp};
+use super::recover::put_right;
 use super::{Qemu, process};
 use crate::content::FileRecord;
 use crate::job::Job;
@@ -77,6 +78,14 @@ impl Qemu {
                 return Err(Error::Refused { name, doing, what });
             }
         }
+        if let Some((run, _)) = running(home, &definition)? {
+            self.freezer(home, run).settled().await?;
+            // One that was cut off may have been anywhere in between.
+            let mut qmp = monitor(home, run, "be saved").await?;
+            put_right(home, &mut qmp, definition).await?;
+        }
+        self.collect(home)?;
+        let definition = home.load()?;
         make(&home.partial(&wish.name))?;
         match self.save_into(home, definition, &wish, job).await {
             Ok(saved) => Ok(saved),
@@ -98,9 +107,6 @@ impl Qemu {
     ) -> Result<Snapshot, Error> {
         let (old, live) = (definition.active, wish.kind == Kind::Live);
         let run = running(home, &definition)?;
-        if let Some((run, _)) = &run {
-            self.freezer(home, *run).settled().await?;
-        }
         if let Some((run, _)) = &run
             && live
         {
@@ -474,8 +480,11 @@ pub(super) fn room(home: &Home, needed_bytes: u64) -> Result<(), Error> {
 mod tests {
     use super::*;
     use crate::freeze::MARK;
+    use crate::image::SnapshotName;
     use crate::qemu::fake::{self, until_asked};
     use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex};
 
     /// A run that is cut off while QEMU switches the disk.
     #[tokio::test]
@@ -484,27 +493,52 @@ mod tests {
         let qemu = fake::qemu(dir.path());
         let home = fake::machine(&qemu, "web01", Below::Image);
         let _process = fake::give_power(&home);
-        let status = |command: &str, _: &Value| {
+        let (writes_to, is_hung) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicBool::new(true)));
+        let (active, hangs) = (Arc::clone(&writes_to), Arc::clone(&is_hung));
+        let let_go: Arc<Mutex<Vec<String>>> = Arc::default();
+        let gone = Arc::clone(&let_go);
+        let status = move |command: &str, arguments: &Value| {
             Some(match command {
-                "query-status" => json!({ "status": "running" }),
+                "query-status" => json!({ "status": "running", "running": true }),
                 "query-kvm" => json!({ "enabled": false }),
                 "qom-get" => json!("pc-i440fx-9.0-machine"),
-                "blockdev-snapshot" => return None,
+                "query-block" => {
+                    let node = command::node(active.load(Ordering::SeqCst));
+                    json!([{ "inserted": { "node-name": node } }])
+                }
+                "blockdev-snapshot" if hangs.swap(false, Ordering::SeqCst) => return None,
+                "blockdev-snapshot" => {
+                    let node = command::node(active.load(Ordering::SeqCst));
+                    assert_eq!(arguments["node"], json!(node), "it is another one's");
+                    let overlay = arguments["overlay"].as_str().unwrap();
+                    let number = overlay.strip_prefix("layer-").unwrap().parse().unwrap();
+                    active.store(number, Ordering::SeqCst);
+                    json!({})
+                }
+                "query-named-block-nodes" => {
+                    // That of the attempt that was cut off is open all the while.
+                    json!([{ "node-name": "layer-2" }, { "node-name": "layer-1" }])
+                }
+                "blockdev-del" => {
+                    gone.lock().unwrap().push(arguments["node-name"].as_str().unwrap().to_owned());
+                    json!({})
+                }
                 _ => json!({}),
             })
         };
-        let _look = fake::answer(&home, command::LOOK, status);
+        let _look = fake::answer(&home, command::LOOK, status.clone());
         let monitor = fake::answer(&home, command::MONITOR, status);
         let agent = fake::answer(&home, "guest-agent", fake::guest_agent);
+        let name: SnapshotName = "a".parse().unwrap();
         let wish = NewSnapshot {
-            name: "a".parse().unwrap(),
+            name: name.clone(),
             kind: Kind::Disk,
             at: model::Time(1),
             labels: BTreeMap::new(),
         };
         let job = fake::job();
         {
-            let saving = qemu.save(&home, wish, &job);
+            let saving = qemu.save(&home, wish.clone(), &job);
             tokio::pin!(saving);
             tokio::select! {
                 saved = &mut saving => panic!("it does not end: {saved:?}"),
@@ -515,5 +549,17 @@ mod tests {
         until_asked(&agent, "guest-fsfreeze-thaw").await;
         qemu.freezer(&home, 1).settled().await.unwrap();
         assert!(!home.run(1).join(MARK).exists());
+        // The next one is of what the machine writes to, and whole.
+        qemu.save(&home, wish, &job).await.unwrap();
+        assert!(!is_hung.load(Ordering::SeqCst));
+        assert!(let_go.lock().unwrap().contains(&"layer-2".to_owned()));
+        assert!(!let_go.lock().unwrap().contains(&"layer-1".to_owned()));
+        let (definition, manifest) = (home.load().unwrap(), home.manifest(&name).unwrap());
+        assert_eq!(manifest.layer, 1);
+        assert_eq!(definition.active, writes_to.load(Ordering::SeqCst));
+        assert_eq!(definition.layers.len(), 2);
+        assert!(definition.layers[&1].sealed.is_some());
+        // As the machine goes on, what was saved does not change.
+        qemu.verify(&home, &definition, manifest.layer).unwrap();
     }
 }
