@@ -39,6 +39,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[error("apt would remove what no step of the plan removes: {0}")]
+    Removes(String),
     /// It was done, and is not so.
     #[error("it was done, and is not so: {0}")]
     Unchanged(String),

@@ -171,9 +171,9 @@ impl<'r> Run<'r> {
             }
             let steps =
                 batch.iter().filter_map(|at| Some((*at, &self.plan.steps().get(*at)?.action)));
-            let (machine, tell) = (self.machine, self.tell);
+            let (machine, plan, tell) = (self.machine, self.plan, self.tell);
             let steps: Vec<(usize, &Action)> = steps.collect();
-            self.under_way.push(packages::change(machine, steps, tell).boxed());
+            self.under_way.push(packages::change(machine, plan, steps, tell).boxed());
         }
     }
 

@@ -3,13 +3,18 @@
 //! ```text
 //! all ─► again, with what was half done finished and new lists ─► in halves, down to the one that can't be had
 //! ```
+//!
+//! # Invariants
+//! - Nothing is removed that no step of the plan removes.
 
 use super::{Ended, Error, Machine, Tell};
 use crate::{file, program};
-use model::plan::{Action, Event, apt};
-use std::collections::BTreeMap;
+use model::plan::{Action, Event, Plan, apt};
+use model::spec::PackageName;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 const ANSWER: Duration = Duration::from_secs(60);
@@ -22,11 +27,13 @@ pub(super) fn is_one(action: &Action) -> bool {
 /// Changes all of these, and says for each what came of it.
 pub(super) async fn change(
     machine: &Machine,
+    plan: &Plan,
     steps: Vec<(usize, &Action)>,
     tell: Tell<'_>,
 ) -> Ended {
     let Some(first) = steps.first().map(|(at, _)| *at) else { return Vec::new() };
-    let change = Change { machine, tell, first };
+    let leaving = plan.leaving_packages().map(PackageName::as_str).collect();
+    let change = Change { machine, tell, first, leaving };
     let before = match change.installed().await {
         Ok(installed) => installed,
         Err(error) => return change.all_failed(&steps, &model::with_causes(&error)),
@@ -38,6 +45,7 @@ pub(super) async fn change(
         return ended;
     }
     let policy = Policy::put(&machine.root);
+    change.finish().await;
     let failed = change.together(&open).await;
     drop(policy);
     match change.installed().await {
@@ -72,6 +80,8 @@ struct Change<'c> {
     tell: Tell<'c>,
     /// The step under which what is said is told.
     first: usize,
+    /// Those that a step of the plan removes.
+    leaving: BTreeSet<&'c str>,
 }
 
 impl Change<'_> {
@@ -87,19 +97,27 @@ impl Change<'_> {
         let format = "--showformat=${Package} ${Architecture} ${Version} ${db:Status-Status}\n";
         let words = [OsStr::new("--show"), OsStr::new(format)];
         // The list is longer than what is kept of a program's answer; so it is told by lines.
-        let lines = std::sync::Mutex::new(Installed::new());
+        let lines = Mutex::new(Installed::new());
         let take = |line: &str| {
             let mut fields = line.split(' ');
             if let (Some(name), Some(architecture), Some(version), Some("installed")) =
                 (fields.next(), fields.next(), fields.next(), fields.next())
             {
-                let mut all = lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut all = lines.lock().unwrap_or_else(PoisonError::into_inner);
                 all.insert(format!("{name}:{architecture}"), version.to_owned());
                 all.entry(name.to_owned()).or_insert_with(|| version.to_owned());
             }
         };
         program::follow("dpkg-query", &words, ANSWER, &take).await?;
-        Ok(lines.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+        Ok(lines.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Does the rest of what was cut off before.
+    async fn finish(&self) {
+        let (program, words) = apt::FINISH;
+        if let Err(error) = self.follow(program, words.to_vec(), apt::WITHIN).await {
+            self.say(&error.to_string());
+        }
     }
 
     /// What failed, and why.
@@ -130,20 +148,48 @@ impl Change<'_> {
 
     async fn transaction(&self, steps: &[(usize, &Action)]) -> Result<(), Error> {
         let words: Vec<String> = steps.iter().filter_map(|(_, action)| apt::word(action)).collect();
+        self.simulate(&words).await?;
         let all = apt::TRANSACTION.into_iter().chain(words.iter().map(String::as_str));
         self.follow("apt-get", all.collect(), apt::WITHIN).await
+    }
+
+    /// Looks what would be removed.
+    async fn simulate(&self, words: &[String]) -> Result<(), Error> {
+        let all = [apt::SIMULATE].into_iter().chain(apt::TRANSACTION);
+        let all: Vec<&str> = all.chain(words.iter().map(String::as_str)).collect();
+        let lines = Mutex::new(Vec::new());
+        let take = |line: &str| {
+            lines.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());
+        };
+        self.run("apt-get", all, apt::WITHIN, &take).await?;
+        let lines = lines.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Some(removed) = apt::removed(lines.iter().map(String::as_str)) else {
+            return Err(Error::Unclear("apt does not say what it would remove".to_owned()));
+        };
+        let others: Vec<&str> = removed.difference(&self.leaving).copied().collect();
+        if others.is_empty() { Ok(()) } else { Err(Error::Removes(others.join(", "))) }
     }
 
     async fn follow(
         &self,
         program: &'static str,
+        words: Vec<&str>,
+        within: Duration,
+    ) -> Result<(), Error> {
+        self.run(program, words, within, &|text: &str| self.say(text)).await
+    }
+
+    async fn run(
+        &self,
+        program: &'static str,
         mut words: Vec<&str>,
         within: Duration,
+        tell: &(impl Fn(&str) + Sync),
     ) -> Result<(), Error> {
         let relay = apt::through(program, self.machine.relay);
         words.splice(0..0, relay.as_deref());
         let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-        Ok(program::follow(program, &words, within, &|text: &str| self.say(text)).await?)
+        Ok(program::follow(program, &words, within, tell).await?)
     }
 
     fn say(&self, text: &str) {

@@ -1,10 +1,16 @@
 //! How packages change, whoever carries the plan out: the words that apt and dpkg are given.
 //!
 //! ```text
-//! all in one transaction ─► what was half done is finished, new lists ─► fewer, down to the one that can't be had
+//! what was half done is finished ─► all in one transaction ─┐
+//!     ┌──────────────────────────────── failed ─────────────┘
+//!     └─► the same once more, new lists ─► fewer, down to the one that can't be had
 //! ```
+//!
+//! Each transaction is simulated first, and left out where it would remove what no step of the plan
+//! removes: a dependency must not take along what the twin needs for itself.
 
 use super::step::Action;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// For one transaction.
@@ -36,12 +42,37 @@ pub fn through(program: &str, relay: Option<u16>) -> Option<String> {
     Some(format!("--option=Acquire::http::Proxy=http://127.0.0.1:{port}/"))
 }
 
-/// Programs and their words. A transaction that was cut off has left its work half done, and apt
-/// refuses to go on; or a version is newer than the lists.
-pub const REPAIR: [(&str, &[&str]); 2] = [
-    ("dpkg", &["--configure", "-a", "--force-confdef", "--force-confold"]),
-    ("apt-get", &["--quiet", "update"]),
-];
+/// A program and its words: a transaction that was cut off has left its work half done, and apt
+/// refuses to go on.
+pub const FINISH: (&str, &[&str]) =
+    ("dpkg", &["--configure", "-a", "--force-confdef", "--force-confold"]);
+
+/// What may help where a transaction failed: that, or a version is newer than the lists.
+pub const REPAIR: [(&str, &[&str]); 2] = [FINISH, ("apt-get", &["--quiet", "update"])];
+
+/// Before the words of a transaction: it only tells what it would do.
+pub const SIMULATE: &str = "--simulate";
+
+/// With what the lines of a simulated transaction begin that tell of a package that goes.
+pub const GOES: [&str; 2] = ["Remv", "Purg"];
+
+/// The packages that a simulated transaction removes; nothing where its lines do not say so
+/// beyond doubt.
+#[must_use]
+pub fn removed<'t>(told: impl IntoIterator<Item = &'t str>) -> Option<BTreeSet<&'t str>> {
+    let (mut names, mut number) = (BTreeSet::new(), None);
+    for line in told {
+        let mut words = line.split(' ');
+        if words.next().is_some_and(|first| GOES.contains(&first)) {
+            names.insert(words.next().filter(|name| !name.is_empty())?);
+        } else if line.contains(" newly installed, ")
+            && let Some((before, _)) = line.split_once(" to remove")
+        {
+            number = before.rsplit(' ').next()?.parse::<usize>().ok();
+        }
+    }
+    (number == Some(names.len())).then_some(names)
+}
 
 /// What a transaction is told of a step; nothing of one that changes no package.
 #[must_use]
@@ -57,6 +88,31 @@ pub fn word(action: &Action) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_simulated_transaction_removes() {
+        let check = |told: &str, expected: Option<&[&str]>| {
+            let removed = removed(told.lines()).map(Vec::from_iter);
+            assert_eq!(removed.as_deref(), expected, "{told}");
+        };
+        let count = |n: &str| {
+            format!(
+                "0 upgraded, 0 newly installed, 1 downgraded, {n} to remove and 120 not upgraded."
+            )
+        };
+        let lines =
+            "Remv yq [3.1.0-3]\nInst a [1] (2 b [all])\nPurg libc6:i386 [1] [a b ]\nConf a (2)";
+        check(
+            &format!("The following:\n  Remv x\n{}\n{lines}", count("2")),
+            Some(&["libc6:i386", "yq"]),
+        );
+        check(&format!("{lines}\n{}", count("3")), None);
+        check(&format!("Remv \n{}", count("0")), None);
+        check(lines, None);
+        check("", None);
+        check(&count("0"), Some(&[]));
+        check(&count("-"), None);
+    }
 
     #[test]
     fn words_of_packages() {

@@ -36,7 +36,7 @@ pub use step::{Action, PutFile, Step};
 pub use units::on_its_way;
 
 use crate::entity::Collector;
-use crate::spec::{Gap, Spec};
+use crate::spec::{Gap, PackageName, Spec};
 use crate::{ContentId, Facts, Kind};
 use draft::Draft;
 use serde::{Deserialize, Serialize};
@@ -117,6 +117,14 @@ impl Plan {
         let steps = self.steps.iter().filter(is_image).cloned();
         let alone = |step: Step| Step { needs: Vec::new(), after: Vec::new(), ..step };
         Self { steps: steps.map(alone).collect(), gaps: Vec::new() }
+    }
+
+    /// Those that it removes.
+    pub fn leaving_packages(&self) -> impl Iterator<Item = &PackageName> {
+        self.steps.iter().filter_map(|step| match &step.action {
+            Action::RemovePackage(name) => Some(name),
+            _ => None,
+        })
     }
 
     /// The contents that the server has to send along.

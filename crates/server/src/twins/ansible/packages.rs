@@ -1,5 +1,5 @@
 //! Packages as tasks: those that follow each other change in one transaction, and then each that
-//! this did not bring alone.
+//! this did not bring alone. Each transaction is simulated before, as the guest's agent does.
 
 use super::task::Task;
 use super::tasks::none_failed;
@@ -11,30 +11,51 @@ const IS_OURS: &str =
     "twin_policy.content is not defined or 'SafetyTwin' in (twin_policy.content | b64decode)";
 /// What apt-get says in the end where it changed nothing.
 const NOTHING: &str = "(?m)^0 upgraded, 0 newly installed, 0 to remove";
-const FAILED: &str = "twin_packages is not skipped and twin_packages.rc | default(1) != 0";
+const FAILED: &str = "twin_simulated is not skipped \
+    and (twin_packages is skipped or twin_packages.rc | default(1) != 0)";
+/// What the tasks know as the packages that go.
+const LEAVING: &str = "twin_leaving";
+const REMOVES: &str = "apt would remove what no step of the plan removes";
 const BROUGHT: &str = "twin_packages is changed or twin_again is changed";
+
+/// How apt-get is used.
+#[derive(Debug, Clone)]
+pub(super) struct Apt<'p> {
+    /// The port of the machine's loopback at which it is to ask for packages.
+    pub(super) relay: Option<u16>,
+    /// What a step of the plan removes.
+    pub(super) leaving: Vec<&'p str>,
+}
 
 pub(super) fn is_one(action: &Action) -> bool {
     apt::word(action).is_some()
 }
 
 /// What comes before the steps of a batch, the first of which has this number.
-pub(super) fn together(first: usize, batch: &[&Step], relay: Option<u16>) -> Vec<Yaml> {
+pub(super) fn together(first: usize, batch: &[&Step], apt: &Apt<'_>) -> Vec<Yaml> {
     let mut needs: Vec<usize> = batch.iter().flat_map(|step| &step.needs).copied().collect();
     needs.retain(|need| *need < first);
     needs.sort_unstable();
     needs.dedup();
     let words: Vec<String> = batch.iter().filter_map(|step| apt::word(&step.action)).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let all = |when: &str, called: &str| {
+    let all = |simulated: &str, called: &str| {
         let changed =
             format!("{called}.rc | default(1) == 0 and {called}.stdout is not search('{NOTHING}')");
-        transaction(&words, relay)
-            .when(when)
+        apt.transaction(&words)
+            .when(&fits(simulated))
             .register(called)
             .changed_when(&changed)
             .never_fails()
+            .with_all(LEAVING, &apt.leaving)
             .within(apt::WITHIN)
+    };
+    let simulated = |when: &str, called: &str| {
+        let simulated = apt.simulated(&words).when(when).register(called).looks().never_fails();
+        simulated.within(apt::WITHIN).named("What that would remove")
+    };
+    let program = |(program, words): (&str, &[&str])| {
+        apt.program(program, words.iter().copied()).looks().never_fails().within(apt::WITHIN)
     };
     let slurp = vec![("src", Yaml::own(apt::POLICY_PATH))];
     let slurp = Task::new("ansible.builtin.slurp", slurp).register("twin_policy").never_fails();
@@ -47,17 +68,15 @@ pub(super) fn together(first: usize, batch: &[&Step], relay: Option<u16>) -> Vec
     let mut tasks = vec![
         slurp.named("Who keeps packages from starting services"),
         policy.named("Packages start no services meanwhile"),
-        all(&none_failed(&needs), "twin_packages").named("Packages, all at once"),
+        program(apt::FINISH).named("What was half done"),
+        simulated(&none_failed(&needs), "twin_simulated"),
+        all("twin_simulated", "twin_packages").named("Packages, all at once"),
     ];
-    for (program, words) in apt::REPAIR {
-        let repair = self::program(program, words, relay)
-            .when(FAILED)
-            .looks()
-            .never_fails()
-            .within(apt::WITHIN);
-        tasks.push(repair.named("What was half done, and new lists"));
+    for repair in apt::REPAIR {
+        tasks.push(program(repair).when(FAILED).named("What was half done, and new lists"));
     }
-    tasks.push(all(FAILED, "twin_again").named("Packages, all at once, again"));
+    tasks.push(simulated(FAILED, "twin_simulated_again"));
+    tasks.push(all("twin_simulated_again", "twin_again").named("Packages, all at once, again"));
     tasks
 }
 
@@ -69,7 +88,7 @@ pub(super) fn end() -> Yaml {
 }
 
 /// One package: nothing, where all at once brought it.
-pub(super) fn alone(action: &Action, relay: Option<u16>) -> Vec<Task> {
+pub(super) fn alone(action: &Action, apt: &Apt<'_>) -> Vec<Task> {
     let (name, wanted, when) = match action {
         Action::PutPackage { name, version } => {
             (name, format!("{version} installed"), "twin_there.stdout != wanted")
@@ -86,15 +105,51 @@ pub(super) fn alone(action: &Action, relay: Option<u16>) -> Vec<Task> {
         .changed_when(BROUGHT)
         .never_fails();
     let word = apt::word(action).unwrap_or_default();
-    vec![look, transaction(&[&word], relay).when(when).with("wanted", &wanted)]
+    let simulated = apt.simulated(&[&word]).when(when).register("twin_simulated").looks();
+    let removed = removed("twin_simulated");
+    let others = format!("{{{{ {removed} | difference({LEAVING}) | join(', ') }}}}");
+    let arguments = vec![
+        ("that", Yaml::List(vec![Yaml::Own(fits("twin_simulated"))])),
+        ("fail_msg", Yaml::Own(format!("{REMOVES}: {others}"))),
+        ("quiet", Yaml::Truth(true)),
+    ];
+    let judged = Task::new("ansible.builtin.assert", arguments)
+        .when("twin_simulated is not skipped")
+        .with_all(LEAVING, &apt.leaving);
+    let done = apt.transaction(&[&word]).when(when).with("wanted", &wanted);
+    vec![look, simulated.with("wanted", &wanted), judged, done]
 }
 
-fn transaction(words: &[&str], relay: Option<u16>) -> Task {
-    let words: Vec<&str> = apt::TRANSACTION.into_iter().chain(words.iter().copied()).collect();
-    program("apt-get", &words, relay)
+/// The packages that a simulated transaction removes, as an expression.
+fn removed(called: &str) -> String {
+    let [one, other] = apt::GOES;
+    format!("({called}.stdout | regex_findall('(?m)^(?:{one}|{other}) ([^ ]+)') | unique)")
 }
 
-fn program(program: &str, words: &[&str], relay: Option<u16>) -> Task {
-    let relay = apt::through(program, relay);
-    Task::program([program].into_iter().chain(relay.as_deref()).chain(words.iter().copied()))
+/// Whether a simulated transaction removes nothing but what steps of the plan remove, and says so
+/// beyond doubt; an expression.
+fn fits(called: &str) -> String {
+    let removed = removed(called);
+    format!(
+        "{called} is not skipped and {called}.rc | default(1) == 0 \
+         and {removed} | difference({LEAVING}) | length == 0 \
+         and {called}.stdout is search(' ' ~ ({removed} | length) ~ ' to remove ')"
+    )
+}
+
+impl Apt<'_> {
+    fn transaction(&self, words: &[&str]) -> Task {
+        self.program("apt-get", apt::TRANSACTION.into_iter().chain(words.iter().copied()))
+    }
+
+    fn simulated(&self, words: &[&str]) -> Task {
+        let words = apt::TRANSACTION.into_iter().chain(words.iter().copied());
+        self.program("apt-get", [apt::SIMULATE].into_iter().chain(words))
+    }
+
+    fn program<'w>(&self, program: &'w str, words: impl Iterator<Item = &'w str>) -> Task {
+        let relay = apt::through(program, self.relay);
+        let words: Vec<&str> = words.collect();
+        Task::program([program].into_iter().chain(relay.as_deref()).chain(words))
+    }
 }

@@ -57,6 +57,12 @@ impl Task {
         self.keyword("vars", Yaml::Map(vec![(name, Yaml::data(value))]))
     }
 
+    /// Values from outside, as a list.
+    pub(super) fn with_all(self, name: &'static str, values: &[&str]) -> Self {
+        let values = values.iter().copied().map(Yaml::data).collect();
+        self.keyword("vars", Yaml::Map(vec![(name, Yaml::List(values))]))
+    }
+
     pub(super) fn within(self, limit: Duration) -> Self {
         self.keyword("timeout", Yaml::Number(limit.as_secs()))
     }

@@ -13,11 +13,12 @@
 //! - What comes from a host is data (`!unsafe`), never an expression, a shell's or a key.
 //! - A failed step leaves out what needs it, and nothing else.
 
+use super::packages::Apt;
 use super::task::Task;
 use super::yaml::Yaml;
 use super::{containers, packages};
 use model::plan::{Action, Plan, PutFile, Step};
-use model::spec::{UnitName, User};
+use model::spec::{PackageName, UnitName, User};
 use std::collections::BTreeSet;
 
 /// From here on a user has a home that is made.
@@ -28,6 +29,8 @@ pub(super) const LEFT_OUT: &str = "left out, since it needs a step that failed";
 /// All steps.
 pub(super) fn tasks(plan: &Plan, relay: Option<u16>) -> Yaml {
     let steps = plan.steps();
+    let leaving = plan.leaving_packages().map(PackageName::as_str).collect();
+    let apt = Apt { relay, leaving };
     let mut all = Vec::new();
     let last_user = steps.iter().rposition(|step| matches!(step.action, Action::PutUser { .. }));
     let mut has_directories = false;
@@ -43,9 +46,9 @@ pub(super) fn tasks(plan: &Plan, relay: Option<u16>) -> Yaml {
         if is_package(Some(step)) && !is_package(at.checked_sub(1).and_then(|at| steps.get(at))) {
             let rest = steps.get(at..).unwrap_or_default();
             let batch: Vec<&Step> = rest.iter().take_while(|one| is_package(Some(one))).collect();
-            all.extend(packages::together(at, &batch, relay));
+            all.extend(packages::together(at, &batch, &apt));
         }
-        all.push(block(at, step, relay));
+        all.push(block(at, step, &apt));
         if is_package(Some(step)) && !is_package(steps.get(at + 1)) {
             all.push(packages::end());
         }
@@ -73,7 +76,7 @@ fn put_directories(steps: &[Step]) -> Yaml {
     Task::program(words).looks().never_fails().named("Directories of files")
 }
 
-fn block(at: usize, step: &Step, relay: Option<u16>) -> Yaml {
+fn block(at: usize, step: &Step, apt: &Apt<'_>) -> Yaml {
     let name = name(at, &step.action);
     let mut block = Vec::new();
     if !step.needs.is_empty() {
@@ -85,7 +88,7 @@ fn block(at: usize, step: &Step, relay: Option<u16>) -> Yaml {
         block.push(Task::new("ansible.builtin.assert", arguments).named(&name));
     }
     let within = step.action.within();
-    block.extend(of(&step.action, relay).into_iter().map(|task| task.within(within).named(&name)));
+    block.extend(of(&step.action, apt).into_iter().map(|task| task.within(within).named(&name)));
     let mut rescue = Vec::new();
     if let Action::Start(unit) | Action::Restart(unit) | Action::Reload(unit) = &step.action {
         rescue.push(journal(unit).named(&format!("{at}? what {unit} said")));
@@ -107,7 +110,7 @@ pub(super) fn none_failed(needs: &[usize]) -> String {
 }
 
 /// What makes it so.
-fn of(action: &Action, relay: Option<u16>) -> Vec<Task> {
+fn of(action: &Action, apt: &Apt<'_>) -> Vec<Task> {
     match action {
         Action::SetHostname(name) => hostname(name.as_str()),
         Action::PutGroup { name, gid } => {
@@ -127,7 +130,7 @@ fn of(action: &Action, relay: Option<u16>) -> Vec<Task> {
             ];
             vec![Task::new("ansible.builtin.user", arguments)]
         }
-        Action::PutPackage { .. } | Action::RemovePackage(_) => packages::alone(action, relay),
+        Action::PutPackage { .. } | Action::RemovePackage(_) => packages::alone(action, apt),
         Action::PutFile(file) => vec![put_file(file)],
         Action::PutLink { path, target } => {
             let arguments = vec![
@@ -349,100 +352,54 @@ mod tests {
         check(
             vec![(put, vec![]), (remove, vec![])],
             &expect![[r##"
-            ---
-            - name: !unsafe "Who keeps packages from starting services"
-              ansible.builtin.slurp:
-                src: "/usr/sbin/policy-rc.d"
-              register: "twin_policy"
-              failed_when: false
-            - name: !unsafe "Packages start no services meanwhile"
-              ansible.builtin.copy:
-                content: !unsafe "#!/bin/sh\x0a# Written by SafetyTwin while packages change.\x0aexit 101\x0a"
-                dest: "/usr/sbin/policy-rc.d"
-                mode: "0755"
-              when: "twin_policy.content is not defined or 'SafetyTwin' in (twin_policy.content | b64decode)"
-              changed_when: false
-            - name: !unsafe "Packages, all at once"
-              ansible.builtin.command:
-                argv:
-                  - !unsafe "apt-get"
-                  - !unsafe "--option=Acquire::http::Proxy=http://127.0.0.1:8473/"
-                  - !unsafe "--quiet"
-                  - !unsafe "--yes"
-                  - !unsafe "--no-install-recommends"
-                  - !unsafe "--allow-downgrades"
-                  - !unsafe "--allow-change-held-packages"
-                  - !unsafe "--option=Dpkg::Options::=--force-confdef"
-                  - !unsafe "--option=Dpkg::Options::=--force-confold"
-                  - !unsafe "--option=Dpkg::Use-Pty=0"
-                  - !unsafe "install"
-                  - !unsafe "--"
-                  - !unsafe "nginx=1.22-1"
-                  - !unsafe "apache2-"
-              when: "[] | intersect(twin_failed) | length == 0"
-              register: "twin_packages"
-              changed_when: "twin_packages.rc | default(1) == 0 and twin_packages.stdout is not search('(?m)^0 upgraded, 0 newly installed, 0 to remove')"
-              failed_when: false
-              timeout: 1800
-            - name: !unsafe "What was half done, and new lists"
-              ansible.builtin.command:
-                argv:
-                  - !unsafe "dpkg"
-                  - !unsafe "--configure"
-                  - !unsafe "-a"
-                  - !unsafe "--force-confdef"
-                  - !unsafe "--force-confold"
-              when: "twin_packages is not skipped and twin_packages.rc | default(1) != 0"
-              changed_when: false
-              failed_when: false
-              timeout: 1800
-            - name: !unsafe "What was half done, and new lists"
-              ansible.builtin.command:
-                argv:
-                  - !unsafe "apt-get"
-                  - !unsafe "--option=Acquire::http::Proxy=http://127.0.0.1:8473/"
-                  - !unsafe "--quiet"
-                  - !unsafe "update"
-              when: "twin_packages is not skipped and twin_packages.rc | default(1) != 0"
-              changed_when: false
-              failed_when: false
-              timeout: 1800
-            - name: !unsafe "Packages, all at once, again"
-              ansible.builtin.command:
-                argv:
-                  - !unsafe "apt-get"
-                  - !unsafe "--option=Acquire::http::Proxy=http://127.0.0.1:8473/"
-                  - !unsafe "--quiet"
-                  - !unsafe "--yes"
-                  - !unsafe "--no-install-recommends"
-                  - !unsafe "--allow-downgrades"
-                  - !unsafe "--allow-change-held-packages"
-                  - !unsafe "--option=Dpkg::Options::=--force-confdef"
-                  - !unsafe "--option=Dpkg::Options::=--force-confold"
-                  - !unsafe "--option=Dpkg::Use-Pty=0"
-                  - !unsafe "install"
-                  - !unsafe "--"
-                  - !unsafe "nginx=1.22-1"
-                  - !unsafe "apache2-"
-              when: "twin_packages is not skipped and twin_packages.rc | default(1) != 0"
-              register: "twin_again"
-              changed_when: "twin_again.rc | default(1) == 0 and twin_again.stdout is not search('(?m)^0 upgraded, 0 newly installed, 0 to remove')"
-              failed_when: false
-              timeout: 1800
-            - name: !unsafe "0: install nginx 1.22-1"
-              block:
-                - name: !unsafe "0: install nginx 1.22-1"
+                ---
+                - name: !unsafe "Who keeps packages from starting services"
+                  ansible.builtin.slurp:
+                    src: "/usr/sbin/policy-rc.d"
+                  register: "twin_policy"
+                  failed_when: false
+                - name: !unsafe "Packages start no services meanwhile"
+                  ansible.builtin.copy:
+                    content: !unsafe "#!/bin/sh\x0a# Written by SafetyTwin while packages change.\x0aexit 101\x0a"
+                    dest: "/usr/sbin/policy-rc.d"
+                    mode: "0755"
+                  when: "twin_policy.content is not defined or 'SafetyTwin' in (twin_policy.content | b64decode)"
+                  changed_when: false
+                - name: !unsafe "What was half done"
                   ansible.builtin.command:
                     argv:
-                      - !unsafe "dpkg-query"
-                      - !unsafe "--show"
-                      - !unsafe "--showformat=${Version} ${db:Status-Status}"
-                      - !unsafe "nginx"
-                  register: "twin_there"
-                  changed_when: "twin_packages is changed or twin_again is changed"
+                      - !unsafe "dpkg"
+                      - !unsafe "--configure"
+                      - !unsafe "-a"
+                      - !unsafe "--force-confdef"
+                      - !unsafe "--force-confold"
+                  changed_when: false
                   failed_when: false
                   timeout: 1800
-                - name: !unsafe "0: install nginx 1.22-1"
+                - name: !unsafe "What that would remove"
+                  ansible.builtin.command:
+                    argv:
+                      - !unsafe "apt-get"
+                      - !unsafe "--option=Acquire::http::Proxy=http://127.0.0.1:8473/"
+                      - !unsafe "--simulate"
+                      - !unsafe "--quiet"
+                      - !unsafe "--yes"
+                      - !unsafe "--no-install-recommends"
+                      - !unsafe "--allow-downgrades"
+                      - !unsafe "--allow-change-held-packages"
+                      - !unsafe "--option=Dpkg::Options::=--force-confdef"
+                      - !unsafe "--option=Dpkg::Options::=--force-confold"
+                      - !unsafe "--option=Dpkg::Use-Pty=0"
+                      - !unsafe "install"
+                      - !unsafe "--"
+                      - !unsafe "nginx=1.22-1"
+                      - !unsafe "apache2-"
+                  when: "[] | intersect(twin_failed) | length == 0"
+                  register: "twin_simulated"
+                  changed_when: false
+                  failed_when: false
+                  timeout: 1800
+                - name: !unsafe "Packages, all at once"
                   ansible.builtin.command:
                     argv:
                       - !unsafe "apt-get"
@@ -458,28 +415,62 @@ mod tests {
                       - !unsafe "install"
                       - !unsafe "--"
                       - !unsafe "nginx=1.22-1"
-                  when: "twin_there.stdout != wanted"
+                      - !unsafe "apache2-"
+                  when: "twin_simulated is not skipped and twin_simulated.rc | default(1) == 0 and (twin_simulated.stdout | regex_findall('(?m)^(?:Remv|Purg) ([^ ]+)') | unique) | difference(twin_leaving) | length == 0 and twin_simulated.stdout is search(' ' ~ ((twin_simulated.stdout | regex_findall('(?m)^(?:Remv|Purg) ([^ ]+)') | unique) | length) ~ ' to remove ')"
+                  register: "twin_packages"
+                  changed_when: "twin_packages.rc | default(1) == 0 and twin_packages.stdout is not search('(?m)^0 upgraded, 0 newly installed, 0 to remove')"
+                  failed_when: false
                   vars:
-                    wanted: !unsafe "1.22-1 installed"
+                    twin_leaving:
+                      - !unsafe "apache2"
                   timeout: 1800
-              rescue:
-                - name: !unsafe "Step 0 failed"
-                  ansible.builtin.set_fact:
-                    twin_failed: "{{ twin_failed + [0] }}"
-            - name: !unsafe "1: remove package apache2"
-              block:
-                - name: !unsafe "1: remove package apache2"
+                - name: !unsafe "What was half done, and new lists"
                   ansible.builtin.command:
                     argv:
-                      - !unsafe "dpkg-query"
-                      - !unsafe "--show"
-                      - !unsafe "--showformat=${Version} ${db:Status-Status}"
-                      - !unsafe "apache2"
-                  register: "twin_there"
-                  changed_when: "twin_packages is changed or twin_again is changed"
+                      - !unsafe "dpkg"
+                      - !unsafe "--configure"
+                      - !unsafe "-a"
+                      - !unsafe "--force-confdef"
+                      - !unsafe "--force-confold"
+                  changed_when: false
                   failed_when: false
                   timeout: 1800
-                - name: !unsafe "1: remove package apache2"
+                  when: "twin_simulated is not skipped and (twin_packages is skipped or twin_packages.rc | default(1) != 0)"
+                - name: !unsafe "What was half done, and new lists"
+                  ansible.builtin.command:
+                    argv:
+                      - !unsafe "apt-get"
+                      - !unsafe "--option=Acquire::http::Proxy=http://127.0.0.1:8473/"
+                      - !unsafe "--quiet"
+                      - !unsafe "update"
+                  changed_when: false
+                  failed_when: false
+                  timeout: 1800
+                  when: "twin_simulated is not skipped and (twin_packages is skipped or twin_packages.rc | default(1) != 0)"
+                - name: !unsafe "What that would remove"
+                  ansible.builtin.command:
+                    argv:
+                      - !unsafe "apt-get"
+                      - !unsafe "--option=Acquire::http::Proxy=http://127.0.0.1:8473/"
+                      - !unsafe "--simulate"
+                      - !unsafe "--quiet"
+                      - !unsafe "--yes"
+                      - !unsafe "--no-install-recommends"
+                      - !unsafe "--allow-downgrades"
+                      - !unsafe "--allow-change-held-packages"
+                      - !unsafe "--option=Dpkg::Options::=--force-confdef"
+                      - !unsafe "--option=Dpkg::Options::=--force-confold"
+                      - !unsafe "--option=Dpkg::Use-Pty=0"
+                      - !unsafe "install"
+                      - !unsafe "--"
+                      - !unsafe "nginx=1.22-1"
+                      - !unsafe "apache2-"
+                  when: "twin_simulated is not skipped and (twin_packages is skipped or twin_packages.rc | default(1) != 0)"
+                  register: "twin_simulated_again"
+                  changed_when: false
+                  failed_when: false
+                  timeout: 1800
+                - name: !unsafe "Packages, all at once, again"
                   ansible.builtin.command:
                     argv:
                       - !unsafe "apt-get"
@@ -494,23 +485,166 @@ mod tests {
                       - !unsafe "--option=Dpkg::Use-Pty=0"
                       - !unsafe "install"
                       - !unsafe "--"
+                      - !unsafe "nginx=1.22-1"
                       - !unsafe "apache2-"
-                  when: "twin_there.rc == 0 and twin_there.stdout is search(wanted)"
+                  when: "twin_simulated_again is not skipped and twin_simulated_again.rc | default(1) == 0 and (twin_simulated_again.stdout | regex_findall('(?m)^(?:Remv|Purg) ([^ ]+)') | unique) | difference(twin_leaving) | length == 0 and twin_simulated_again.stdout is search(' ' ~ ((twin_simulated_again.stdout | regex_findall('(?m)^(?:Remv|Purg) ([^ ]+)') | unique) | length) ~ ' to remove ')"
+                  register: "twin_again"
+                  changed_when: "twin_again.rc | default(1) == 0 and twin_again.stdout is not search('(?m)^0 upgraded, 0 newly installed, 0 to remove')"
+                  failed_when: false
                   vars:
-                    wanted: !unsafe " installed$"
+                    twin_leaving:
+                      - !unsafe "apache2"
                   timeout: 1800
-              rescue:
-                - name: !unsafe "Step 1 failed"
-                  ansible.builtin.set_fact:
-                    twin_failed: "{{ twin_failed + [1] }}"
-            - name: !unsafe "Packages may start services again"
-              ansible.builtin.file:
-                path: "/usr/sbin/policy-rc.d"
-                state: "absent"
-              when: "twin_policy.content is not defined or 'SafetyTwin' in (twin_policy.content | b64decode)"
-              changed_when: false
-              failed_when: false
-        "##]],
+                - name: !unsafe "0: install nginx 1.22-1"
+                  block:
+                    - name: !unsafe "0: install nginx 1.22-1"
+                      ansible.builtin.command:
+                        argv:
+                          - !unsafe "dpkg-query"
+                          - !unsafe "--show"
+                          - !unsafe "--showformat=${Version} ${db:Status-Status}"
+                          - !unsafe "nginx"
+                      register: "twin_there"
+                      changed_when: "twin_packages is changed or twin_again is changed"
+                      failed_when: false
+                      timeout: 1800
+                    - name: !unsafe "0: install nginx 1.22-1"
+                      ansible.builtin.command:
+                        argv:
+                          - !unsafe "apt-get"
+                          - !unsafe "--option=Acquire::http::Proxy=http://127.0.0.1:8473/"
+                          - !unsafe "--simulate"
+                          - !unsafe "--quiet"
+                          - !unsafe "--yes"
+                          - !unsafe "--no-install-recommends"
+                          - !unsafe "--allow-downgrades"
+                          - !unsafe "--allow-change-held-packages"
+                          - !unsafe "--option=Dpkg::Options::=--force-confdef"
+                          - !unsafe "--option=Dpkg::Options::=--force-confold"
+                          - !unsafe "--option=Dpkg::Use-Pty=0"
+                          - !unsafe "install"
+                          - !unsafe "--"
+                          - !unsafe "nginx=1.22-1"
+                      when: "twin_there.stdout != wanted"
+                      register: "twin_simulated"
+                      changed_when: false
+                      vars:
+                        wanted: !unsafe "1.22-1 installed"
+                      timeout: 1800
+                    - name: !unsafe "0: install nginx 1.22-1"
+                      ansible.builtin.assert:
+                        that:
+                          - "twin_simulated is not skipped and twin_simulated.rc | default(1) == 0 and (twin_simulated.stdout | regex_findall('(?m)^(?:Remv|Purg) ([^ ]+)') | unique) | difference(twin_leaving) | length == 0 and twin_simulated.stdout is search(' ' ~ ((twin_simulated.stdout | regex_findall('(?m)^(?:Remv|Purg) ([^ ]+)') | unique) | length) ~ ' to remove ')"
+                        fail_msg: "apt would remove what no step of the plan removes: {{ (twin_simulated.stdout | regex_findall('(?m)^(?:Remv|Purg) ([^ ]+)') | unique) | difference(twin_leaving) | join(', ') }}"
+                        quiet: true
+                      when: "twin_simulated is not skipped"
+                      vars:
+                        twin_leaving:
+                          - !unsafe "apache2"
+                      timeout: 1800
+                    - name: !unsafe "0: install nginx 1.22-1"
+                      ansible.builtin.command:
+                        argv:
+                          - !unsafe "apt-get"
+                          - !unsafe "--option=Acquire::http::Proxy=http://127.0.0.1:8473/"
+                          - !unsafe "--quiet"
+                          - !unsafe "--yes"
+                          - !unsafe "--no-install-recommends"
+                          - !unsafe "--allow-downgrades"
+                          - !unsafe "--allow-change-held-packages"
+                          - !unsafe "--option=Dpkg::Options::=--force-confdef"
+                          - !unsafe "--option=Dpkg::Options::=--force-confold"
+                          - !unsafe "--option=Dpkg::Use-Pty=0"
+                          - !unsafe "install"
+                          - !unsafe "--"
+                          - !unsafe "nginx=1.22-1"
+                      when: "twin_there.stdout != wanted"
+                      vars:
+                        wanted: !unsafe "1.22-1 installed"
+                      timeout: 1800
+                  rescue:
+                    - name: !unsafe "Step 0 failed"
+                      ansible.builtin.set_fact:
+                        twin_failed: "{{ twin_failed + [0] }}"
+                - name: !unsafe "1: remove package apache2"
+                  block:
+                    - name: !unsafe "1: remove package apache2"
+                      ansible.builtin.command:
+                        argv:
+                          - !unsafe "dpkg-query"
+                          - !unsafe "--show"
+                          - !unsafe "--showformat=${Version} ${db:Status-Status}"
+                          - !unsafe "apache2"
+                      register: "twin_there"
+                      changed_when: "twin_packages is changed or twin_again is changed"
+                      failed_when: false
+                      timeout: 1800
+                    - name: !unsafe "1: remove package apache2"
+                      ansible.builtin.command:
+                        argv:
+                          - !unsafe "apt-get"
+                          - !unsafe "--option=Acquire::http::Proxy=http://127.0.0.1:8473/"
+                          - !unsafe "--simulate"
+                          - !unsafe "--quiet"
+                          - !unsafe "--yes"
+                          - !unsafe "--no-install-recommends"
+                          - !unsafe "--allow-downgrades"
+                          - !unsafe "--allow-change-held-packages"
+                          - !unsafe "--option=Dpkg::Options::=--force-confdef"
+                          - !unsafe "--option=Dpkg::Options::=--force-confold"
+                          - !unsafe "--option=Dpkg::Use-Pty=0"
+                          - !unsafe "install"
+                          - !unsafe "--"
+                          - !unsafe "apache2-"
+                      when: "twin_there.rc == 0 and twin_there.stdout is search(wanted)"
+                      register: "twin_simulated"
+                      changed_when: false
+                      vars:
+                        wanted: !unsafe " installed$"
+                      timeout: 1800
+                    - name: !unsafe "1: remove package apache2"
+                      ansible.builtin.assert:
+                        that:
+                          - "twin_simulated is not skipped and twin_simulated.rc | default(1) == 0 and (twin_simulated.stdout | regex_findall('(?m)^(?:Remv|Purg) ([^ ]+)') | unique) | difference(twin_leaving) | length == 0 and twin_simulated.stdout is search(' ' ~ ((twin_simulated.stdout | regex_findall('(?m)^(?:Remv|Purg) ([^ ]+)') | unique) | length) ~ ' to remove ')"
+                        fail_msg: "apt would remove what no step of the plan removes: {{ (twin_simulated.stdout | regex_findall('(?m)^(?:Remv|Purg) ([^ ]+)') | unique) | difference(twin_leaving) | join(', ') }}"
+                        quiet: true
+                      when: "twin_simulated is not skipped"
+                      vars:
+                        twin_leaving:
+                          - !unsafe "apache2"
+                      timeout: 1800
+                    - name: !unsafe "1: remove package apache2"
+                      ansible.builtin.command:
+                        argv:
+                          - !unsafe "apt-get"
+                          - !unsafe "--option=Acquire::http::Proxy=http://127.0.0.1:8473/"
+                          - !unsafe "--quiet"
+                          - !unsafe "--yes"
+                          - !unsafe "--no-install-recommends"
+                          - !unsafe "--allow-downgrades"
+                          - !unsafe "--allow-change-held-packages"
+                          - !unsafe "--option=Dpkg::Options::=--force-confdef"
+                          - !unsafe "--option=Dpkg::Options::=--force-confold"
+                          - !unsafe "--option=Dpkg::Use-Pty=0"
+                          - !unsafe "install"
+                          - !unsafe "--"
+                          - !unsafe "apache2-"
+                      when: "twin_there.rc == 0 and twin_there.stdout is search(wanted)"
+                      vars:
+                        wanted: !unsafe " installed$"
+                      timeout: 1800
+                  rescue:
+                    - name: !unsafe "Step 1 failed"
+                      ansible.builtin.set_fact:
+                        twin_failed: "{{ twin_failed + [1] }}"
+                - name: !unsafe "Packages may start services again"
+                  ansible.builtin.file:
+                    path: "/usr/sbin/policy-rc.d"
+                    state: "absent"
+                  when: "twin_policy.content is not defined or 'SafetyTwin' in (twin_policy.content | b64decode)"
+                  changed_when: false
+                  failed_when: false
+            "##]],
         );
     }
 
