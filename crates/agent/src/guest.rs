@@ -46,6 +46,7 @@ pub async fn serve(
     let mut guest = Guest { config, renewal: Renewal::new(root), applying, watching: None };
     loop {
         let ended = stop.run_until_cancelled(guest.answer_all(&mut channel)).await;
+        drop(guest.applying.let_go());
         match ended {
             None => return Ok(()),
             Some(Err(error)) => return Err(failed(error)),

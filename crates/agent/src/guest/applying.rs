@@ -5,7 +5,8 @@
 //!                             └─ cancel ──────────► done
 //! ```
 //!
-//! One at a time. What happened stays to be asked for until the next one begins.
+//! One at a time. What happened stays to be asked for until the next one begins. Contents are kept
+//! until a plan begins, or whoever sent them leaves.
 
 use api::guest::{Answer, Apply, Happened, Since};
 use converge::apply::{Contents, Machine, apply};
@@ -52,20 +53,28 @@ impl Applying {
 
     pub(super) fn keep(&mut self, texts: Vec<String>) -> Answer {
         for text in texts {
+            let id = ContentId::of(text.as_bytes());
+            if self.contents.contains_key(&id) {
+                continue;
+            }
             if self.bytes.saturating_add(text.len()) > CONTENTS_MAX {
                 return Answer::Fault(format!("more than {CONTENTS_MAX} bytes of contents"));
             }
-            let id = ContentId::of(text.as_bytes());
-            let size = text.len();
-            if self.contents.insert(id, text.into_bytes()).is_none() {
-                self.bytes += size;
-            }
+            self.bytes += text.len();
+            self.contents.insert(id, text.into_bytes());
         }
         Answer::Kept(self.contents.len())
     }
 
+    /// Whoever sent contents is gone without a plan for them.
+    pub(super) fn let_go(&mut self) -> HashMap<ContentId, Vec<u8>> {
+        self.bytes = 0;
+        std::mem::take(&mut self.contents)
+    }
+
     pub(super) fn begin(&mut self, wanted: Apply) -> Answer {
         let Apply { run, plan, relay } = wanted;
+        let kept = self.let_go();
         if let Some(known) = &self.run {
             let is_over = known.happened.borrow().outcomes.is_some();
             if known.name == run {
@@ -79,8 +88,6 @@ impl Applying {
         let (tell, happened) = watch::channel(Happened::default());
         let stop = CancellationToken::new();
         self.run = Some(Run { name: run.clone(), happened, stop: stop.clone() });
-        let kept = std::mem::take(&mut self.contents);
-        self.bytes = 0;
         let contents: Contents = Arc::new(move |id| kept.get(id).cloned());
         let machine = Machine { relay, ..self.machine.clone() };
         tracing::info!(run, steps = plan.steps().len(), "carrying out a plan");
@@ -129,6 +136,36 @@ impl Applying {
                 Answer::Applying(run.to_owned())
             }
             _ => Answer::Fault(format!("no plan {run} is known here")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::plan::Plan;
+
+    #[tokio::test]
+    async fn contents_are_kept_once_and_for_one_plan() {
+        let root = tempfile::tempdir().unwrap();
+        let mut applying = Applying::new(root.path(), root.path());
+        let large = || vec!["x".repeat(CONTENTS_MAX - 1)];
+        let kept = |answer: Answer| match answer {
+            Answer::Kept(number) => Some(number),
+            _ => None,
+        };
+        for _again in 0..2 {
+            assert_eq!(kept(applying.keep(large())), Some(1));
+        }
+        assert_eq!(kept(applying.keep(vec!["ab".to_owned()])), None);
+        // Whoever sent them left.
+        drop(applying.let_go());
+        assert_eq!(kept(applying.keep(vec!["ab".to_owned()])), Some(1));
+        // A plan that is known takes what was sent for it along, too.
+        let apply = || Apply { run: "a".to_owned(), plan: Plan::default(), relay: None };
+        for _again in 0..2 {
+            assert_eq!(applying.begin(apply()), Answer::Applying("a".to_owned()));
+            assert_eq!(kept(applying.keep(vec!["ab".to_owned()])), Some(1));
         }
     }
 }
