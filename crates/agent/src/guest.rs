@@ -14,9 +14,15 @@ use crate::watching::Watching;
 use crate::{Error, once};
 use api::guest::{Answer, Ask, Health, Look, Reply, Request, receive, send};
 use applying::Applying;
+use host::Root;
+use host::files::holds;
+use model::entity::File;
+use model::spec::FilePath;
+use model::{ContentId, Facts};
 pub use options::Options;
 use port::Port;
 use renewal::Renewal;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -109,7 +115,12 @@ impl Guest {
         match watching.look(look.files.into_iter().map(String::from).collect()).await {
             Ok(facts) => {
                 self.watching = Some(watching);
-                Answer::Facts(facts)
+                // A disk may hang.
+                let told = tokio::task::spawn_blocking(move || tell_known(facts, &look.plain));
+                match told.await {
+                    Ok(facts) => Answer::Facts(facts),
+                    Err(_panic) => Answer::Fault("the look broke off".to_owned()),
+                }
             }
             // The next look begins anew.
             Err(error) => Answer::Fault(error.to_string()),
@@ -122,4 +133,20 @@ impl Guest {
         config.track.push(model::spec::ENVIRONMENT.to_owned());
         config
     }
+}
+
+/// What is hidden or withheld of a file is told where whoever asks knows it: the host has named
+/// what it holds, and the twin can't know which names are legible there.
+fn tell_known(mut facts: Facts, plain: &BTreeMap<FilePath, ContentId>) -> Facts {
+    let root = Root::live();
+    for (path, id) in plain {
+        let seen = facts.entity::<File>(path.as_str());
+        let is_hidden = |file: &File| file.redacted || file.withheld.is_some();
+        let Some(file) = seen.filter(is_hidden) else { continue };
+        if holds(&root, path.as_str(), *id) {
+            let content = Some(id.to_string());
+            facts.put_entity(&File { content, redacted: false, withheld: None, ..file });
+        }
+    }
+    facts
 }

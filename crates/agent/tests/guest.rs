@@ -2,15 +2,18 @@
 //! mode, with garbage in it from before.
 
 use agent::config::File;
-use api::guest::{Answer, Ask, Entropy, Progress, Renew, Standing, ask};
-use model::{Identity, Time};
+use api::guest::{Answer, Ask, Entropy, Look, Progress, Renew, Standing, ask};
+use model::spec::FilePath;
+use model::{ContentId, Identity, Time, entity};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncWriteExt, BufStream};
@@ -62,6 +65,33 @@ async fn a_twin_answers_and_outlives_garbage() {
         assert!(matches!(health, Answer::Health(_)), "{health:?}");
         let standing = standing(&mut channel).await;
         assert_eq!((standing.progress, standing.host_keys), (Progress::Unasked, None));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_server_knows_is_told_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("app.conf");
+    let text = "password=hunter2\n";
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let path: FilePath = path.to_str().unwrap().parse().unwrap();
+    let id = |text: &str| ContentId::of(text.as_bytes());
+    converse(Path::new("/"), |mut channel| async move {
+        let mut look = async |plain: BTreeMap<FilePath, ContentId>| {
+            let look = Ask::Look(Look { files: vec![path.clone()], plain });
+            match ask(&mut channel, "1".to_owned(), look, DEADLINE).await.unwrap() {
+                Answer::Facts(facts) => facts.entity::<entity::File>(path.as_str()).unwrap(),
+                other => unreachable!("facts were asked for: {other:?}"),
+            }
+        };
+        for plain in [None, Some(id("password=other\n"))] {
+            let seen = look(plain.map(|id| (path.clone(), id)).into_iter().collect()).await;
+            assert!(seen.redacted && seen.content != Some(id(text).to_string()), "{seen:?}");
+        }
+        let seen = look([(path.clone(), id(text))].into()).await;
+        assert_eq!((seen.redacted, seen.content), (false, Some(id(text).to_string())));
     })
     .await;
 }

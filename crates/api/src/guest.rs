@@ -26,7 +26,7 @@
 use model::entity::{Collector, Unit};
 use model::plan::{Event, Outcome, Plan};
 use model::spec::FilePath;
-use model::{Facts, Identity, Time};
+use model::{ContentId, Facts, Identity, Time};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -70,6 +70,10 @@ pub enum Ask {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Look {
     pub files: Vec<FilePath>,
+    /// What some of them should hold, as contents are named: a file that holds just that is told
+    /// as it is, whatever of it the guest would hide. An older guest does not read this.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub plain: BTreeMap<FilePath, ContentId>,
 }
 
 /// A plan, and the name by which it is asked about.
@@ -356,6 +360,18 @@ mod tests {
         check(b"\xff\xfe half of a line", hello).await;
         check(b"{\"id\":\"before\",\"answer\":{\"hello\":\"0\"}}\n", hello).await;
         check(b"{\"id\":\"now\",\"answer\":{\"fault\":\"no\"}}\n", "Err(Fault(\"no\"))").await;
+    }
+
+    #[test]
+    fn looks_of_older_and_newer_servers() {
+        let old = r#"{"look":{"files":["/etc/a"]}}"#;
+        let Ask::Look(look) = serde_json::from_str(old).unwrap() else { unreachable!("a look") };
+        assert!(look.plain.is_empty());
+        assert_eq!(serde_json::to_string(&Ask::Look(look.clone())).unwrap(), old);
+        let plain = [("/etc/a".parse().unwrap(), ContentId::of(b"x"))].into();
+        let new = Ask::Look(Look { plain, ..look });
+        let text = serde_json::to_string(&new).unwrap();
+        assert_eq!(serde_json::from_str::<Ask>(&text).unwrap(), new);
     }
 
     #[test]

@@ -53,14 +53,15 @@ pub(super) fn read(
     if identity.mode & FORMAT != REGULAR {
         return Outcome::Withheld { why: SPECIAL, fingerprint: None };
     }
-    match open(path, identity) {
-        // One byte more than fits tells a file that has grown since.
-        Ok(file) => match bounded::read_open(&file, identity.size, CONTENT_MAX + 1) {
-            Ok(bytes) => judge(bytes, (name, role), identity, redactor),
-            Err(_failed) => unreadable,
-        },
+    match bytes(path, identity) {
+        Ok(bytes) => judge(bytes, (name, role), identity, redactor),
         Err(_denied) => unreadable,
     }
+}
+
+/// One byte more than fits tells a file that has grown since.
+pub(super) fn bytes(path: &Path, identity: Identity) -> io::Result<Vec<u8>> {
+    bounded::read_open(&open(path, identity)?, identity.size, CONTENT_MAX + 1)
 }
 
 fn open(path: &Path, identity: Identity) -> io::Result<File> {

@@ -29,6 +29,15 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
+/// Whether a regular file has just the bytes that are known by this name. Blocks as a scan does.
+#[must_use]
+pub fn holds(root: &Root, path: &str, id: ContentId) -> bool {
+    let path = root.path(path);
+    let metadata = std::fs::symlink_metadata(&path).ok().filter(std::fs::Metadata::is_file);
+    let bytes = metadata.and_then(|found| content::bytes(&path, Identity::of(&found)).ok());
+    bytes.is_some_and(|bytes| ContentId::of(&bytes) == id)
+}
+
 /// What a scan found.
 #[derive(Debug, Default)]
 pub struct Scan {

@@ -88,6 +88,19 @@ fn what_is_tracked_whole_is_told_and_kept() {
 }
 
 #[test]
+fn what_a_file_holds_is_told_of_bytes_that_are_known() {
+    let machine = Machine::new(&[]);
+    machine.write("/etc/a", "password=hunter2\n", 0o644);
+    symlink("a", machine.path("/etc/link")).unwrap();
+    let root = Root::at(machine.directory.path());
+    let is_it = |path: &str, bytes: &str| holds(&root, path, ContentId::of(bytes.as_bytes()));
+    assert!(is_it("/etc/a", "password=hunter2\n"));
+    assert!(!is_it("/etc/a", "password=redacted:0123456789abcdef\n"));
+    assert!(!is_it("/etc/link", "password=hunter2\n") && !is_it("/etc/none", ""));
+    assert!(!is_it("/etc", ""));
+}
+
+#[test]
 fn what_may_leave_the_machine() {
     let mut machine = Machine::new(&["/etc/app", "/etc/shadow", "/etc/missing"]);
     machine.write("/etc/app/a.conf", "listen 80\n", 0o644);

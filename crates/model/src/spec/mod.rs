@@ -38,7 +38,7 @@ pub use system::{ENVIRONMENT, System};
 pub use units::{Enablement, Unit};
 
 use crate::entity::Collector;
-use crate::{Facts, Kind, Subject, Time};
+use crate::{ContentId, Facts, Kind, Subject, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a twin is to be.
@@ -116,6 +116,14 @@ impl Spec {
     /// The paths that a twin has to be looked at for, to be compared with this.
     pub fn paths(&self) -> impl Iterator<Item = &FilePath> {
         self.files.keys().chain(&self.directories).chain(&self.missing)
+    }
+
+    /// The files whose bytes are known, each with the name of what it holds.
+    pub fn plain(&self) -> impl Iterator<Item = (&FilePath, ContentId)> {
+        self.files.iter().filter_map(|(path, file)| match &file.body {
+            Body::Plain { source, .. } => Some((path, source.id())),
+            Body::Link(_) | Body::Withheld { .. } => None,
+        })
     }
 
     /// Whether the host was looked at for a file that it does not have.

@@ -14,7 +14,7 @@ use super::{Twins, Way};
 use crate::runs::{self, Failure, Handle, Stream as Says};
 use api::guest::{self, Answer, Apply, Ask, Happened, Look, Since, ask};
 use model::plan::{Event, Outcome, Plan};
-use model::spec::FilePath;
+use model::spec::Spec;
 use model::{ContentId, Facts};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -64,15 +64,14 @@ impl Turns {
 }
 
 impl Twins {
-    /// All that a twin's agent sees, and these files, looked at now.
-    pub(super) async fn look(
-        &self,
-        name: &MachineName,
-        files: Vec<FilePath>,
-    ) -> Result<Facts, Error> {
+    /// All that a twin's agent sees, and the files of this spec, looked at now.
+    pub(super) async fn look(&self, name: &MachineName, spec: &Spec) -> Result<Facts, Error> {
         let _turn = runs::aside(self.inner.turns.take(name)).await;
         let mut channel = self.reach(name).await?;
-        let look = ask(&mut channel, fresh_id(), Ask::Look(Look { files }), LOOK);
+        let files = spec.paths().cloned().collect();
+        let plain = spec.plain().map(|(path, id)| (path.clone(), id)).collect();
+        let look = Look { files, plain };
+        let look = ask(&mut channel, fresh_id(), Ask::Look(look), LOOK);
         match runs::aside(look).await? {
             Answer::Facts(facts) => Ok(facts),
             _ => Err(Error::Strange { name: name.clone() }),

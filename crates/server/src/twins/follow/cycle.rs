@@ -119,7 +119,7 @@ impl Twins {
     ) -> Result<Comparison, Error> {
         let facts = match known {
             Some(facts) => facts,
-            None => self.look(name, goal.spec.paths().cloned().collect()).await?,
+            None => self.look(name, &goal.spec).await?,
         };
         let looked_at = clock::now();
         let is_isolated = self.known(name).await?.network == Network::Isolated;
