@@ -30,6 +30,9 @@ const SAVED_APART: Duration = Duration::from_secs(60);
 /// Things that a plan removes where the host does not have them.
 const REMOVED: [Kind; 5] = [Kind::PACKAGE, Kind::USER, Kind::GROUP, Kind::FILE, Kind::CONTAINER];
 
+/// Before a kind, among the subjects that a twin keeps; no subject is like it.
+const SEEN: &str = "seen ";
+
 /// What a twin is to become.
 #[derive(Debug, Clone)]
 pub(super) struct Goal {
@@ -147,15 +150,12 @@ impl Twins {
 
     /// What the twin had before anything was brought to it, and the host had not. Blocks.
     fn own(&self, name: &MachineName, spec: &Spec, facts: &Facts) -> Result<Own, Error> {
-        if let Some(base) = self.inner.book.base(name)? {
-            return Ok(base.iter().filter_map(|text| text.parse().ok()).collect());
+        let before = self.inner.book.base(name)?;
+        let base = base(before.as_deref(), spec, facts);
+        if before.as_ref() != Some(&base) && !base.is_empty() {
+            self.inner.book.put_base(name, &base)?;
         }
-        let own = |subject: &&Subject| REMOVED.contains(&subject.kind()) && !spec.has(subject);
-        let subjects = facts.iter().map(|(subject, _)| subject).filter(own);
-        let own: Vec<Subject> = subjects.cloned().collect();
-        let texts: Vec<String> = own.iter().map(ToString::to_string).collect();
-        self.inner.book.put_base(name, &texts)?;
-        Ok(own.into_iter().collect())
+        Ok(base.iter().filter_map(|text| text.parse().ok()).collect())
     }
 
     /// Leads a twin to the newest version of its host, and writes down how that went. `known` are
@@ -448,6 +448,29 @@ fn left(plan: &Plan) -> Trouble {
     Trouble { step, output: vec![text], is_partial: true }
 }
 
+/// What a twin keeps, with what a look adds to it: the kinds that no look could see before. A kind
+/// that was seen is noted, since nothing of it may be the twin's own.
+fn base(before: Option<&[String]>, spec: &Spec, facts: &Facts) -> Vec<String> {
+    let mut base = before.unwrap_or_default().to_vec();
+    if before.is_some() && !base.iter().any(|text| text.starts_with(SEEN)) {
+        // An older server took it all at once.
+        return base;
+    }
+    let faulty = facts.entities::<Collector>().filter(|collector| collector.fault.is_some());
+    let unseen: Vec<Kind> =
+        faulty.flat_map(|collector| Collector::kinds(&collector.name)).copied().collect();
+    for kind in REMOVED {
+        let seen = format!("{SEEN}{kind}");
+        if unseen.contains(&kind) || base.contains(&seen) {
+            continue;
+        }
+        let own = facts.of_kind(kind).map(|(subject, _)| subject);
+        base.extend(own.filter(|subject| !spec.has(subject)).map(ToString::to_string));
+        base.push(seen);
+    }
+    base
+}
+
 /// What keeps a twin from being as its host, though all was done.
 fn not_there(seen: &Comparison) -> Option<Trouble> {
     if !seen.plan.is_empty() {
@@ -507,6 +530,32 @@ mod tests {
             left(&plan).note(&mut standing, Time(0));
             assert_eq!(standing.failure.as_ref().map(|failed| failed.tries), Some(tries));
         }
+    }
+
+    #[test]
+    fn what_a_twin_keeps_is_taken_of_each_kind_when_it_is_first_seen() {
+        let facts = |package: &str, fault: Option<&str>| {
+            let mut facts = Facts::default();
+            facts.put_entity(&Package { name: package.to_owned(), ..Package::default() });
+            facts.put_entity(&User { name: "twin".into(), ..User::default() });
+            let (name, fault) = ("packages".to_owned(), fault.map(str::to_owned));
+            facts.put_entity(&Collector { name, fault, ..Collector::default() });
+            facts
+        };
+        let has = |base: &[String], subject: &str| base.iter().any(|text| text == subject);
+        let spec = Spec::default();
+        let first = base(None, &spec, &facts("a", Some("locked")));
+        assert!(has(&first, "user:twin") && !has(&first, "package:a"), "{first:?}");
+        let second = base(Some(&first), &spec, &facts("a", None));
+        assert!(has(&second, "user:twin") && has(&second, "package:a"), "{second:?}");
+        // What came later is not its own; nor is anything added to what an older server wrote.
+        assert_eq!(base(Some(&second), &spec, &facts("b", None)), second);
+        let old = ["user:twin".to_owned()];
+        assert_eq!(base(Some(&old), &spec, &facts("a", None)), old);
+        assert_eq!(base(Some(&[]), &spec, &facts("a", None)), Vec::<String>::new());
+        assert!(
+            first.iter().all(|text| !text.starts_with(SEEN) || text.parse::<Subject>().is_err())
+        );
     }
 
     #[test]
