@@ -312,17 +312,21 @@ pub(super) async fn sweep(twins: &Twins, hypervisor: &dyn Hypervisor) {
         if elsewhere.contains_key(&name) {
             continue;
         }
-        let is_over = record.half_made || record.leaving && !is_there;
-        if !is_over && record.leaving {
-            let stays = Record { leaving: false, ..record.clone() };
-            let called = name.clone();
-            let put = twins.off_thread(move |this| this.inner.book.put(&called, &stays)).await;
-            if let Err(error) = put {
+        // A machine that is no clone is whole as soon as it is there.
+        let is_made =
+            async { matches!(hypervisor.show(&name).await, Ok(seen) if seen.origin.is_none()) };
+        let stays = match record.half_made {
+            true => is_there && is_made.await,
+            false => is_there || !record.leaving,
+        };
+        if stays {
+            let settled = Record { half_made: false, leaving: false, ..record.clone() };
+            let (called, changed) = (name.clone(), settled != record);
+            let put = move |this: &Twins| this.inner.book.put(&called, &settled);
+            if changed && let Err(error) = twins.off_thread(put).await {
                 let error: &dyn std::error::Error = &error;
-                tracing::warn!(twin = %name, error, "a twin is taken for one that is removed");
+                tracing::warn!(twin = %name, error, "a twin is taken for a half-made one");
             }
-        }
-        if !is_over {
             continue;
         }
         let removed = async {
