@@ -1,6 +1,8 @@
 //! The command line as a user meets it: help, mistakes, exit codes.
 
 use expect_test::{Expect, expect};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 fn twin(arguments: &[&str]) -> Output {
@@ -66,6 +68,23 @@ fn mistakes() {
         exit 2
     "#]],
     );
+}
+
+#[test]
+fn a_qemu_that_is_too_old_is_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let program = dir.path().join("qemu-system-x86_64");
+    std::fs::write(&program, "#!/bin/sh\necho QEMU emulator version 8.2.1\n").expect("a file");
+    std::fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("its mode");
+    let output = Command::new(env!("CARGO_BIN_EXE_twin"))
+        .args(["doctor", NOWHERE, "--data-dir"])
+        .arg(dir.path())
+        .env("PATH", dir.path())
+        .output()
+        .expect("the program is built");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let told = "twins: none can run here: qemu-system-x86_64 is 8.2.1; 9.0 or newer is needed";
+    assert!(said.contains(told) && said.contains("bookworm-backports"), "{said}");
 }
 
 #[test]
