@@ -47,7 +47,7 @@ until_true() {
 }
 
 twin() { timeout 900 "$binaries/twin" --server "$url" "$@" </dev/null; }
-guest() { timeout 30 "$binaries/twin" --server "$url" ssh "$@" </dev/null; }
+guest() { timeout 60 "$binaries/twin" --server "$url" ssh "$@" </dev/null; }
 is() { [ "$("${@:2}")" = "$1" ]; }
 # says WORDS COMMAND...: the command succeeds, and says this.
 says() {
@@ -75,6 +75,13 @@ kill_server() {
     { wait "$server_pid" || status=$?; } 2>/dev/null
     server_pid=
     [ $status -eq 137 ] || bad "the server ends by our signal alone, not with status $status"
+}
+
+# with_config LINE...: the server, killed, is there again with other settings.
+with_config() {
+    kill_server
+    printf '%s\n' "$@" >"$work/twin.yaml"
+    start_server
 }
 
 # The processes of machines, each by what was written down of it.
