@@ -445,7 +445,7 @@ impl Engine {
         let of_unseen = |subject: &Subject| {
             self.unseen.iter().any(|name| match *name {
                 "units" => Scope::SystemUnits.holds(subject),
-                "user-units" => Scope::UnitsBut(BTreeSet::new()).holds(subject),
+                Collector::USER_UNITS => Scope::UnitsBut(BTreeSet::new()).holds(subject),
                 name => Collector::kinds(name).contains(&subject.kind()),
             })
         };

@@ -179,7 +179,7 @@ fn id(owner: Option<&str>, name: &VmName, node: &HostId) -> Option<VmId> {
 fn completeness(facts: &Facts) -> Completeness {
     let collectors: Vec<Collector> = facts
         .entities::<Collector>()
-        .filter(|collector| matches!(collector.name.as_str(), "units" | "user-units"))
+        .filter(|collector| matches!(collector.name.as_str(), "units" | Collector::USER_UNITS))
         .collect();
     if !collectors.iter().any(|collector| collector.name == "units") {
         return Completeness::Incomplete("no agent there lists all units".to_owned());

@@ -446,6 +446,9 @@ entity! {
 }
 
 impl Collector {
+    /// The name of the one that sees the units of users' managers.
+    pub const USER_UNITS: &str = "user-units";
+
     /// The kinds of what the collector of a name sees.
     #[must_use]
     pub fn kinds(name: &str) -> &'static [Kind] {
@@ -460,7 +463,7 @@ impl Collector {
             "packages" => &[Kind::PACKAGE],
             "processes" => &[Kind::PROCESS],
             "sockets" => &[Kind::SOCKET],
-            "units" | "user-units" => &[Kind::UNIT],
+            "units" | Self::USER_UNITS => &[Kind::UNIT],
             "users" => &[Kind::USER, Kind::GROUP],
             "workloads" => &[Kind::WORKLOAD],
             _ => &[],

@@ -22,7 +22,7 @@ use host::Root;
 use host::files::Role;
 use host::journal::Errors;
 use host::packages::Packages;
-use model::entity::{Entity, Platform, Unit};
+use model::entity::{Collector, Entity, Platform, Unit};
 use model::load::{GpuLoad, VmmLoad};
 use model::redact::Redactor;
 use model::{ContentId, Item, Kind, Subject};
@@ -50,7 +50,7 @@ pub(crate) const FIRST: [&str; 11] = [
 ];
 
 /// Those it does not wait for.
-pub(crate) const SEEN_LATER: [&str; 3] = ["gpus", "user-units", "workloads"];
+pub(crate) const SEEN_LATER: [&str; 3] = ["gpus", Collector::USER_UNITS, "workloads"];
 
 pub(crate) type UserVms = BTreeMap<String, Vec<Unit>>;
 
@@ -278,7 +278,7 @@ pub(crate) fn start(context: &Context) -> JoinSet<()> {
         tasks.spawn(switched_off(context.clone(), "processes", &[Kind::PROCESS]));
     }
     tasks.spawn(guarded(context, &["units"], units::system(context.clone())));
-    tasks.spawn(guarded(context, &["user-units"], units::users(context.clone())));
+    tasks.spawn(guarded(context, &[Collector::USER_UNITS], units::users(context.clone())));
     tasks.spawn(guarded(context, &["containers"], containers::run(context.clone())));
     tasks.spawn(guarded(context, &["packages"], packages::run(context.clone())));
     tasks.spawn(guarded(context, &["files"], files::run(context.clone())));

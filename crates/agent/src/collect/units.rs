@@ -8,7 +8,7 @@ use super::{Context, Sink, item, items};
 use crate::clock;
 use crate::engine::{Scope, Seen};
 use host::systemd::{Bus, Catalog, Error, Systemd, UnitEvent, Watch, user_managers};
-use model::entity::Unit;
+use model::entity::{Collector, Unit};
 use model::vm::{LET_GO, may_be_microvm};
 use model::{Kind, Subject, Time};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -88,7 +88,7 @@ pub(crate) async fn system(context: Context) {
 pub(crate) async fn users(mut context: Context) {
     let mut running: HashMap<String, Running> = HashMap::new();
     let mut tasks = JoinSet::new();
-    let sink = context.sink("user-units");
+    let sink = context.sink(Collector::USER_UNITS);
     loop {
         let asked = context.asked.take_up();
         let managers = match managers_now(&context).await {

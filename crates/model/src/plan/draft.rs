@@ -1,8 +1,8 @@
 //! A plan in the making: steps in any order, which then get one.
 
 use super::step::{Action, Step};
-use super::{Own, Plan, STEPS_MAX, unseen};
-use crate::spec::{AccountName, Cause, FilePath, Gap, PackageName, Spec, UnitName};
+use super::{Own, Plan, STEPS_MAX};
+use crate::spec::{self, AccountName, Cause, FilePath, Gap, PackageName, Spec, UnitName};
 use crate::{Facts, Kind, Subject};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,7 +54,7 @@ impl<'a> Draft<'a> {
             spec,
             twin,
             own,
-            unseen: unseen(twin),
+            unseen: spec::unseen(twin),
             told: spec.gaps.iter().map(|gap| gap.subject.clone()).collect(),
             nodes: Vec::new(),
             gaps: spec.gaps.clone(),

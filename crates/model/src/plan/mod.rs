@@ -35,9 +35,8 @@ pub use own::{Lack, Own};
 pub use step::{Action, PutFile, Step};
 pub use units::on_its_way;
 
-use crate::entity::Collector;
 use crate::spec::{Gap, PackageName, Spec};
-use crate::{ContentId, Facts, Kind};
+use crate::{ContentId, Facts};
 use draft::Draft;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -152,12 +151,6 @@ pub fn plan(spec: &Spec, twin: &Facts, own: &Own) -> Plan {
     draft.containers();
     draft.environment();
     draft.finish()
-}
-
-/// The kinds of which a look saw nothing, or only what is old.
-fn unseen(facts: &Facts) -> BTreeSet<Kind> {
-    let faulty = facts.entities::<Collector>().filter(|collector| collector.fault.is_some());
-    faulty.flat_map(|collector| Collector::kinds(&collector.name)).copied().collect()
 }
 
 #[cfg(test)]

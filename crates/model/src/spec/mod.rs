@@ -79,16 +79,24 @@ const MACHINE: [Kind; 7] = [
     Kind::ROUTE,
 ];
 
+/// The kinds of which a look saw nothing, or only what is old. Users' managers come and go with
+/// whoever logs in, and nothing of theirs is reproduced: one that just ends hides no other unit.
+#[must_use]
+pub fn unseen(facts: &Facts) -> BTreeSet<Kind> {
+    let faulty = facts.entities::<Collector>().filter(|collector| collector.fault.is_some());
+    let of_the_system = faulty.filter(|collector| collector.name != Collector::USER_UNITS);
+    of_the_system.flat_map(|collector| Collector::kinds(&collector.name)).copied().collect()
+}
+
 impl Spec {
     /// The spec of a host that is so at a moment, with what was declared.
     #[must_use]
     pub fn of(facts: &Facts, extras: &Extras, at: Option<Time>) -> Self {
         let merged = extras.over(facts);
-        let faulty = merged.entities::<Collector>().filter(|collector| collector.fault.is_some());
         let mut spec = Self {
             at,
             declared: extras.subjects(facts),
-            unseen: faulty.flat_map(|c| Collector::kinds(&c.name)).copied().collect(),
+            unseen: unseen(&merged),
             machine: MACHINE
                 .iter()
                 .flat_map(|kind| merged.of_kind(*kind))

@@ -20,6 +20,7 @@ use inventory::health;
 use inventory::{
     Act, Breaker, Completeness, Decision, Listing, Outcome, Presence, Vm, apply, microvm, reconcile,
 };
+use model::entity::Collector;
 use model::vm::{CheckName, DecisionKind, Layer, VmId, VmSource, VmState, may_be_microvm};
 use model::{Fields, HostId, Kind, Op, Time, Value, with_causes};
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,7 +120,7 @@ impl Controller {
                 Kind::UNIT => may_be_microvm(subject.id()),
                 // It may be seen after the unit that it runs in, and says what its guest has.
                 Kind::PROCESS => matches!(op, Op::Added(fields) if is_of_microvm(fields)),
-                Kind::COLLECTOR => matches!(subject.id(), "units" | "user-units"),
+                Kind::COLLECTOR => matches!(subject.id(), "units" | Collector::USER_UNITS),
                 _ => false,
             })
         });

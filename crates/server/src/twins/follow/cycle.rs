@@ -13,7 +13,7 @@ use crate::twins::{Saving, Twins};
 use model::entity::{Collector, Platform};
 use model::plan::{Fidelity, Outcome, Own, Plan, on_its_way, plan};
 use model::spec::{Cause, Spec, leave_out_passing};
-use model::{Facts, HostId, Kind, Significance, Subject, Time, Version};
+use model::{Facts, HostId, Kind, Significance, Time, Version};
 use std::sync::Arc;
 use std::time::Duration;
 use store::Filter;
@@ -456,9 +456,7 @@ fn base(before: Option<&[String]>, spec: &Spec, facts: &Facts) -> Vec<String> {
         // An older server took it all at once.
         return base;
     }
-    let faulty = facts.entities::<Collector>().filter(|collector| collector.fault.is_some());
-    let unseen: Vec<Kind> =
-        faulty.flat_map(|collector| Collector::kinds(&collector.name)).copied().collect();
+    let unseen = model::spec::unseen(facts);
     for kind in REMOVED {
         let seen = format!("{SEEN}{kind}");
         if unseen.contains(&kind) || base.contains(&seen) {
@@ -501,6 +499,7 @@ fn unsafe_because(facts: &Facts) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use model::Subject;
     use model::entity::{File, Package, Unit, User};
     use model::plan::{Action, Step};
 
