@@ -40,6 +40,16 @@ pub(super) fn layer(number: u64, path: &Path) -> Value {
     })
 }
 
+/// What is below such a layer, opened under a name of its own.
+pub(super) fn below(name: &str, path: &Path) -> Value {
+    json!({
+        "driver": "qcow2",
+        "node-name": name,
+        "read-only": true,
+        "file": { "driver": "file", "filename": path, "read-only": true },
+    })
+}
+
 /// Where the machine's memory comes from.
 #[derive(Debug)]
 pub(super) enum Memory {

@@ -57,7 +57,7 @@ fn relative(from: &Path, to: &Path) -> PathBuf {
 
 impl Qemu {
     /// The file that a layer of this machine stands on.
-    fn below(&self, home: &Home, definition: &Definition, layer: &Layer) -> PathBuf {
+    pub(super) fn below(&self, home: &Home, definition: &Definition, layer: &Layer) -> PathBuf {
         match &layer.below {
             Below::Image => {
                 let id = definition.hardware.image.as_str();
@@ -206,7 +206,7 @@ impl Qemu {
             let definition = home.load()?;
             let mut roots = self.roots(home, &definition)?;
             roots.extend(&left);
-            let Some((upper, lower)) = mergeable(&definition, &roots) else { return Ok(()) };
+            let Some((upper, lower)) = mergeable(&definition, &roots) else { break };
             job.step("Merging layers of the disk");
             match self.merge_one(home, definition, (upper, lower), job).await {
                 Ok(()) => {}
@@ -218,11 +218,12 @@ impl Qemu {
                     job.line(format!(
                         "layers of the disk are merged when the next snapshot is deleted: {error}"
                     ));
-                    return Ok(());
+                    break;
                 }
                 Err(error) => return Err(error),
             }
         }
+        self.let_go_with_clones(home).await
     }
 
     async fn merge_one(

@@ -22,6 +22,7 @@ mod disk;
 mod fake;
 pub(crate) mod home;
 pub(crate) mod layer;
+mod let_go;
 mod memory;
 mod network;
 mod power;

@@ -174,12 +174,25 @@ fn at_home_in(run: &Path) -> Option<i32> {
     pids.find(is_there)
 }
 
+/// The number of a run's process.
+fn number(run: &Path) -> Option<u32> {
+    identity(run).ok()??.split_whitespace().next()?.parse().ok()
+}
+
+/// Files that a run's process has open though they have no name any more, by their last one.
+pub(super) fn removed_files(run: &Path) -> Vec<PathBuf> {
+    let open = number(run).and_then(|pid| fs::read_dir(format!("/proc/{pid}/fd")).ok());
+    let targets =
+        open.into_iter().flatten().flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
+    targets
+        .filter_map(|target| Some(PathBuf::from(target.to_str()?.strip_suffix(" (deleted)")?)))
+        .collect()
+}
+
 /// What a run's process holds in memory; zero when it is gone.
 pub(super) fn resident_bytes(run: &Path) -> u64 {
     let read = || {
-        let text = identity(run).ok()??;
-        let pid = text.split_whitespace().next()?.parse::<u32>().ok()?;
-        let status = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+        let status = fs::read_to_string(format!("/proc/{}/statm", number(run)?)).ok()?;
         status.split_whitespace().nth(1)?.parse::<u64>().ok()
     };
     read().unwrap_or(0) * rustix::param::page_size() as u64

@@ -32,7 +32,9 @@ impl Qemu {
             let mut qmp = monitor(home, run, "be put in order").await?;
             put_right(home, &mut qmp, definition).await?;
         }
-        self.finish_merges(home)
+        self.finish_merges(home)?;
+        self.let_go_or_tell(home).await;
+        Ok(())
     }
 }
 

@@ -84,6 +84,7 @@ impl Qemu {
             let mut qmp = monitor(home, run, "be saved").await?;
             put_right(home, &mut qmp, definition).await?;
         }
+        self.let_go_or_tell(home).await;
         self.collect(home)?;
         let definition = home.load()?;
         make(&home.partial(&wish.name))?;
