@@ -1,5 +1,6 @@
 //! Whether a twin follows its host, how near it is, and what would lead it there.
 
+use crate::run::RunId;
 use model::{Time, Version, plan, spec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -55,6 +56,10 @@ pub struct Following {
     /// What did not come true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<FollowFailure>,
+    /// The run that changes it now, or waits to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub run: Option<RunId>,
 }
 
 /// What did not come true in a twin.

@@ -90,6 +90,11 @@ pub struct Server {
 }
 
 impl Server {
+    #[cfg(test)]
+    pub(crate) fn app(&self) -> Arc<App> {
+        Arc::clone(&self.app)
+    }
+
     /// Opens the history and the sockets. What goes wrong goes wrong here.
     ///
     /// # Errors

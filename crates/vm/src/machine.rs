@@ -345,6 +345,18 @@ impl Error {
         matches!(self, Self::Definition { .. } | Self::Damaged { .. } | Self::File { .. })
     }
 
+    /// Whether it was found that it can't be done before anything was changed.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Unknown { .. }
+                | Self::UnknownSnapshot { .. }
+                | Self::Busy { .. }
+                | Self::Unsupported { .. }
+        )
+    }
+
     pub(crate) fn file(
         doing: &'static str,
         path: impl AsRef<Path>,

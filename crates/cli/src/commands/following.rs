@@ -73,7 +73,12 @@ pub(crate) async fn decide(
         return write(&terminal::json(&following));
     }
     match following.state {
-        FollowState::Held => note(&format!("{name} stays as it is, until: twin follow {name}")),
+        FollowState::Held => {
+            note(&format!("{name} stays as it is, until: twin follow {name}"));
+            if let Some(run) = following.run {
+                note(&format!("what was begun before still goes on: twin run logs -f {run}"));
+            }
+        }
         _ => note(&format!("{name} follows its host; see how far it is: twin show {name}")),
     }
     Ok(())
@@ -272,6 +277,7 @@ pub(crate) mod tests {
             steps_left: Some(0),
             gaps: Some(9),
             failure: None,
+            run: None,
         }
     }
 

@@ -11,6 +11,7 @@ use crate::clock;
 use crate::replays::{Asking, Known, MAX_KEY};
 use crate::snapshots::{Deleted, Snapshot};
 use api::bridge::{self, Snapshots, Status, Updated};
+use api::twin::BegunRevert;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -170,8 +171,9 @@ async fn saved(app: &App) -> Result<Snapshots, ApiError> {
     Ok(Snapshots { current, history: named.into_iter().map(|(_, name)| name).collect() })
 }
 
-/// Reverts the machine to a saved state, and answers when it is done. 202 where that takes longer
-/// than an answer may. Where there is no machine it is refused, after the name is looked up.
+/// Reverts the machine to its snapshot of this name, or else to the version that the name stands
+/// for, and answers when it is done. 202 where that takes longer than an answer may. Where there
+/// is no machine, or it is another host's, it is refused, after the name is looked up.
 #[utoipa::path(post, path = "/api/v1/snapshots/{name}", tag = "bridge", params(("name" = String, Path)),
     responses((status = 200, body = Object), (status = 202, body = api::run::Begun), (status = 404, body = api::ErrorBody), (status = 409, body = api::ErrorBody)))]
 pub(crate) async fn revert(
@@ -191,6 +193,17 @@ pub(crate) async fn revert(
     let Some(snapshot) = found else { return Err(no_snapshot(&name)) };
     let Snapshot { name, host, version, .. } = snapshot;
     let message = match bridge_twin::machine(&app).await {
+        Some(twin) if twin.as_str() == host.as_str() => {
+            let (wanted, cause) = (version.to_string(), caller.cause());
+            let BegunRevert { run, nearest, .. } =
+                app.twins.revert_to(&twin, Some(&wanted), cause).await?;
+            let answer =
+                json!({ "status": "reverted", "snapshot": name, "run": run, "nearest": nearest });
+            return Ok(match bridge_twin::done(&app, run).await? {
+                Some(()) => Json(answer).into_response(),
+                None => bridge_twin::on_its_way(run, &format!("still reverting to {name}")),
+            });
+        }
         Some(twin) => format!(
             "{name} is {host}{version}, of which the machine {twin} has no snapshot; \
              read it with GET /api/v1/hosts/{host}/state?at={version}"
@@ -313,4 +326,64 @@ pub(crate) async fn history(
         })
         .collect();
     Ok(Json(json!({ "host": newest.host, "history": states })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Server;
+    use crate::config::File;
+    use crate::twins::TwinsFile;
+    use crate::twins::fake::{Fake, give, known, tell};
+    use axum::body::to_bytes;
+    use model::{HostId, Version};
+
+    #[tokio::test]
+    async fn a_name_of_a_version_is_gone_back_to_by_the_nearest_snapshot() {
+        let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::new());
+        let file = File {
+            data_dir: Some(dir.path().to_owned()),
+            listen: Some(vec!["127.0.0.1:0".into()]),
+            twins: TwinsFile { build_image: Some(false), ..TwinsFile::default() },
+            ..File::default()
+        };
+        let app = Server::bind(file.check().unwrap()).await.unwrap().app();
+        give(&app.twins, &fake);
+        known(&app.twins, &fake, "web01");
+        fake.has_saved("saved", Some(1));
+        let (newest, at) = ("state_20261120_090000", Time(1));
+        for (name, hostname, version) in [("base_state", "old", 1), (newest, "web01", 2)] {
+            tell(&app.twins, "web01", hostname);
+            let (name, host) = (name.to_owned(), HostId::new("web01").unwrap());
+            app.snapshots.add(Snapshot { name, host, version: Version(version), at }).unwrap();
+        }
+        let ask = async |name: &str| {
+            let (caller, name) = (Extension(Caller::Local), Segments(name.to_owned()));
+            let response = match revert(State(Arc::clone(&app)), caller, name).await {
+                Ok(response) => response,
+                Err(error) => error.into_response(),
+            };
+            let status = response.status().as_u16();
+            let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+            (status, serde_json::from_slice::<Value>(&body).unwrap())
+        };
+        let (status, answer) = ask(newest).await;
+        assert_eq!((status, &answer["status"]), (200, &json!("reverted")), "{answer}");
+        assert_eq!(
+            (&answer["snapshot"], &answer["nearest"]["snapshot"]),
+            (&json!(newest), &json!("saved"))
+        );
+        let (status, answer) = ask("saved").await;
+        assert_eq!((status, &answer["snapshot"]), (200, &json!("saved")), "{answer}");
+        // The newest state's host has a machine; this is another's.
+        let (name, host) = ("state_20261119_090000".to_owned(), HostId::new("db01").unwrap());
+        tell(&app.twins, "db01", "db01");
+        app.snapshots.add(Snapshot { name, host, version: Version(1), at }).unwrap();
+        let (name, host) = ("state_20261121_090000".to_owned(), HostId::new("web01").unwrap());
+        app.snapshots.add(Snapshot { name, host, version: Version(2), at }).unwrap();
+        let (status, answer) = ask("state_20261119_090000").await;
+        assert_eq!((status, &answer["code"]), (409, &json!("no_twin")), "{answer}");
+        assert_eq!(ask("nothing").await.0, 404);
+        app.runs.close().await;
+    }
 }

@@ -53,7 +53,9 @@ pub(crate) async fn apply(
     Ok(begun(app.twins.apply(&name, caller.cause()).await?))
 }
 
-/// Leaves a twin as it is, whatever its host does. What is being brought to it is finished.
+/// Leaves a twin as it is, whatever its host does. A plan that is being carried out in it is
+/// finished, and none is begun after it. The answer waits for that up to 5 s, and names the `run`
+/// that still goes on.
 #[utoipa::path(post, path = "/api/v1/twins/{host}/hold", tag = "twins", operation_id = "hold_twin", params(("host" = String, Path)),
     responses((status = 200, body = Following), (status = 404, body = api::ErrorBody), (status = 409, body = api::ErrorBody, description = "it is a clone")))]
 pub(crate) async fn hold(

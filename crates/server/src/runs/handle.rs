@@ -3,7 +3,7 @@
 use super::one::One;
 use super::writer::Command;
 use crate::clock;
-use api::run::{RunEvent, RunStream};
+use api::run::{RunCause, RunEvent, RunStream};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -89,6 +89,12 @@ impl Handle {
             drop(told);
             self.say(RunEvent::Progress { done, total });
         }
+    }
+
+    /// Whether nobody asked for the work but a host, by what changed there.
+    #[must_use]
+    pub fn is_unasked(&self) -> bool {
+        matches!(self.one.cause, RunCause::Host { .. })
     }
 
     /// Cancelled when the work must stop, by whoever wants it to.

@@ -209,6 +209,18 @@ impl Runs {
         F: FnOnce(Handle) -> W + Send + 'static,
         W: Future<Output = Result<(), Failure>> + Send + 'static,
     {
+        self.start_then(new, work, async |_end| {})
+    }
+
+    /// Begins a run, and does what follows from how it ended, whatever ended it: also where its
+    /// work never began, panicked or was cut off. Until that is done the run is not over.
+    pub(crate) fn start_then<F, W, T, N>(&self, new: New, work: F, then: T) -> Result<RunId, Error>
+    where
+        F: FnOnce(Handle) -> W + Send + 'static,
+        W: Future<Output = Result<(), Failure>> + Send + 'static,
+        T: FnOnce(State) -> N + Send + 'static,
+        N: Future<Output = ()> + Send + 'static,
+    {
         if self.closing.is_cancelled() {
             return Err(Error::Closed);
         }
@@ -236,6 +248,9 @@ impl Runs {
             let outcome = carry_out(&one, &handle, &slots, grace, work).await;
             let (state, message) =
                 judge(outcome, one.cancel.is_cancelled(), closing.is_cancelled());
+            if guarded(async { then(state).await }).await.is_err() {
+                tracing::error!(run = %one.id, "what follows from a run's end was not done");
+            }
             one.end(clock::now(), state, message);
             handle.wake();
         });
@@ -298,6 +313,16 @@ impl Runs {
         Ok(run)
     }
 
+    /// Waits until a run is over, as its log tells it.
+    ///
+    /// # Errors
+    /// When there is no such run.
+    pub(crate) async fn until_over(&self, id: RunId) -> Result<(), Error> {
+        let mut head = self.registry.get(id)?.head.subscribe();
+        // It has an end before its sender goes.
+        head.wait_for(|head| head.over).await.map(drop).map_err(|_gone| Error::Unknown(id))
+    }
+
     /// Reads a run's log from a record on: to its end as it comes, or what there is so far.
     ///
     /// # Errors
@@ -313,12 +338,6 @@ impl Runs {
             return Err(Error::Followers(self.limits.followers));
         }
         Ok(Follow::new(one, from, waits, place))
-    }
-
-    /// Whether all runs are being ended, since the server stops.
-    #[must_use]
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing.is_cancelled()
     }
 
     /// Lets go of runs that are over for too long.
@@ -356,17 +375,20 @@ where
     one.begin(clock::now());
     let own = handle.clone();
     let work = place.during(async move { work(own).await });
-    let guarded = AssertUnwindSafe(work).catch_unwind();
     let late = async {
         one.cancel.cancelled().await;
         tokio::time::sleep(grace).await;
     };
     tokio::select! {
-        outcome = guarded => outcome.unwrap_or_else(|_panic| {
-            Err(Failure::new("the server made a mistake; its log says more"))
-        }),
+        outcome = guarded(work) => outcome.and_then(|done| done),
         () = late => Err(Failure::new("it did not stop in time and was cut off")),
     }
+}
+
+/// Does work whose panic is a failure.
+pub(crate) async fn guarded<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    done.map_err(|_panic| Failure::new("the server made a mistake; its log says more"))
 }
 
 /// What became of a run whose work ended so.

@@ -73,7 +73,7 @@ pub(super) struct One {
     pub(super) id: RunId,
     pub(super) kind: RunKind,
     pub(super) subject: Subject,
-    cause: RunCause,
+    pub(super) cause: RunCause,
     created_at: Time,
     pub(super) path: PathBuf,
     pub(super) cancel: CancellationToken,

@@ -1,16 +1,25 @@
 //! A hypervisor for tests that no machine has to boot for, and twins over it.
 
+mod guest;
+
+pub(crate) use guest::Guest;
+
 use super::follow::Wakers;
 use super::record::Record;
 use super::settings::TwinsFile;
 use super::{Shared, Twins};
+use crate::clock;
 use crate::runs::{Limits, RunId, Runs};
 use async_trait::async_trait;
+use model::entity::{Entity, File, Platform};
+use model::spec::ENVIRONMENT;
+use model::{Facts, HostId, Subject};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use store::{History, Options};
+use std::time::Duration;
+use store::{Append, Body, Delta, History, Options};
 use tokio::sync::Semaphore;
 use vm::image::{ImageId, Job, MachineName, SnapshotName, Store};
 use vm::machine::{
@@ -20,12 +29,30 @@ use vm::machine::{
 
 type Outcome<T> = Result<T, Error>;
 
-/// Machines that are stopped, and never do anything.
+/// For what a test waits for.
+pub(super) const LONG: Duration = Duration::from_secs(60);
+
+/// What becomes of the next snapshot, or of the next way back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Fate {
+    #[default]
+    Done,
+    Refused,
+    Fails,
+    Panics,
+    NeverEnds,
+}
+
+/// Machines that never do anything, and are stopped unless they have a guest.
 #[derive(Debug)]
-pub(super) struct Fake {
+pub(crate) struct Fake {
     machines: Mutex<BTreeMap<MachineName, Option<(MachineName, SnapshotName)>>>,
     damaged: Mutex<BTreeSet<MachineName>>,
     logs: Mutex<BTreeMap<MachineName, PathBuf>>,
+    guests: Mutex<BTreeMap<MachineName, Arc<Guest>>>,
+    /// Of each machine.
+    snapshots: Mutex<Vec<Snapshot>>,
+    pub(super) fate: Mutex<Fate>,
     /// What a clone waits for once it is there.
     pub(super) clones: Semaphore,
 }
@@ -36,21 +63,49 @@ pub(super) fn name(text: &str) -> MachineName {
 
 /// Twins of a data directory, by this hypervisor.
 pub(super) fn twins(dir: &Path, fake: &Arc<Fake>) -> Twins {
+    limited(dir, fake, Limits::default())
+}
+
+pub(super) fn limited(dir: &Path, fake: &Arc<Fake>, limits: Limits) -> Twins {
     let shared = Shared {
         images: Store::open(&dir.join("images")).unwrap(),
         history: History::open(&dir.join("history"), Options::default()).unwrap(),
-        runs: Runs::open(&dir.join("runs"), Limits::default()).unwrap(),
+        runs: Runs::open(&dir.join("runs"), limits).unwrap(),
         wakers: Wakers::default(),
     };
     let settings = TwinsFile::default().check(None, None, 10).unwrap();
     let twins = Twins::new(dir, settings, shared);
-    let hypervisor: Arc<dyn Hypervisor> = fake.clone();
-    twins.inner.hypervisor.set(hypervisor).unwrap();
+    give(&twins, fake);
     twins
 }
 
+pub(crate) fn give(twins: &Twins, fake: &Arc<Fake>) {
+    let hypervisor: Arc<dyn Hypervisor> = fake.clone();
+    twins.inner.hypervisor.set(hypervisor).unwrap();
+}
+
+/// The facts of a machine of this name that is a twin, and of which nothing else is seen.
+pub(crate) fn called(hostname: &str) -> Facts {
+    let mut facts = Facts::default();
+    let hostname = hostname.to_owned();
+    facts.put_entity(&Platform { id: "host".into(), hostname, ..Platform::default() });
+    facts.put_entity(&File { path: ENVIRONMENT.into(), ..File::default() });
+    facts
+}
+
+/// A host has this name now.
+pub(crate) fn tell(twins: &Twins, host: &str, hostname: &str) {
+    let mut facts = called(hostname);
+    facts.remove(&Subject::escaped(File::KIND, ENVIRONMENT));
+    let (at, body) = (clock::now(), Body::State(facts));
+    let delta = Delta { sequence: None, at, body, gap: None, label: None };
+    let host = HostId::new(host).unwrap();
+    let append = Append { host, stream: None, received: at, deltas: vec![delta] };
+    twins.inner.history.append_and_wait(append).unwrap();
+}
+
 /// A machine that the server knows, too.
-pub(super) fn known(twins: &Twins, fake: &Fake, text: &str) -> MachineName {
+pub(crate) fn known(twins: &Twins, fake: &Fake, text: &str) -> MachineName {
     let name = name(text);
     fake.machines.lock().unwrap().insert(name.clone(), None);
     let record = Record {
@@ -73,13 +128,49 @@ pub(super) async fn over(twins: &Twins, run: RunId) -> String {
 }
 
 impl Fake {
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             machines: Mutex::default(),
             damaged: Mutex::default(),
             logs: Mutex::default(),
+            guests: Mutex::default(),
+            snapshots: Mutex::default(),
+            fate: Mutex::default(),
             clones: Semaphore::new(0),
         })
+    }
+
+    /// Lets a machine run.
+    pub(crate) fn inhabit(&self, name: &MachineName, guest: &Arc<Guest>) {
+        self.guests.lock().unwrap().insert(name.clone(), Arc::clone(guest));
+    }
+
+    /// Each machine has this snapshot, of a version of its host if that is known.
+    pub(crate) fn has_saved(&self, name: &str, version: Option<u64>) {
+        let label = |version: u64| (super::snapshots::VERSION.to_owned(), version.to_string());
+        self.snapshots.lock().unwrap().push(Snapshot {
+            name: name.parse().unwrap(),
+            kind: Kind::Disk,
+            at: clock::now(),
+            labels: version.into_iter().map(label).collect(),
+            pause: Duration::ZERO,
+            used_bytes: 0,
+        });
+    }
+
+    fn guest(&self, name: &MachineName) -> Option<Arc<Guest>> {
+        self.guests.lock().unwrap().get(name).cloned()
+    }
+
+    async fn suffer(&self, name: &MachineName, doing: &'static str) -> Outcome<()> {
+        let fate = std::mem::take(&mut *self.fate.lock().unwrap());
+        match fate {
+            Fate::Done => Ok(()),
+            Fate::Refused => Err(Error::Busy { name: name.clone() }),
+            Fate::Fails => Err(Error::Gone { name: name.clone(), doing }),
+            Fate::Panics => panic!("as a test wants it"),
+            Fate::NeverEnds => std::future::pending().await,
+        }
     }
 
     pub(super) fn damage(&self, name: &MachineName) {
@@ -135,7 +226,10 @@ impl Hypervisor for Fake {
 
     async fn show(&self, name: &MachineName) -> Outcome<Seen> {
         Ok(Seen {
-            state: State::Stopped,
+            state: match self.guest(name) {
+                Some(_) => State::Running,
+                None => State::Stopped,
+            },
             image: "0a".repeat(32).parse().unwrap(),
             memory_bytes: 1 << 30,
             processors: 1,
@@ -173,26 +267,29 @@ impl Hypervisor for Fake {
 
     async fn snapshot(
         &self,
-        _name: &MachineName,
+        name: &MachineName,
         wish: NewSnapshot,
         _job: &Job,
     ) -> Outcome<Snapshot> {
+        self.suffer(name, "save it").await?;
         Ok(Snapshot {
             name: wish.name,
             kind: Kind::Disk,
             at: wish.at,
             labels: wish.labels,
-            pause: std::time::Duration::ZERO,
+            pause: Duration::ZERO,
             used_bytes: 0,
         })
     }
 
     async fn snapshots(&self, _name: &MachineName) -> Outcome<Vec<Listed>> {
-        Ok(Vec::new())
+        let snapshots = self.snapshots.lock().unwrap().clone().into_iter();
+        let listed = |one: Snapshot| Listed { name: one.name.clone(), snapshot: Ok(one) };
+        Ok(snapshots.map(listed).collect())
     }
 
     async fn revert(&self, name: &MachineName, _to: &SnapshotName, _job: &Job) -> Outcome<()> {
-        nothing(name, "go back")
+        self.suffer(name, "go back").await
     }
 
     async fn delete_snapshot(
@@ -228,7 +325,10 @@ impl Hypervisor for Fake {
         self.logs.lock().unwrap().get(name).cloned().unwrap_or_default()
     }
 
-    async fn connect(&self, name: &MachineName, _to: Line) -> Outcome<Box<dyn Stream>> {
-        nothing(name, "talk to it")
+    async fn connect(&self, name: &MachineName, to: Line) -> Outcome<Box<dyn Stream>> {
+        match (self.guest(name), to) {
+            (Some(guest), Line::TwinAgent) => Ok(Box::new(guest.connect())),
+            _ => nothing(name, "talk to it"),
+        }
     }
 }

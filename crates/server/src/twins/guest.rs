@@ -232,7 +232,10 @@ pub(super) async fn until_answered<T, A: Future<Output = Option<T>>>(
 }
 
 /// As long as the run goes on.
-async fn within<T>(handle: &Handle, work: impl Future<Output = T>) -> Result<T, Failure> {
+pub(super) async fn within<T>(
+    handle: &Handle,
+    work: impl Future<Output = T>,
+) -> Result<T, Failure> {
     let ended = handle.cancelled().run_until_cancelled_owned(work).await;
     ended.ok_or_else(|| Failure::new("cancelled"))
 }

@@ -28,7 +28,7 @@ mod create;
 mod error;
 mod extras;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 pub(crate) mod follow;
 mod guest;
 mod names;
@@ -48,7 +48,7 @@ pub(crate) use places::settle;
 pub use settings::{By, Keep, MadeOf, Saving, Settings, TwinsFile, Way};
 
 use crate::container_images::ContainerImages;
-use crate::runs::{Cause, Failure, Handle, Kind, New, RunId, Runs, Subject};
+use crate::runs::{self, Cause, Failure, Handle, Kind, New, RunId, Runs, Subject};
 use access::Access;
 use follow::{Standings, Wakers};
 use model::HostId;
@@ -338,13 +338,13 @@ impl Twins {
     ) -> Result<T, Error> {
         let this = self.clone();
         let done = tokio::task::spawn_blocking(move || work(&this)).await;
-        done.unwrap_or(Err(Error::Runs(crate::runs::Error::Closed)))
+        done.unwrap_or(Err(Error::Runs(runs::Error::Closed)))
     }
 
     /// Begins a run whose subject is this twin.
     async fn begin<F, W>(
         &self,
-        (kind, name): (Kind, &MachineName),
+        of: (Kind, &MachineName),
         cause: Cause,
         work: F,
     ) -> Result<RunId, Error>
@@ -352,18 +352,37 @@ impl Twins {
         F: FnOnce(Self, Handle) -> W + Send + 'static,
         W: Future<Output = Result<(), Failure>> + Send + 'static,
     {
-        let new = New { kind, subject: Subject::twin(name), cause };
+        self.begin_then(of, cause, work, async |_this, _end| {}).await
+    }
+
+    /// Begins a run whose subject is this twin, and does what follows from how it ended.
+    async fn begin_then<F, W, T, N>(
+        &self,
+        (kind, name): (Kind, &MachineName),
+        cause: Cause,
+        work: F,
+        then: T,
+    ) -> Result<RunId, Error>
+    where
+        F: FnOnce(Self, Handle) -> W + Send + 'static,
+        W: Future<Output = Result<(), Failure>> + Send + 'static,
+        T: FnOnce(Self, runs::State) -> N + Send + 'static,
+        N: Future<Output = ()> + Send + 'static,
+    {
         let subject = name.clone();
+        // Who follows a host knows of its own runs.
+        let is_news = !matches!(cause, Cause::Host { .. });
+        let new = New { kind, subject: Subject::twin(name), cause };
         self.off_thread(move |this| {
-            let own = this.clone();
-            let work = async move |handle| {
-                let done = work(own.clone(), handle).await;
-                if kind != Kind::Apply {
-                    own.inner.wakers.touch(&subject);
+            let (own, after) = (this.clone(), this.clone());
+            let work = async move |handle| work(own, handle).await;
+            let then = async move |end| {
+                then(after.clone(), end).await;
+                if is_news {
+                    after.inner.wakers.touch(&subject);
                 }
-                done
             };
-            Ok(this.inner.runs.start(new, work)?)
+            Ok(this.inner.runs.start_then(new, work, then)?)
         })
         .await
     }

@@ -218,13 +218,20 @@ impl Twins {
                 handle.step(&nearest::told(&nearest));
             }
             let hypervisor = this.hypervisor().await?;
-            hypervisor.revert(&subject, &to, &handle.job(DEADLINE)).await?;
+            // First: whatever becomes of it, it does not follow.
+            let before = this.is_put_back(&subject, &to).await?;
+            if let Err(error) = hypervisor.revert(&subject, &to, &handle.job(DEADLINE)).await {
+                if error.is_refusal() {
+                    let as_before = move |standing: &mut Standing| *standing = before;
+                    this.settle_standing(&subject, as_before).await?;
+                }
+                return Err(error.into());
+            }
+            this.stays_at(&subject, &to, version).await?;
             if is_live || hypervisor.show(&subject).await?.state != State::Stopped {
                 let answered = this.await_guest(&subject, &handle);
                 runs::aside(Box::pin(try_join(answered, this.refresh(&subject, &handle)))).await?;
             }
-            // First: whatever becomes of the rest, it does not follow.
-            this.stays_at(&subject, &to, version).await?;
             handle.step(&format!("{subject} is as it was at {to}"));
             if let Some(rest) = rest
                 && this.seen(&subject).await?.is_some_and(|seen| seen.state == State::Running)
@@ -237,6 +244,19 @@ impl Twins {
         self.begin((Kind::SnapshotRevert, name), cause, work).await
     }
 
+    /// A twin that is about to be put back is not changed any more, since that may be cut off.
+    /// How it stood before.
+    async fn is_put_back(&self, name: &MachineName, to: &SnapshotName) -> Result<Standing, Error> {
+        let (name, why) = (name.clone(), format!("it was being put back to {to}"));
+        self.off_thread(move |this| {
+            let mut before = Standing::default();
+            let change = |standing: &mut Standing| before = standing.is_put_back(why);
+            this.inner.standings.change(&name, change)?;
+            Ok(before)
+        })
+        .await
+    }
+
     /// A twin that was put back stays there, until somebody lets it follow.
     async fn stays_at(
         &self,
@@ -245,7 +265,7 @@ impl Twins {
         version: Option<Version>,
     ) -> Result<(), Error> {
         let why = format!("it was put back to {to}");
-        self.change_standing(name, move |standing| {
+        self.settle_standing(name, move |standing| {
             *standing = Standing::put_back(why, version);
         })
         .await
@@ -342,6 +362,53 @@ pub(super) fn free_name(now: Time, taken: &[SnapshotName]) -> SnapshotName {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runs::Limits;
+    use crate::twins::fake::{Fake, Fate, Guest, called, known, limited, over, tell};
+    use api::following::FollowState;
+
+    /// How a twin that was current stands after a revert that met with this.
+    async fn check(fate: Fate, expected_run: &str, expected: &str) {
+        let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::new());
+        let limits = Limits { grace: Duration::from_millis(1), ..Limits::default() };
+        let twins = limited(dir.path(), &fake, limits);
+        let name = known(&twins, &fake, "web01");
+        tell(&twins, "web01", "old");
+        tell(&twins, "web01", "web01");
+        fake.inhabit(&name, &Guest::new(called("web01"), []));
+        fake.has_saved("a", Some(1));
+        twins.follow(&name).await.unwrap();
+        let before = twins.verify(&name).await.unwrap().following;
+        assert_eq!((before.state, before.version), (FollowState::Current, Some(2)));
+        *fake.fate.lock().unwrap() = fate;
+        let run = twins.revert(&name, &"a".parse().unwrap(), Cause::Local).await.unwrap();
+        if fate == Fate::NeverEnds {
+            let met = async {
+                while *fake.fate.lock().unwrap() == fate {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(crate::twins::fake::LONG, met).await.unwrap();
+            twins.inner.runs.cancel(run).unwrap();
+        }
+        let ended = over(&twins, run).await;
+        assert!(ended.starts_with(expected_run), "{ended}");
+        let after = twins.following(&name).await.unwrap().unwrap();
+        let reason = after.reason.unwrap_or_default();
+        assert_eq!(format!("{} at {:?}: {reason}", after.state, after.version), expected);
+        twins.inner.runs.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_twin_that_goes_back_does_not_follow_whatever_becomes_of_it() {
+        // This guest's agent of QEMU never answers.
+        let done = "held at Some(1): it was put back to a";
+        check(Fate::Done, "failed web01 does not run", done).await;
+        let unknown = "held at None: it was being put back to a";
+        check(Fate::Fails, "failed web01 went away", unknown).await;
+        check(Fate::NeverEnds, "cancelled", unknown).await;
+        check(Fate::Panics, "failed the server made a mistake", unknown).await;
+        check(Fate::Refused, "failed web01 is busy", "current at Some(2): ").await;
+    }
 
     #[test]
     fn two_within_a_second_have_two_names() {

@@ -11,12 +11,13 @@
 //! # Invariants
 //! - What came while a run was on is one round, to the newest version.
 //! - What is remembered of a guest is forgotten when anything else was done to it.
+//! - A version of which nothing is to be done is reached only where the last look said so.
 
 use super::cycle::Goal;
 use super::pace::Pace;
-use super::standing::Reached;
+use super::standing::{Mode, Reached};
 use crate::clock;
-use crate::runs::{Cause, Handle, Kind, Subject};
+use crate::runs::{Cause, Subject};
 use crate::twins::Twins;
 use crate::twins::error::Error;
 use model::Facts;
@@ -25,7 +26,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -89,8 +90,8 @@ impl Wakers {
 /// What a controller remembers between two rounds.
 #[derive(Debug, Default)]
 struct Memory {
-    /// Of the version that was led to last.
-    spec: Option<Spec>,
+    /// Of the version that was led to last, and whether a look left nothing to do for it.
+    spec: Option<(Spec, bool)>,
     /// Of the guest, and when it was looked at.
     facts: Option<(Facts, Instant)>,
     touched: u64,
@@ -101,6 +102,12 @@ impl Memory {
     fn forget(&mut self) {
         self.spec = None;
         self.facts = None;
+    }
+
+    /// Whether that was led to last, and is so.
+    fn of(&self, goal: &Goal) -> Option<bool> {
+        let (spec, is_so) = self.spec.as_ref()?;
+        (*spec == plain(goal)).then_some(*is_so)
     }
 }
 
@@ -221,7 +228,7 @@ impl Twins {
             memory.facts = Some((seen.facts, at));
             if is_nothing {
                 self.has_reached(name, goal).await?;
-                memory.spec = Some(plain(goal));
+                memory.spec = Some((plain(goal), true));
                 return Ok(Next::After(RESCAN));
             }
         }
@@ -250,26 +257,27 @@ impl Twins {
         if standing.held_because().is_some() {
             return Ok(Some(RESCAN));
         }
-        if memory.spec.as_ref() != Some(&plain(goal)) {
+        // Nothing of the host changed that a twin has?
+        let Some(is_so) = memory.of(goal) else { return Ok(None) };
+        if let Some(failed) = &standing.failure {
+            let left = failed.retry_at().since(clock::now());
+            return Ok((!left.is_zero()).then_some(left));
+        }
+        if !is_so {
             return Ok(None);
         }
-        // Nothing of the host changed that a twin has.
-        match &standing.failure {
-            Some(failed) => {
-                let left = failed.retry_at().since(clock::now());
-                Ok((!left.is_zero()).then_some(left))
-            }
-            None => {
-                self.has_reached(name, goal).await?;
-                Ok(Some(RESCAN))
-            }
-        }
+        self.has_reached(name, goal).await?;
+        Ok(Some(RESCAN))
     }
 
     /// A version of which nothing had to be brought to the twin.
     async fn has_reached(&self, name: &MachineName, goal: &Goal) -> Result<(), Error> {
         let version = goal.version;
         self.change_standing(name, move |standing| {
+            // It may be put back just now.
+            if matches!(standing.mode, Mode::Held(_)) {
+                return;
+            }
             let took = standing.reached.as_ref().and_then(|before| before.took);
             standing.reached = Some(Reached { version, took });
         })
@@ -282,27 +290,20 @@ impl Twins {
         goal: &Goal,
         memory: &mut Memory,
     ) -> Result<Next, Error> {
-        let (tell, told) = oneshot::channel();
         let known = memory.facts.take().map(|(facts, _)| facts);
-        let subject = name.clone();
-        let work = async move |this: Self, handle: Handle| {
-            let brought = this.bring(&subject, known, &handle).await;
-            brought.map(|seen| {
-                // A controller that was cut off does not need it.
-                let _gone = tell.send(seen);
-            })
-        };
         let cause = Cause::Host { version: goal.version.0 };
-        match self.begin((Kind::Apply, name), cause, work).await {
-            Ok(_) => {}
+        let told = match self.begin_to_bring(name, known, cause).await {
+            Ok((_, told)) => told,
             Err(Error::Runs(crate::runs::Error::Busy { .. } | crate::runs::Error::Full(_))) => {
                 return Ok(Next::After(BUSY));
             }
             Err(error) => return Err(error),
-        }
+        };
+        // Told of nothing, nobody saw that it is so: why is written down, or it is tried again.
         let seen = told.await.ok();
         memory.pace.ended(Instant::now());
-        memory.spec = Some(plain(seen.as_ref().map_or(goal, |seen| &seen.goal)));
+        let spec = plain(seen.as_ref().map_or(goal, |seen| &seen.goal));
+        memory.spec = Some((spec, seen.is_some()));
         memory.facts = seen.map(|seen| (seen.facts, Instant::now()));
         // Its end is told a little later, and there may be news by now.
         Ok(Next::After(Duration::from_millis(50)))

@@ -7,7 +7,7 @@ use crate::runs::{self, Failure, Handle, Stream as Says};
 use crate::snapshots::BASE;
 use crate::twins::channel::CarriedOut;
 use crate::twins::error::Error;
-use crate::twins::guest::fresh_id;
+use crate::twins::guest::{fresh_id, within};
 use crate::twins::snapshots::{Wish, free_name};
 use crate::twins::{Saving, Twins};
 use model::entity::{Collector, Platform};
@@ -166,36 +166,60 @@ impl Twins {
         known: Option<Facts>,
         handle: &Handle,
     ) -> Result<Comparison, Failure> {
-        let led = self.lead(name, known, handle).await;
+        let led = runs::guarded(Box::pin(self.lead(name, known, handle))).await;
         let is_cancelled = handle.cancelled().is_cancelled();
-        let failure = match led {
+        match led.and_then(|led| led) {
             Ok((seen, None)) => {
                 self.note(name, &seen, None).await?;
                 handle.step(&format!("{name} is as its host at version {}", seen.goal.version));
-                return Ok(seen);
+                Ok(seen)
             }
             Ok((seen, Some(trouble))) => {
                 let failure = Failure::new(trouble.text());
                 if !is_cancelled {
                     self.note(name, &seen, Some(trouble)).await?;
                 }
-                failure
+                Err(failure)
             }
             Err(failure) => {
                 if !is_cancelled {
                     let output = vec![failure.message().to_owned()];
                     let trouble = Trouble { step: None, output, is_partial: false };
                     let now = clock::now();
-                    self.change_standing(name, move |standing| trouble.note(standing, now)).await?;
+                    self.settle_standing(name, move |standing| trouble.note(standing, now)).await?;
                 }
-                failure
+                Err(failure)
             }
-        };
-        if is_cancelled && !self.inner.runs.is_closing() {
-            let why = "the run that changed it was cancelled".to_owned();
-            self.change_standing(name, |standing| standing.mode = Mode::Held(why)).await?;
         }
-        Err(failure)
+    }
+
+    /// Somebody who cancels a run of these wants the twin left alone, also where it never began
+    /// or had to be cut off.
+    pub(super) async fn brought(&self, name: &MachineName, end: runs::State) {
+        if end != runs::State::Cancelled {
+            return;
+        }
+        let held = self.settle_standing(name, |standing| {
+            if !matches!(standing.mode, Mode::Held(_)) {
+                standing.mode = Mode::Held("the run that changed it was cancelled".to_owned());
+            }
+        });
+        if let Err(error) = held.await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(twin = %name, error, "it follows, though its run was cancelled");
+        }
+    }
+
+    /// Ends a run for which only the host gave reason, where the twin is held by now.
+    async fn unless_held(&self, name: &MachineName, handle: &Handle) -> Result<(), Failure> {
+        if !handle.is_unasked() {
+            return Ok(());
+        }
+        let subject = name.clone();
+        let standing = self.off_thread(move |this| this.inner.standings.get(&subject)).await?;
+        let Mode::Held(why) = standing.mode else { return Ok(()) };
+        handle.cancelled().cancel();
+        Err(Failure::new(format!("{name} is held: {why}")))
     }
 
     async fn lead(
@@ -204,11 +228,12 @@ impl Twins {
         known: Option<Facts>,
         handle: &Handle,
     ) -> Result<(Comparison, Option<Trouble>), Failure> {
+        self.unless_held(name, handle).await?;
         self.finish_what_is_under_way(name, handle).await?;
         let goal = self.goal(name).await?;
         handle.step(&format!("Leading {name} to version {} of its host", goal.version));
         self.inner.container_images.pardon(&goal.host);
-        let seen = self.compare(name, goal, known).await?;
+        let seen = within(handle, self.compare(name, goal, known)).await??;
         self.refuse_another_system(name, &seen).await?;
         if !seen.plan.is_empty() {
             self.save_before(name, &seen.goal, handle).await?;
@@ -241,6 +266,7 @@ impl Twins {
             let (steps, gaps) = (seen.plan.steps().len(), seen.plan.gaps().len());
             let text = format!("{steps} steps; {gaps} things can't be reproduced");
             handle.line(Says::Server, &text);
+            self.unless_held(name, handle).await?;
             let run = fresh_id();
             if *name == seen.goal.twin {
                 // Written down first: a server that comes after this one waits for it.
@@ -254,7 +280,7 @@ impl Twins {
             }
             handle.step("Looking whether it is so");
             let goal = Arc::clone(&seen.goal);
-            seen = self.compare(name, goal, None).await?;
+            seen = within(handle, self.compare(name, goal, None)).await??;
         }
         if trouble.is_none() {
             seen = self.let_arrive(name, seen, handle).await?;
@@ -359,34 +385,16 @@ impl Twins {
         Ok(newest.first().is_some_and(|entry| since.is_none_or(|since| entry.version > since)))
     }
 
-    /// Writes down what a comparison came to, and what did not come true.
-    pub(super) async fn note(
+    /// Writes down what a run came to, and what did not come true. Its plan is over.
+    async fn note(
         &self,
         name: &MachineName,
         seen: &Comparison,
         trouble: Option<Trouble>,
     ) -> Result<(), Error> {
-        let fidelity = Fidelity::now(&seen.goal.spec, &seen.plan);
-        let compared = Compared {
-            at: seen.looked_at,
-            fidelity_per_mille: fidelity.per_mille(),
-            steps_left: seen.plan.steps().len(),
-            gaps: seen.plan.gaps().len(),
-        };
-        let (version, at) = (seen.goal.version, seen.goal.at);
-        self.change_standing(name, move |standing| {
-            let looked_at = compared.at;
-            if compared.steps_left == 0 {
-                standing.failure = None;
-                let before = standing.reached.as_ref();
-                let is_news = before.is_none_or(|before| before.version < version);
-                let took = match is_news {
-                    true => Some(looked_at.since(at)),
-                    false => before.and_then(|before| before.took),
-                };
-                standing.reached = Some(Reached { version, took });
-            }
-            standing.compared = Some(compared);
+        let (noted, looked_at) = (seen.noted(), seen.looked_at);
+        self.settle_standing(name, move |standing| {
+            noted(standing);
             standing.under_way = None;
             if let Some(trouble) = trouble {
                 trouble.note(standing, looked_at);
@@ -402,6 +410,47 @@ impl Twins {
     ) -> Result<(), Error> {
         let name = name.clone();
         self.off_thread(move |this| this.inner.standings.change(&name, change)).await
+    }
+
+    /// As [`Twins::change_standing`], of what is so already, whatever the disk takes.
+    pub(in crate::twins) async fn settle_standing(
+        &self,
+        name: &MachineName,
+        change: impl FnOnce(&mut Standing) + Send + 'static,
+    ) -> Result<(), Error> {
+        let name = name.clone();
+        self.off_thread(move |this| {
+            this.inner.standings.settle(&name, change);
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Comparison {
+    /// What it means for how the twin stands.
+    pub(super) fn noted(&self) -> impl FnOnce(&mut Standing) + Send + 'static {
+        let fidelity = Fidelity::now(&self.goal.spec, &self.plan);
+        let compared = Compared {
+            at: self.looked_at,
+            fidelity_per_mille: fidelity.per_mille(),
+            steps_left: self.plan.steps().len(),
+            gaps: self.plan.gaps().len(),
+        };
+        let (version, at) = (self.goal.version, self.goal.at);
+        move |standing| {
+            if compared.steps_left == 0 {
+                standing.failure = None;
+                let before = standing.reached.as_ref();
+                let is_news = before.is_none_or(|before| before.version < version);
+                let took = match is_news {
+                    true => Some(compared.at.since(at)),
+                    false => before.and_then(|before| before.took),
+                };
+                standing.reached = Some(Reached { version, took });
+            }
+            standing.compared = Some(compared);
+        }
     }
 }
 

@@ -19,6 +19,8 @@ mod cycle;
 mod pace;
 mod past;
 mod standing;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use controller::{Wakers, run};
 pub(super) use standing::{Standing, Standings};
@@ -26,13 +28,18 @@ pub(super) use standing::{Standing, Standings};
 use super::Twins;
 use super::error::Error;
 use crate::clock;
-use crate::runs::{Cause, Handle, Kind, RunId, Subject};
+use crate::runs::{self, Cause, Handle, Kind, RunId, Subject};
 use api::following::{self, Following, TwinFidelity, TwinPlan, TwinVerified};
 use cycle::Comparison;
-use model::Version;
+use model::{Facts, Version};
 use standing::Mode;
+use std::time::Duration;
+use tokio::sync::oneshot;
 use vm::image::MachineName;
 use vm::machine::{self, State};
+
+/// For what is under way in a twin that is to be held.
+const HOLDING: Duration = Duration::from_secs(5);
 
 impl Twins {
     /// What would be done in a twin now.
@@ -50,8 +57,16 @@ impl Twins {
     /// # Errors
     /// As for [`Twins::planned`].
     pub async fn verify(&self, name: &MachineName) -> Result<TwinVerified, Error> {
+        let newest = self.newest_run(name);
         let seen = self.looked_at(name).await?;
-        self.note(name, &seen, None).await?;
+        let (noted, this, subject) = (seen.noted(), self.clone(), name.clone());
+        self.change_standing(name, move |standing| {
+            // A run that began since knows better, and writes down more than this.
+            if this.newest_run(&subject) == newest {
+                noted(standing);
+            }
+        })
+        .await?;
         let following = self.following(name).await?.ok_or(Error::Clone { name: name.clone() })?;
         Ok(TwinVerified {
             twin: name.to_string(),
@@ -78,21 +93,48 @@ impl Twins {
     /// As for [`Twins::planned`].
     pub async fn apply(&self, name: &MachineName, cause: Cause) -> Result<RunId, Error> {
         self.can_follow(name).await?;
-        let subject = name.clone();
-        let work = async move |this: Self, handle: Handle| {
-            let brought = this.bring(&subject, None, &handle).await;
-            this.inner.wakers.touch(&subject);
-            brought.map(drop)
-        };
-        self.begin((Kind::Apply, name), cause, work).await
+        self.begin_to_bring(name, None, cause).await.map(|(id, _told)| id)
     }
 
-    /// Leaves a twin as it is, from now on.
+    /// Begins a run that leads a twin to the newest version of its host. If that comes true, it
+    /// tells what it saw then.
+    async fn begin_to_bring(
+        &self,
+        name: &MachineName,
+        known: Option<Facts>,
+        cause: Cause,
+    ) -> Result<(RunId, oneshot::Receiver<Comparison>), Error> {
+        let (tell, told) = oneshot::channel();
+        let (subject, brought) = (name.clone(), name.clone());
+        let work = async move |this: Self, handle: Handle| {
+            let seen = this.bring(&subject, known, &handle).await?;
+            // Not everybody waits for it.
+            let _gone = tell.send(seen);
+            Ok(())
+        };
+        let then = async move |this: Self, end| this.brought(&brought, end).await;
+        Ok((self.begin_then((Kind::Apply, name), cause, work, then).await?, told))
+    }
+
+    /// Leaves a twin as it is, from now on. What is being carried out in it is finished, and
+    /// waited for a little; the answer names the run if it still goes on.
     ///
     /// # Errors
     /// When there is no such twin, or it is a clone.
     pub async fn hold(&self, name: &MachineName) -> Result<Following, Error> {
-        self.decide(name, Mode::Held("somebody holds it".to_owned())).await
+        let following = self.decide(name, Mode::Held("somebody holds it".to_owned())).await?;
+        let Some(run) = following.run else { return Ok(following) };
+        let runs = &self.inner.runs;
+        let shown = runs.show(run)?;
+        if let (Cause::Host { .. }, runs::State::Queued) = (shown.cause, shown.state) {
+            // It would find the twin held, and do nothing; it may be over already.
+            runs.cancel(run).ok();
+        }
+        let over = tokio::time::timeout(HOLDING, runs.until_over(run)).await;
+        if over.is_err() {
+            tracing::info!(twin = %name, %run, "it is held, and a change of it still goes on");
+        }
+        self.following(name).await?.ok_or(Error::Clone { name: name.clone() })
     }
 
     /// Lets a twin follow its host, from now on.
@@ -132,9 +174,19 @@ impl Twins {
                 }
                 _ => None,
             };
-            Ok(Some(standing.told(info.head, first, now)))
+            let run = this.inner.runs.on(&Subject::twin(&name));
+            let is_change =
+                |id: &RunId| this.inner.runs.show(*id).is_ok_and(|run| run.kind == Kind::Apply);
+            let run = run.filter(is_change);
+            Ok(Some(Following { run, ..standing.told(info.head, first, now) }))
         })
         .await
+    }
+
+    /// The newest run of a twin, over or not.
+    fn newest_run(&self, name: &MachineName) -> Option<RunId> {
+        let filter = runs::Filter { subject: Some(Subject::twin(name)), ..runs::Filter::default() };
+        self.inner.runs.list(&filter, 1).first().map(|run| run.id)
     }
 
     /// Every twin that follows or is held, and how. Blocks.
@@ -171,7 +223,7 @@ impl Twins {
         self.can_follow(name).await?;
         if let Some(id) = self.inner.runs.on(&Subject::twin(name)) {
             let (kind, subject) = (self.inner.runs.show(id)?.kind, Subject::twin(name));
-            return Err(crate::runs::Error::Busy { id, kind, subject }.into());
+            return Err(runs::Error::Busy { id, kind, subject }.into());
         }
         let goal = self.goal(name).await?;
         self.compare(name, goal, None).await

@@ -7,6 +7,7 @@
 
 use crate::runs::{Failure, Handle, Stream as Says};
 use crate::twins::Twins;
+use crate::twins::guest::within;
 use model::Version;
 use std::sync::Arc;
 use vm::image::MachineName;
@@ -31,7 +32,7 @@ impl Twins {
             of_clone.spec.system.hostname = None;
         }
         handle.step(&format!("Leading {machine} to version {version} of its host"));
-        let seen = self.compare(machine, goal, None).await?;
+        let seen = within(handle, self.compare(machine, goal, None)).await??;
         match self.come_true(machine, seen, handle).await? {
             (_, None) => Ok(true),
             (_, Some(trouble)) => Err(Failure::new(trouble.text())),

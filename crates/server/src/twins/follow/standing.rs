@@ -95,6 +95,13 @@ impl Standing {
         }
     }
 
+    /// Of one that is put back from now on nobody knows what it is until that is done. How it
+    /// stood before.
+    pub(in crate::twins) fn is_put_back(&mut self, why: String) -> Self {
+        let under_way = self.under_way.clone();
+        std::mem::replace(self, Self { under_way, ..Self::put_back(why, None) })
+    }
+
     fn state(&self, head: Version) -> FollowState {
         match &self.reached {
             _ if self.held_because().is_some() => FollowState::Held,
@@ -129,6 +136,7 @@ impl Standing {
                 tries: failed.tries,
                 retry_at: (!is_held).then(|| failed.retry_at()),
             }),
+            run: None,
         }
     }
 }
@@ -137,7 +145,14 @@ impl Standing {
 #[derive(Debug, Clone)]
 pub(in crate::twins) struct Standings {
     book: Book,
-    known: Arc<Mutex<BTreeMap<MachineName, Standing>>>,
+    known: Arc<Mutex<BTreeMap<MachineName, Known>>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    standing: Standing,
+    /// The disk has it, too.
+    is_written: bool,
 }
 
 impl Standings {
@@ -149,29 +164,47 @@ impl Standings {
     pub(super) fn get(&self, name: &MachineName) -> Result<Standing, Error> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match known.get(name) {
-            Some(standing) => Ok(standing.clone()),
+            Some(known) => Ok(known.standing.clone()),
             None => Ok(self.book.standing(name)?.unwrap_or_default()),
         }
     }
 
-    /// Changes one, durably where that makes a difference after a restart.
+    /// Changes one, durably where that makes a difference after a restart; else not at all.
     pub(in crate::twins) fn change(
         &self,
         name: &MachineName,
         change: impl FnOnce(&mut Standing),
     ) -> Result<(), Error> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = match known.get(name) {
-            Some(standing) => standing.clone(),
-            None => self.book.standing(name)?.unwrap_or_default(),
+        let (before, is_written) = match known.get(name) {
+            Some(known) => (known.standing.clone(), known.is_written),
+            None => (self.book.standing(name)?.unwrap_or_default(), true),
         };
-        let mut after = before.clone();
-        change(&mut after);
-        if !is_same_after_a_restart(&before, &after) {
-            self.book.put_standing(name, &after)?;
+        let mut standing = before.clone();
+        change(&mut standing);
+        if !is_written || !is_same_after_a_restart(&before, &standing) {
+            self.book.put_standing(name, &standing)?;
         }
-        known.insert(name.clone(), after);
+        known.insert(name.clone(), Known { standing, is_written: true });
         Ok(())
+    }
+
+    /// Changes one to what is so already. Where the disk takes nothing that is known all the
+    /// same, and written with the next change.
+    pub(in crate::twins) fn settle(&self, name: &MachineName, change: impl FnOnce(&mut Standing)) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match known.get(name) {
+            Some(known) => Ok(Some(known.standing.clone())),
+            None => self.book.standing(name),
+        };
+        let mut standing = before.unwrap_or_default().unwrap_or_default();
+        change(&mut standing);
+        let written = self.book.put_standing(name, &standing);
+        if let Err(error) = &written {
+            let error: &dyn std::error::Error = error;
+            tracing::warn!(twin = %name, error, "how it follows can't be written; tried again");
+        }
+        known.insert(name.clone(), Known { standing, is_written: written.is_ok() });
     }
 
     pub(in crate::twins) fn forget(&self, name: &MachineName) -> Result<(), Error> {
@@ -228,6 +261,26 @@ mod tests {
         let unset = Standing { unsafe_because: unsafe_because.clone(), ..at(7) };
         check(&unset, None, "held lag Some(0)");
         check(&Standing { mode: Mode::Follows, ..unset }, None, "current lag Some(0)");
+    }
+
+    #[test]
+    fn what_is_so_is_known_also_where_it_can_not_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = store::History::open(dir.path(), store::Options::default()).unwrap();
+        let book = Book::new(history.records());
+        let (standings, name) = (Standings::new(book.clone()), "web01".parse().unwrap());
+        // More than any record may have.
+        let held = || Mode::Held("x".repeat(1 << 20));
+        assert!(standings.change(&name, |standing| standing.mode = held()).is_err());
+        assert_eq!(standings.get(&name).unwrap().mode, Mode::Unset);
+        standings.settle(&name, |standing| standing.mode = held());
+        assert_eq!(standings.get(&name).unwrap().mode, held());
+        assert_eq!(book.standing(&name).unwrap(), None);
+        // Whatever is changed next, all of it is written.
+        assert!(standings.change(&name, |_standing| {}).is_err());
+        standings.settle(&name, |standing| standing.mode = Mode::Held("so".into()));
+        let written = book.standing(&name).unwrap().unwrap();
+        assert_eq!(written.mode, Mode::Held("so".into()));
     }
 
     #[test]
