@@ -28,6 +28,11 @@ impl Turns {
         }
         Ok(Turn { turns: self.clone(), name: name.clone() })
     }
+
+    /// Whether somebody works with the machine.
+    pub(crate) fn is_taken(&self, name: &MachineName) -> bool {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
 }
 
 impl Drop for Turn {

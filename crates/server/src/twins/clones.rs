@@ -174,7 +174,7 @@ impl Twins {
             }
         }
         if is_new {
-            self.prune(of, handle).await?;
+            self.prune_after(of, handle).await;
         }
         done?;
         if let Some(rest) = rest {

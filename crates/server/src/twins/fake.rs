@@ -50,7 +50,7 @@ pub(crate) struct Fake {
     damaged: Mutex<BTreeSet<MachineName>>,
     logs: Mutex<BTreeMap<MachineName, PathBuf>>,
     guests: Mutex<BTreeMap<MachineName, Arc<Guest>>>,
-    /// Of each machine.
+    /// Of each machine; none can be deleted.
     snapshots: Mutex<Vec<Snapshot>>,
     pub(super) fate: Mutex<Fate>,
     /// What a clone waits for once it is there.
@@ -272,14 +272,16 @@ impl Hypervisor for Fake {
         _job: &Job,
     ) -> Outcome<Snapshot> {
         self.suffer(name, "save it").await?;
-        Ok(Snapshot {
+        let snapshot = Snapshot {
             name: wish.name,
             kind: Kind::Disk,
             at: wish.at,
             labels: wish.labels,
             pause: Duration::ZERO,
             used_bytes: 0,
-        })
+        };
+        self.snapshots.lock().unwrap().push(snapshot.clone());
+        Ok(snapshot)
     }
 
     async fn snapshots(&self, _name: &MachineName) -> Outcome<Vec<Listed>> {

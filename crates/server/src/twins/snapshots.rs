@@ -69,7 +69,8 @@ impl Twins {
         let (subject, chosen) = (name.clone(), wish.name.clone());
         let work = async move |this: Self, handle: Handle| {
             this.take(&subject, wish, &handle).await?;
-            this.prune(&subject, &handle).await
+            this.prune_after(&subject, &handle).await;
+            Ok(())
         };
         Ok((self.begin((Kind::SnapshotCreate, name), cause, work).await?, chosen))
     }
@@ -312,6 +313,14 @@ impl Twins {
         Ok(())
     }
 
+    /// The same after a snapshot was taken, which is there whatever becomes of older ones.
+    pub(super) async fn prune_after(&self, name: &MachineName, handle: &Handle) {
+        if let Err(failure) = self.prune(name, handle).await {
+            handle.line(Says::Stderr, &format!("older snapshots were not all deleted, which is tried again after the next one: {}", failure.message()));
+            tracing::warn!(twin = %name, failure = failure.message(), "older snapshots were not all deleted");
+        }
+    }
+
     async fn too_many(&self, name: &MachineName) -> Result<Vec<SnapshotName>, Error> {
         let current = self.known(name).await?.current;
         let listed = self.listed(name).await?;
@@ -363,7 +372,7 @@ pub(super) fn free_name(now: Time, taken: &[SnapshotName]) -> SnapshotName {
 mod tests {
     use super::*;
     use crate::runs::Limits;
-    use crate::twins::fake::{Fake, Fate, Guest, called, known, limited, over, tell};
+    use crate::twins::fake::{Fake, Fate, Guest, called, known, limited, over, tell, twins};
     use api::following::FollowState;
 
     /// How a twin that was current stands after a revert that met with this.
@@ -408,6 +417,21 @@ mod tests {
         check(Fate::NeverEnds, "cancelled", unknown).await;
         check(Fate::Panics, "failed the server made a mistake", unknown).await;
         check(Fate::Refused, "failed web01 is busy", "current at Some(2): ").await;
+    }
+
+    #[tokio::test]
+    async fn one_that_was_taken_is_told_so_whatever_becomes_of_older_ones() {
+        let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::new());
+        let twins = twins(dir.path(), &fake);
+        let one = known(&twins, &fake, "one");
+        // One more than are kept.
+        for number in 0..=10 {
+            let called = Some(format!("s{number}").parse().unwrap());
+            let (run, _) = twins.save(&one, called, None, Cause::Local).await.unwrap();
+            assert_eq!(over(&twins, run).await, "succeeded");
+        }
+        assert_eq!(twins.too_many(&one).await.unwrap().len(), 1);
+        twins.inner.runs.close().await;
     }
 
     #[test]

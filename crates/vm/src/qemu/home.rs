@@ -17,6 +17,7 @@
 //!   snapshots) is rubbish, and swept when the machines are opened.
 //! - What has a machine's name was a whole machine once, and only goes when that is removed.
 
+use super::process;
 use crate::content::{self, FileRecord};
 use crate::image::{ImageId, MacAddress, MachineName, SnapshotName};
 use crate::left::is_machine;
@@ -298,7 +299,12 @@ impl Home {
         let runs = self.dir.join("run");
         for name in entries(&runs)? {
             if name.parse::<u64>().ok().is_none_or(|number| definition.run != Some(number)) {
-                remove(&runs.join(name))?;
+                let run = runs.join(name);
+                // Nobody would find it again.
+                if let Some(process) = process::find(&run)? {
+                    process.cut()?;
+                }
+                remove(&run)?;
             }
         }
         Ok(())

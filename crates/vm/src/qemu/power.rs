@@ -8,6 +8,7 @@ use super::command::{self, Command, Memory};
 use super::home::{Definition, Home, entries, remove};
 use super::process::{self, Process};
 use super::qmp::{self, Qmp};
+use super::recover::put_right;
 use super::{Qemu, network};
 use crate::console;
 use crate::content;
@@ -24,6 +25,10 @@ use std::time::Duration;
 const GREETING: Duration = Duration::from_secs(5);
 /// How long a guest may take to power off.
 const SHUTDOWN: Duration = Duration::from_secs(180);
+
+/// As which it stands still while an operation is on, and else never.
+const STANDS: [&str; 7] =
+    ["paused", "inmigrate", "prelaunch", "postmigrate", "finish-migrate", "save-vm", "restore-vm"];
 
 /// What a QEMU is started as.
 pub(super) struct Start<'a> {
@@ -57,8 +62,7 @@ impl Qemu {
     pub(super) async fn power_on(&self, home: &Home, job: &Job) -> Result<(), Error> {
         let definition = home.load()?;
         match self.look(home).await?.state {
-            State::Running => return Ok(()),
-            State::Stuck(_) => return self.go_on(home, &definition).await,
+            State::Running | State::Stuck(_) => return self.go_on(home, definition).await,
             State::Stopped => {}
         }
         let image = self.image(&definition, job).await?;
@@ -188,11 +192,15 @@ impl Qemu {
         Ok(())
     }
 
-    /// Lets a machine that stands still go on.
-    async fn go_on(&self, home: &Home, definition: &Definition) -> Result<(), Error> {
+    /// Lets a machine that stands still go on. One that runs is left alone.
+    async fn go_on(&self, home: &Home, definition: Definition) -> Result<(), Error> {
         let doing = "go on";
-        let Some((run, _)) = running(home, definition)? else { return Ok(()) };
+        let Some((run, _)) = running(home, &definition)? else { return Ok(()) };
+        if ask(home, run).await.is_ok_and(|(status, _)| status == "running") {
+            return Ok(());
+        }
         let mut qmp = monitor(home, run, doing).await?;
+        put_right(home, &mut qmp, definition).await?;
         qmp.act("cont", json!({})).await.map_err(refused(home, doing))
     }
 
@@ -203,7 +211,18 @@ impl Qemu {
             None => State::Stopped,
             Some((run, process)) => {
                 acceleration = self.acceleration.get().map(|found| found.acceleration);
+                let worked_with = self.turns.is_taken(&home.name);
                 match ask(home, run).await {
+                    Ok((status, _))
+                        if STANDS.contains(&status.as_str())
+                            && !worked_with
+                            && !self.turns.is_taken(&home.name) =>
+                    {
+                        State::Stuck(
+                            "an operation that was cut off left it standing still; start it"
+                                .to_owned(),
+                        )
+                    }
                     Ok((status, kvm)) => {
                         let kind = if kvm { Acceleration::Kvm } else { Acceleration::Tcg };
                         acceleration = Some(kind);
@@ -252,9 +271,8 @@ async fn ask(home: &Home, run: u64) -> Result<(String, bool), qmp::Error> {
 
 fn state(status: &str) -> State {
     match status {
-        // Those it passes through while an operation is on.
-        "running" | "paused" | "inmigrate" | "prelaunch" | "postmigrate" | "finish-migrate"
-        | "save-vm" | "restore-vm" | "suspended" => State::Running,
+        "running" | "suspended" => State::Running,
+        passed if STANDS.contains(&passed) => State::Running,
         "shutdown" => State::Stopped,
         "io-error" => State::Stuck(
             "its disk could not be written, most likely for want of space; make room and start it"

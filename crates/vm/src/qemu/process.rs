@@ -122,13 +122,17 @@ pub(super) fn find(run: &Path) -> Result<Option<Process>, Error> {
 impl Process {
     /// Takes its power away and waits until it is gone.
     pub(super) async fn kill(self) -> Result<(), Error> {
-        let failed = |error: rustix::io::Errno| Error::file("end the process", SELF)(error.into());
-        match pidfd_send_signal(&self.handle, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(failed(error)),
-        }
+        self.cut()?;
         let ended = tokio::time::timeout(END, self.ended()).await;
-        ended.unwrap_or_else(|_| Err(failed(rustix::io::Errno::TIMEDOUT)))
+        ended.unwrap_or_else(|_| Err(not_ended(rustix::io::Errno::TIMEDOUT)))
+    }
+
+    /// Takes its power away; it is gone in a moment.
+    pub(super) fn cut(&self) -> Result<(), Error> {
+        match pidfd_send_signal(&self.handle, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(not_ended(error)),
+        }
     }
 
     /// Waits until it has ended.
@@ -143,6 +147,10 @@ impl Process {
             }
         }
     }
+}
+
+fn not_ended(error: rustix::io::Errno) -> Error {
+    Error::file("end the process", SELF)(error.into())
 }
 
 /// What is known of a run's process: what we wrote down, or else its number alone, by QEMU or by

@@ -1,10 +1,12 @@
 use super::*;
 use crate::image::SnapshotName;
+use crate::machine::State;
 use crate::qemu::home::{Layer, Manifest};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn damage(home: &Home) {
     fs::write(home.dir.join("machine.json"), "{").unwrap();
@@ -252,6 +254,57 @@ async fn layers_for_which_there_is_no_room_are_merged_later() {
     let definition = one.load().unwrap();
     assert_eq!(definition.layers.len(), 3);
     qemu.verify(&one, &definition, 2).unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_that_was_left_standing_still_is_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = fake::qemu(dir.path());
+    let one = fake::machine(&qemu, "one", Below::Image);
+    let _process = fake::give_power(&one);
+    let runs = Arc::new(AtomicBool::new(false));
+    let status = {
+        let runs = Arc::clone(&runs);
+        move |command: &str, _: &Value| {
+            let is_on = runs.load(Ordering::SeqCst);
+            Some(match command {
+                "query-status" => {
+                    json!({ "status": if is_on { "running" } else { "paused" }, "running": is_on })
+                }
+                "query-kvm" => json!({ "enabled": false }),
+                "cont" => {
+                    runs.store(true, Ordering::SeqCst);
+                    json!({})
+                }
+                _ => json!({}),
+            })
+        }
+    };
+    let _look = fake::answer(&one, command::LOOK, status.clone());
+    let _monitor = fake::answer(&one, command::MONITOR, status);
+    let state = async || qemu.show(&one.name).await.unwrap().state;
+    {
+        // Somebody works with it, who lets it go on.
+        let _turn = qemu.turns.take(&one.name).unwrap();
+        assert_eq!(state().await, State::Running);
+    }
+    assert!(matches!(state().await, State::Stuck(_)));
+    qemu.start(&one.name, &fake::job()).await.unwrap();
+    assert!(runs.load(Ordering::SeqCst));
+    assert_eq!(state().await, State::Running);
+}
+
+#[tokio::test]
+async fn no_run_that_has_power_is_lost_sight_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = fake::qemu(dir.path());
+    let one = fake::machine(&qemu, "one", Below::Image);
+    let mut process = fake::give_power(&one);
+    // As a revert leaves it that was cut off before it was stored.
+    one.change(|definition| definition.run = None).unwrap();
+    qemu.collect(&one).unwrap();
+    assert!(!process.wait().await.unwrap().success());
+    assert!(!one.run(1).exists());
 }
 
 #[tokio::test]
