@@ -25,7 +25,7 @@ mod order;
 mod queue;
 
 pub use catching_up::Standing;
-pub use delivery::deliver;
+pub use delivery::{Receivers, deliver};
 pub use endpoint::Endpoints;
 
 use crate::session::{Edit, SessionChange};

@@ -6,8 +6,10 @@ mod common;
 
 use common::{Call, Kept, Peer, Reply, clock, rename, until};
 use serde_json::json;
-use sinks::{Endpoints, Outbox, Policy, Target, deliver};
+use sinks::{Endpoints, Outbox, Policy, Receivers, Target, deliver};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -30,10 +32,20 @@ struct Delivering {
 }
 
 impl Delivering {
-    #[expect(clippy::disallowed_methods, reason = "the test ends it, or aborts it")]
     fn start(outbox: &Outbox, endpoints: Endpoints) -> Self {
+        Self::start_while(outbox, endpoints, || true)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the test ends it, or aborts it")]
+    fn start_while(
+        outbox: &Outbox,
+        endpoints: Endpoints,
+        is_ours: impl Fn() -> bool + Send + 'static,
+    ) -> Self {
         let stop = CancellationToken::new();
-        let task = tokio::spawn(deliver(outbox.clone(), endpoints, None, clock, stop.clone()));
+        let (outbox, end) = (outbox.clone(), stop.clone());
+        let to = Receivers { endpoints, sessions: None };
+        let task = tokio::spawn(deliver(outbox, to, clock, is_ours, end));
         Self { task, stop }
     }
 
@@ -98,6 +110,29 @@ async fn renames_reach_both_endpoints_in_order() {
     drop(kept);
     let kept = Kept::open(directory.path()).await;
     assert_eq!(kept.outbox.list(), []);
+}
+
+#[tokio::test]
+async fn nothing_is_told_while_another_may_tell() {
+    let directory = tempfile::tempdir().unwrap();
+    let group = Arc::new(Peer::start(|_| Reply::Status(200)).await);
+    let auth = Peer::start(|_| Reply::Status(200)).await;
+    let kept = Kept::open(directory.path()).await;
+    // Asked each time, it says no for the first few.
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (told, count) = (Arc::clone(&group), Arc::clone(&asked));
+    let is_ours = move || {
+        let is_so = count.fetch_add(1, Ordering::SeqCst) >= 5;
+        assert!(is_so || told.received().is_empty());
+        is_so
+    };
+    kept.put(&[rename("1", Target::Group, "a", "b")]);
+    let to = endpoints(&group, &auth, SECOND);
+    let delivering = Delivering::start_while(&kept.outbox, to, is_ours);
+    kept.empty().await;
+    assert_eq!(group.received().len(), 1);
+    assert!(asked.load(Ordering::SeqCst) > 5);
+    delivering.end().await;
 }
 
 #[tokio::test]

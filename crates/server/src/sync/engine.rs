@@ -47,6 +47,13 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// Reports that are taken before what they tell is decided.
 const AT_ONCE: usize = 64;
 
+/// What comes to the engine.
+enum Next {
+    Report(Box<Report>),
+    Command(Command),
+    Tick,
+}
+
 pub(super) struct Engine {
     app: Arc<App>,
     sync: Sync,
@@ -123,18 +130,30 @@ impl Engine {
         loop {
             self.sync.kept.write().await;
             self.show();
-            tokio::select! {
-                Some(report) = reports.recv() => {
-                    self.absorb(report);
+            let next = tokio::select! {
+                Some(report) = reports.recv() => Next::Report(Box::new(report)),
+                Some(command) = commands.recv() => Next::Command(command),
+                _ = tick.tick() => Next::Tick,
+                () = stop.cancelled() => return,
+            };
+            if !self.sync.held.is_so() {
+                // Another may have decided meanwhile. That is found out in a moment.
+                if let Next::Command(command) = next {
+                    command.refuse("its lease has run out");
+                }
+                return stop.cancelled().await;
+            }
+            match next {
+                Next::Report(report) => {
+                    self.absorb(*report);
                     for _ in 1..AT_ONCE {
                         let Ok(report) = reports.try_recv() else { break };
                         self.absorb(report);
                     }
                     self.decide_touched().await;
                 }
-                Some(command) = commands.recv() => self.take(command).await,
-                _ = tick.tick() => self.pass_time().await,
-                () = stop.cancelled() => return,
+                Next::Command(command) => self.take(command).await,
+                Next::Tick => self.pass_time().await,
             }
         }
     }

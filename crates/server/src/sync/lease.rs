@@ -11,17 +11,40 @@ use super::Sync;
 use crate::clock;
 use model::with_causes;
 use sinks::{MongoSink, RedisSink};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use store::Records;
+use tokio::time::Instant;
 
 /// From one try to take the lease to the next.
 pub(super) const PAUSE: Duration = Duration::from_secs(5);
 /// It is taken for so long, and taken again well before.
 const TTL: Duration = Duration::from_secs(30);
+/// Where nobody else could have it.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// Where this instance's name is kept.
 const NAME: (&str, &str) = ("sync", "instance");
 /// Where it is noted whether this instance knows what was done before it.
 const KNOWS: (&str, &str) = ("sync", "knows");
+
+/// Until when this instance certainly has the lease. Whoever decides or tells asks right before:
+/// a process may have stood still for any time, and finds out too late that another works.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Held(Arc<Mutex<Option<Instant>>>);
+
+impl Held {
+    pub(super) fn is_so(&self) -> bool {
+        self.until().is_some_and(|until| Instant::now() < until)
+    }
+
+    fn until(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, until: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+}
 
 #[derive(Debug)]
 enum Keeper {
@@ -35,6 +58,7 @@ pub(super) struct Lease {
     keeper: Keeper,
     holder: String,
     records: Records,
+    held: Held,
 }
 
 /// How the lease was come by.
@@ -58,11 +82,27 @@ impl Lease {
             // Then it is another instance after each start, which costs a reading of documents.
             Err(_unreadable) => uuid::Uuid::now_v7().to_string(),
         };
-        Self { keeper, holder, records: records.clone() }
+        Self { keeper, holder, records: records.clone(), held: sync.held.clone() }
     }
 
     /// Takes it, or goes on with it; else why not.
     pub(super) async fn take(&self) -> Result<Taken, String> {
+        let asked_at = Instant::now();
+        let taken = self.ask().await?;
+        self.hold(asked_at);
+        Ok(taken)
+    }
+
+    /// From when it was asked for on. There is time left for what is under way to be given up.
+    fn hold(&self, asked_at: Instant) {
+        let lasts = match self.keeper {
+            Keeper::Nobody => FOR_EVER,
+            Keeper::Mongo(_) | Keeper::Redis(_) => TTL - PAUSE,
+        };
+        self.held.set(Some(asked_at + lasts));
+    }
+
+    async fn ask(&self) -> Result<Taken, String> {
         let is_ours = self.renew().await?;
         let knows = off_thread(&self.records, |records| records.get(KNOWS.0, KNOWS.1)).await?;
         if is_ours {
@@ -110,20 +150,20 @@ impl Lease {
         if matches!(self.keeper, Keeper::Nobody) {
             return std::future::pending().await;
         }
-        let mut taken_at = tokio::time::Instant::now();
-        loop {
+        let why = loop {
             tokio::time::sleep(PAUSE).await;
-            let asked_at = tokio::time::Instant::now();
-            // Time for what is under way to be given up before it runs out.
-            let until = taken_at + TTL - PAUSE;
+            let asked_at = Instant::now();
+            let until = self.held.until().unwrap_or(asked_at);
             match tokio::time::timeout_at(until, self.renew()).await {
-                Ok(Ok(true)) => taken_at = asked_at,
-                Ok(Ok(false)) => return "another has the lease".to_owned(),
-                Ok(Err(why)) if asked_at + PAUSE >= until => return why,
+                Ok(Ok(true)) => self.hold(asked_at),
+                Ok(Ok(false)) => break "another has the lease".to_owned(),
+                Ok(Err(why)) if asked_at + PAUSE >= until => break why,
                 Ok(Err(why)) => tracing::debug!(why, "the lease could not be renewed"),
-                Err(_late) => return "the lease could not be renewed in time".to_owned(),
+                Err(_late) => break "the lease could not be renewed in time".to_owned(),
             }
-        }
+        };
+        self.held.set(None);
+        why
     }
 
     pub(super) async fn release(&self) {

@@ -241,6 +241,10 @@ fn first(ids: &mut BTreeSet<VmId>, count: usize) -> BTreeSet<VmId> {
 pub(super) async fn run(app: Arc<App>, sync: Sync, mongo: MongoSink, stop: CancellationToken) {
     let (mut failures, mut batch) = (0_u32, *BATCHES.start());
     loop {
+        if !sync.held.is_so() {
+            // Found out by who keeps the lease, too, which ends this.
+            return stop.cancelled().await;
+        }
         let (ids, later) = sync.mirror.next(batch);
         if ids.is_empty() {
             let later = later.unwrap_or_else(|| Instant::now() + REFUSED);

@@ -38,12 +38,12 @@ use api::sync::{SelectedResult, SyncPlan, SyncStanding};
 use engine::{Engine, Selected};
 use inventory::Presence;
 use kept::Kept;
-use lease::Lease;
+use lease::{Held, Lease};
 use mirror::Mirror;
 use model::vm::VmId;
 use model::{HostId, Time};
 use sinks::outbox::Standing;
-use sinks::{Endpoints, MongoSink, Outbox, Policy, RedisSink};
+use sinks::{Endpoints, MongoSink, Outbox, Policy, Receivers, RedisSink};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use store::Records;
@@ -120,6 +120,7 @@ pub(crate) struct Sync {
     mongo: Option<MongoSink>,
     redis: Option<RedisSink>,
     endpoints: Arc<Endpoints>,
+    held: Held,
 }
 
 impl Sync {
@@ -157,6 +158,7 @@ impl Sync {
             commands,
             standing: Arc::new(Mutex::new(standing)),
             settings: Arc::new(settings),
+            held: Held::default(),
         };
         Ok((sync, receiver))
     }
@@ -257,14 +259,13 @@ pub(crate) async fn run(app: Arc<App>, sync: Sync, mut commands: mpsc::Receiver<
         if let Some(mongo) = &sync.mongo {
             tasks.spawn(mirror::run(Arc::clone(&app), sync.clone(), mongo.clone(), stop.clone()));
         }
-        let deliver = sinks::deliver(
-            sync.outbox.clone(),
-            Endpoints::clone(&sync.endpoints),
-            sync.redis.clone(),
-            clock::now,
-            stop.clone(),
-        );
-        tasks.spawn(deliver);
+        let (outbox, held) = (sync.outbox.clone(), sync.held.clone());
+        let to = Receivers {
+            endpoints: Endpoints::clone(&sync.endpoints),
+            sessions: sync.redis.clone(),
+        };
+        let is_ours = move || held.is_so();
+        tasks.spawn(sinks::deliver(outbox, to, clock::now, is_ours, stop.clone()));
         let lost = lease.keep();
         let working = engine.run(receiver, &mut commands, &stop);
         tokio::pin!(working);

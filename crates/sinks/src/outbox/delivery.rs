@@ -20,8 +20,17 @@ const MAX_CALLS: usize = 8;
 const GRACE: Duration = Duration::from_secs(5);
 /// The clock may be set: no sleep is longer.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
+/// Whether it may deliver.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// After what could not be recorded.
 const RECORD_AGAIN: Duration = Duration::from_secs(1);
+
+/// Whom the outbox is for.
+#[derive(Debug, Clone)]
+pub struct Receivers {
+    pub endpoints: Endpoints,
+    pub sessions: Option<RedisSink>,
+}
 
 /// Who delivers, and by which clock.
 #[derive(Clone)]
@@ -32,12 +41,13 @@ struct Carrier {
     clock: fn() -> Time,
 }
 
-/// Delivers what is due, until it is stopped. What is for nobody waits.
+/// Delivers what is due, until it is stopped, or another may deliver: then it waits for that. What
+/// is for nobody waits.
 pub async fn deliver(
     outbox: Outbox,
-    endpoints: Endpoints,
-    sessions: Option<RedisSink>,
+    Receivers { endpoints, sessions }: Receivers,
     clock: fn() -> Time,
+    is_ours: impl Fn() -> bool + Send,
     stop: CancellationToken,
 ) {
     let carrier = Carrier { outbox, endpoints, sessions, clock };
@@ -47,7 +57,7 @@ pub async fn deliver(
     loop {
         for (target, limit) in &targets {
             let count = counts.entry(*target).or_default();
-            while *count < *limit {
+            while *count < *limit && is_ours() {
                 let taken = carrier.outbox.queue().take(*target, clock());
                 let Some((turn, entries)) = taken else { break };
                 *count += 1;
@@ -60,7 +70,10 @@ pub async fn deliver(
             let waiting = targets.iter().filter(|(target, _)| !full(target));
             waiting.filter_map(|(target, _)| queue.next_at(*target)).min()
         };
-        let pause = next.map_or(MAX_SLEEP, |next| next.since(clock()).min(MAX_SLEEP));
+        let pause = match is_ours() {
+            true => next.map_or(MAX_SLEEP, |next| next.since(clock()).min(MAX_SLEEP)),
+            false => ASK_AGAIN,
+        };
         tokio::select! {
             () = stop.cancelled() => break,
             Some(target) = under_way.next() => {

@@ -7,8 +7,8 @@ use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 use sinks::{
-    Draft, Edit, Endpoints, Error, Lease, Policy, RedisSettings, RedisSink, SessionChange, Target,
-    deliver, stamp,
+    Draft, Edit, Endpoints, Error, Lease, Policy, Receivers, RedisSettings, RedisSink,
+    SessionChange, Target, deliver, stamp,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -323,7 +323,13 @@ async fn what_waits_while_it_is_away_arrives() {
     let mut tasks = JoinSet::new();
     let mut start = |kept: &Kept, sink: RedisSink| {
         let stop = CancellationToken::new();
-        tasks.spawn(deliver(kept.outbox.clone(), to.clone(), Some(sink), clock, stop.clone()));
+        tasks.spawn(deliver(
+            kept.outbox.clone(),
+            Receivers { endpoints: to.clone(), sessions: Some(sink) },
+            clock,
+            || true,
+            stop.clone(),
+        ));
         stop
     };
     server.kill();
