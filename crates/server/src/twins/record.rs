@@ -12,7 +12,7 @@ use vm::image::{HostName, MachineName, PublicKey, UserName};
 
 const COLLECTION: &str = "twins";
 /// How twins follow their hosts.
-const FOLLOWING: &str = "following";
+pub(super) const FOLLOWING: &str = "following";
 /// What was in a twin before anything was brought to it.
 const BASES: &str = "bases";
 /// What was declared of twins.

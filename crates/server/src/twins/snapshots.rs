@@ -220,10 +220,15 @@ impl Twins {
             }
             let hypervisor = this.hypervisor().await?;
             // First: whatever becomes of it, it does not follow.
-            let before = this.is_put_back(&subject, &to).await?;
+            let (before, why) = this.is_put_back(&subject, &to).await?;
             if let Err(error) = hypervisor.revert(&subject, &to, &handle.job(DEADLINE)).await {
                 if error.is_refusal() {
-                    let as_before = move |standing: &mut Standing| *standing = before;
+                    let as_before = move |standing: &mut Standing| {
+                        // Somebody may have decided otherwise.
+                        if standing.held_because() == Some(why.as_str()) {
+                            *standing = before;
+                        }
+                    };
                     this.settle_standing(&subject, as_before).await?;
                 }
                 return Err(error.into());
@@ -246,14 +251,18 @@ impl Twins {
     }
 
     /// A twin that is about to be put back is not changed any more, since that may be cut off.
-    /// How it stood before.
-    async fn is_put_back(&self, name: &MachineName, to: &SnapshotName) -> Result<Standing, Error> {
+    /// How it stood before, and why it is held meanwhile.
+    async fn is_put_back(
+        &self,
+        name: &MachineName,
+        to: &SnapshotName,
+    ) -> Result<(Standing, String), Error> {
         let (name, why) = (name.clone(), format!("it was being put back to {to}"));
         self.off_thread(move |this| {
             let mut before = Standing::default();
-            let change = |standing: &mut Standing| before = standing.is_put_back(why);
+            let change = |standing: &mut Standing| before = standing.is_put_back(why.clone());
             this.inner.standings.change(&name, change)?;
-            Ok(before)
+            Ok((before, why))
         })
         .await
     }

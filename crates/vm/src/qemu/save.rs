@@ -29,6 +29,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Left free on the disk beside what a snapshot needs.
 pub(super) const SPARE_BYTES: u64 = 64 << 20;
@@ -200,7 +201,7 @@ impl Qemu {
             }
             Kind::Disk => {
                 job.step(format!("Saving the disk of {}", home.name));
-                let begun = tokio::time::Instant::now();
+                let begun = Instant::now();
                 let switched = qmp.act("blockdev-snapshot", switch);
                 let switched = self.freezer(home, run).still(job, switched).await;
                 switched.map_err(&failed)?;
@@ -324,6 +325,48 @@ fn moment(
     })
 }
 
+/// How a guest that writes faster than it is saved comes to an end all the same: it may stand
+/// still for ever longer, and at last it does for all that is left.
+#[derive(Debug)]
+struct Patience {
+    allowed_ms: u64,
+    /// When all had been written once, or was hurried last.
+    since: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hurry {
+    Allow(u64),
+    Stop,
+}
+
+impl Patience {
+    const FIRST_MS: u64 = 50;
+    const LONGEST_MS: u64 = 1_600;
+    const EACH: Duration = Duration::from_secs(5);
+
+    fn new() -> Self {
+        Self { allowed_ms: Self::FIRST_MS, since: None }
+    }
+
+    /// What is to be done now, where QEMU has begun to go through the memory so many times.
+    fn hurry(&mut self, passes: u64, now: Instant) -> Option<Hurry> {
+        if passes < 2 {
+            return None;
+        }
+        let since = *self.since.get_or_insert(now);
+        if now.duration_since(since) < Self::EACH || self.allowed_ms > Self::LONGEST_MS {
+            return None;
+        }
+        self.since = Some(now);
+        self.allowed_ms *= 2;
+        Some(match self.allowed_ms {
+            ms if ms > Self::LONGEST_MS => Hurry::Stop,
+            ms => Hurry::Allow(ms),
+        })
+    }
+}
+
 /// Has QEMU write memory and devices to a file; the guest stands still afterwards. Returns
 /// since when.
 async fn migrate(
@@ -332,10 +375,22 @@ async fn migrate(
     job: &Job,
     failed: &impl Fn(qmp::Error) -> Error,
 ) -> Result<Duration, Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Ram {
+        transferred: u64,
+        total: u64,
+        #[serde(default)]
+        dirty_sync_count: u64,
+    }
+    #[derive(Deserialize)]
+    struct Info {
+        ram: Option<Ram>,
+    }
     capabilities(qmp, true).await.map_err(failed)?;
     let parameters = json!({
         "max-bandwidth": 1_u64 << 40,
-        "downtime-limit": 50,
+        "downtime-limit": Patience::FIRST_MS,
         "multifd-channels": 2,
     });
     qmp.act("migrate-set-parameters", parameters).await.map_err(failed)?;
@@ -343,6 +398,7 @@ async fn migrate(
     qmp.act("migrate", json!({ "uri": uri })).await.map_err(failed)?;
     let mut stopped = Duration::ZERO;
     let mut touched = false;
+    let mut patience = Patience::new();
     loop {
         let pick = |event: &qmp::Event| {
             if event.event == "STOP" {
@@ -366,18 +422,22 @@ async fn migrate(
                 touched = File::options().write(true).open(path).is_ok();
             }
             None => {
-                #[derive(Deserialize)]
-                struct Ram {
-                    transferred: u64,
-                    total: u64,
-                }
-                #[derive(Deserialize)]
-                struct Info {
-                    ram: Option<Ram>,
-                }
                 let info: Info = qmp.call("query-migrate", json!({})).await.map_err(failed)?;
-                if let Some(ram) = info.ram {
-                    job.bytes(ram.transferred, Some(ram.total));
+                let Some(ram) = info.ram else { continue };
+                job.bytes(ram.transferred, Some(ram.total));
+                match patience.hurry(ram.dirty_sync_count, Instant::now()) {
+                    Some(Hurry::Allow(ms)) => {
+                        let parameters = json!({ "downtime-limit": ms });
+                        qmp.act("migrate-set-parameters", parameters).await.map_err(failed)?;
+                    }
+                    Some(Hurry::Stop) => {
+                        job.line(
+                            "it writes faster than is saved: it stands still for the rest"
+                                .to_owned(),
+                        );
+                        qmp.act("stop", json!({})).await.map_err(failed)?;
+                    }
+                    None => {}
                 }
             }
             Some(_) => {}
@@ -387,10 +447,10 @@ async fn migrate(
 
 /// Lets the guest go on. QEMU tells that a migration is complete a little before it is done.
 async fn go_on(qmp: &mut Qmp) -> Result<(), qmp::Error> {
-    let until = tokio::time::Instant::now() + GO_ON;
+    let until = Instant::now() + GO_ON;
     loop {
         match qmp.act("cont", json!({})).await {
-            Err(qmp::Error::Refused { .. }) if tokio::time::Instant::now() < until => {
+            Err(qmp::Error::Refused { .. }) if Instant::now() < until => {
                 tokio::time::sleep(PAUSE).await;
             }
             done => return done,
@@ -486,6 +546,21 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::sync::{Arc, Mutex};
+
+    #[test]
+    fn a_guest_that_writes_without_end_is_hurried() {
+        let (mut patience, begun) = (Patience::new(), Instant::now());
+        let mut at = |passes, seconds| patience.hurry(passes, begun + Duration::from_secs(seconds));
+        // However long the first time takes: it may be large.
+        assert_eq!(at(1, 100), None);
+        assert_eq!(at(2, 101), None);
+        assert_eq!(at(9, 105), None);
+        let allowed = [100, 200, 400, 800, 1_600].map(|ms| Some(Hurry::Allow(ms)));
+        assert_eq!([106, 111, 116, 121, 126].map(|seconds| at(9, seconds)), allowed);
+        assert_eq!(at(9, 130), None);
+        assert_eq!(at(9, 131), Some(Hurry::Stop));
+        assert_eq!(at(9, 999), None);
+    }
 
     /// A run that is cut off while QEMU switches the disk.
     #[tokio::test]

@@ -375,7 +375,8 @@ impl Twins {
         };
         let wish = Wish { name: called, kind: holds, is_named: false };
         self.take(name, wish, handle).await?;
-        self.prune(name, handle).await
+        self.prune_after(name, handle).await;
+        Ok(())
     }
 
     /// Whether something significant happened since a version. Blocks.

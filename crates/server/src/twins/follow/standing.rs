@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use vm::image::MachineName;
 
+const UNREADABLE: &str = "what was decided about it can't be read";
+
 /// What was decided about following.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Mode {
@@ -78,7 +80,7 @@ impl Failed {
 
 impl Standing {
     /// Why it is held, if it is.
-    pub(super) fn held_because(&self) -> Option<&str> {
+    pub(in crate::twins) fn held_because(&self) -> Option<&str> {
         match &self.mode {
             Mode::Held(why) => Some(why),
             Mode::Unset => self.unsafe_because.as_deref(),
@@ -193,11 +195,16 @@ impl Standings {
     /// same, and written with the next change.
     pub(in crate::twins) fn settle(&self, name: &MachineName, change: impl FnOnce(&mut Standing)) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = match known.get(name) {
-            Some(known) => Ok(Some(known.standing.clone())),
-            None => self.book.standing(name),
+        let mut standing = match known.get(name) {
+            Some(known) => known.standing.clone(),
+            None => {
+                self.book.standing(name).map(Option::unwrap_or_default).unwrap_or_else(|error| {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(twin = %name, error, "how it follows can't be read; it is held");
+                    Standing { mode: Mode::Held(UNREADABLE.to_owned()), ..Standing::default() }
+                })
+            }
         };
-        let mut standing = before.unwrap_or_default().unwrap_or_default();
         change(&mut standing);
         let written = self.book.put_standing(name, &standing);
         if let Err(error) = &written {
@@ -228,6 +235,7 @@ fn is_same_after_a_restart(before: &Standing, after: &Standing) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::twins::record::FOLLOWING;
 
     fn at(version: u64) -> Standing {
         let reached = Reached { version: Version(version), took: None };
@@ -281,6 +289,18 @@ mod tests {
         standings.settle(&name, |standing| standing.mode = Mode::Held("so".into()));
         let written = book.standing(&name).unwrap().unwrap();
         assert_eq!(written.mode, Mode::Held("so".into()));
+    }
+
+    #[test]
+    fn one_about_which_nothing_can_be_read_is_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = store::History::open(dir.path(), store::Options::default()).unwrap();
+        let (records, name) = (history.records(), "web01".parse().unwrap());
+        records.put(FOLLOWING, "web01", &"of another form").unwrap();
+        let standings = Standings::new(Book::new(records));
+        assert!(standings.get(&name).is_err());
+        standings.settle(&name, |standing| standing.reached = None);
+        assert_eq!(standings.get(&name).unwrap().mode, Mode::Held(UNREADABLE.to_owned()));
     }
 
     #[test]
