@@ -9,6 +9,7 @@
 
 mod children;
 
+use crate::turn::Turn;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fmt;
@@ -69,6 +70,8 @@ pub struct Job {
     cancel: CancellationToken,
     deadline: Instant,
     step: Arc<Mutex<String>>,
+    /// Of the machines that it works with.
+    turns: Vec<Arc<Turn>>,
 }
 
 impl fmt::Debug for Job {
@@ -85,7 +88,14 @@ impl Job {
         cancel: CancellationToken,
         deadline: Instant,
     ) -> Self {
-        Self { sink, cancel, deadline, step: Arc::default() }
+        Self { sink, cancel, deadline, step: Arc::default(), turns: Vec::new() }
+    }
+
+    /// The same job, which has this turn as well.
+    pub(crate) fn with(&self, turn: Turn) -> Self {
+        let mut job = self.clone();
+        job.turns.push(Arc::new(turn));
+        job
     }
 
     /// The same job, of which nobody is told.
@@ -146,13 +156,20 @@ impl Job {
         }
     }
 
-    /// Runs blocking work off the async threads. It looks at [`Job::check`] itself.
+    /// Runs blocking work off the async threads. It looks at [`Job::check`] itself, and keeps the
+    /// job's turns until it is over.
     pub(crate) async fn block<T: Send + 'static, E: From<Error> + Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, E> + Send + 'static,
     ) -> Result<T, E> {
+        let turns = self.turns.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(turns);
+            done
+        });
         // A task that ended without an answer: the runtime is going down.
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Error::Cancelled.into()))
+        done.await.unwrap_or_else(|_| Err(Error::Cancelled.into()))
     }
 
     /// Runs a program to its end and tells its lines.
@@ -366,8 +383,13 @@ impl Drop for Group {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// One that nobody listens to.
+    pub(crate) fn quiet() -> Job {
+        job(60).0
+    }
 
     fn job(seconds: u64) -> (Job, Arc<Mutex<Vec<Progress>>>, CancellationToken) {
         let seen = Arc::new(Mutex::new(Vec::new()));

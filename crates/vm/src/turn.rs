@@ -1,6 +1,11 @@
 //! Who works with a machine: one at a time.
+//!
+//! # Invariants
+//! - A turn that a job has lasts until the job's blocking work is over, too: that goes on when
+//!   its future is dropped.
 
 use crate::image::MachineName;
+use crate::job::Job;
 use crate::machine::Error;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,8 +40,49 @@ impl Turns {
     }
 }
 
+impl Turn {
+    /// The same job, with this turn.
+    pub(crate) fn over(self, job: &Job) -> Job {
+        job.with(self)
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
         self.turns.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job;
+    use std::time::Duration;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn work_that_outlives_its_run_keeps_the_turn() {
+        let (turns, name) = (Turns::default(), "web01".parse().unwrap());
+        let job = turns.take(&name).unwrap().over(&job::tests::quiet());
+        let (begun, has_begun) = oneshot::channel();
+        let (ended, may_end) = std::sync::mpsc::channel::<()>();
+        {
+            let work = job.block(move || {
+                begun.send(()).ok();
+                may_end.recv().ok();
+                Ok::<_, Error>(())
+            });
+            tokio::pin!(work);
+            tokio::select! {
+                done = &mut work => panic!("it does not wait: {done:?}"),
+                has_begun = has_begun => has_begun.unwrap(),
+            }
+        }
+        drop(job);
+        assert!(matches!(turns.take(&name), Err(Error::Busy { .. })));
+        drop(ended);
+        while turns.take(&name).is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 }

@@ -358,7 +358,7 @@ impl Hypervisor for Libvirt {
     }
 
     async fn define(&self, machine: Machine, job: &Job) -> Outcome<()> {
-        let _turn = self.turns.take(&machine.name)?;
+        let job = &self.turns.take(&machine.name)?.over(job);
         if machine.network == Network::Nat {
             let what = "`network: nat`, with which libvirt lets a guest reach this machine, too,";
             return Err(machine::Error::Unsupported { what, hypervisor: NAME });
@@ -453,14 +453,14 @@ impl Hypervisor for Libvirt {
     }
 
     async fn start(&self, name: &MachineName, job: &Job) -> Outcome<()> {
-        let _turn = self.turns.take(name)?;
+        let job = &self.turns.take(name)?.over(job);
         let home = self.home(name);
         home.load()?;
         self.power_on(&home, job).await
     }
 
     async fn shut_down(&self, name: &MachineName, job: &Job) -> Outcome<()> {
-        let _turn = self.turns.take(name)?;
+        let job = &self.turns.take(name)?.over(job);
         let home = self.home(name);
         home.load()?;
         self.power_down(&home, job).await
@@ -496,7 +496,7 @@ impl Hypervisor for Libvirt {
         wish: NewSnapshot,
         job: &Job,
     ) -> Outcome<Snapshot> {
-        let _turn = self.turns.take(name)?;
+        let job = &self.turns.take(name)?.over(job);
         let home = self.home(name);
         let mut definition = home.load()?;
         if home.snapshots()?.contains(&wish.name) {
@@ -561,7 +561,7 @@ impl Hypervisor for Libvirt {
     }
 
     async fn revert(&self, name: &MachineName, snapshot: &SnapshotName, job: &Job) -> Outcome<()> {
-        let _turn = self.turns.take(name)?;
+        let job = &self.turns.take(name)?.over(job);
         let home = self.home(name);
         let mut definition = home.load()?;
         let record = home.record(snapshot)?;
@@ -590,7 +590,7 @@ impl Hypervisor for Libvirt {
         snapshot: &SnapshotName,
         job: &Job,
     ) -> Outcome<()> {
-        let _turn = self.turns.take(name)?;
+        let job = &self.turns.take(name)?.over(job);
         let home = self.home(name);
         let mut definition = home.load()?;
         if !home.snapshots()?.contains(snapshot) {
@@ -617,8 +617,8 @@ impl Hypervisor for Libvirt {
         clone: NewClone,
         job: &Job,
     ) -> Outcome<()> {
-        let _turn = self.turns.take(name)?;
-        let _clone = self.turns.take(&clone.name)?;
+        let job = &self.turns.take(name)?.over(job);
+        let job = &self.turns.take(&clone.name)?.over(job);
         let (home, new) = (self.home(name), self.home(&clone.name));
         let of = home.load()?;
         let record = home.record(snapshot)?;

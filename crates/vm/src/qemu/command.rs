@@ -15,6 +15,8 @@ pub(super) const LOOK: &str = "look";
 pub(super) const PID: &str = "pid";
 /// The network's socket, where another program is the network.
 pub(super) const NET: &str = "net";
+/// Where that program says its number.
+pub(super) const NET_PID: &str = "net.pid";
 
 /// The socket of a line into the guest, in the run's directory.
 pub(super) fn socket(line: Line) -> &'static str {

@@ -246,7 +246,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn define(&self, machine: Machine, job: &Job) -> Result<(), Error> {
-        let _turn = self.turns.take(&machine.name)?;
+        let job = &self.turns.take(&machine.name)?.over(job);
         if !machine.memory_bytes.is_multiple_of(2 << 20) || machine.memory_bytes == 0 {
             let what = "memory that is no multiple of 2 MiB";
             return Err(Error::Unsupported { what, hypervisor: "qemu" });
@@ -284,12 +284,12 @@ impl Hypervisor for Qemu {
     }
 
     async fn start(&self, name: &MachineName, job: &Job) -> Result<(), Error> {
-        let _turn = self.turns.take(name)?;
+        let job = &self.turns.take(name)?.over(job);
         self.power_on(&self.home(name), job).await
     }
 
     async fn shut_down(&self, name: &MachineName, job: &Job) -> Result<(), Error> {
-        let _turn = self.turns.take(name)?;
+        let job = &self.turns.take(name)?.over(job);
         self.power_down(&self.home(name), job).await
     }
 
@@ -328,7 +328,7 @@ impl Hypervisor for Qemu {
         wish: NewSnapshot,
         job: &Job,
     ) -> Result<Snapshot, Error> {
-        let _turn = self.turns.take(name)?;
+        let job = &self.turns.take(name)?.over(job);
         self.save(&self.home(name), wish, job).await
     }
 
@@ -352,7 +352,7 @@ impl Hypervisor for Qemu {
         snapshot: &SnapshotName,
         job: &Job,
     ) -> Result<(), Error> {
-        let _turn = self.turns.take(name)?;
+        let job = &self.turns.take(name)?.over(job);
         self.put_back(&self.home(name), snapshot, job).await
     }
 
@@ -362,7 +362,7 @@ impl Hypervisor for Qemu {
         snapshot: &SnapshotName,
         job: &Job,
     ) -> Result<(), Error> {
-        let _turn = self.turns.take(name)?;
+        let job = &self.turns.take(name)?.over(job);
         self.delete(&self.home(name), snapshot, job).await
     }
 
@@ -374,8 +374,8 @@ impl Hypervisor for Qemu {
         job: &Job,
     ) -> Result<(), Error> {
         // The machine itself is only read, but its layers must not be merged meanwhile.
-        let _turn = self.turns.take(name)?;
-        let _clone = self.turns.take(&clone.name)?;
+        let job = &self.turns.take(name)?.over(job);
+        let job = &self.turns.take(&clone.name)?.over(job);
         self.branch(&self.home(name), snapshot, clone, job).await
     }
 

@@ -6,7 +6,8 @@
 //! loopback and its other networks are out of its reach. Either way SSH comes in at a port of
 //! 127.0.0.1.
 
-use super::command::NET;
+use super::command::{NET, NET_PID};
+use super::process;
 use super::qmp::Qmp;
 use crate::image::MachineName;
 use crate::job::{Job, Tool};
@@ -46,7 +47,8 @@ pub(super) async fn before(
         let port = port?;
         let forward = format!("127.0.0.1/{port}:{SSH}");
         let mut tool = Tool::new("passt", "passt")
-            .args(["--quiet", "--one-off", "--socket", NET, "--tcp-ports", &forward])
+            .args(["--quiet", "--one-off", "--socket", NET, "--pid", NET_PID])
+            .args(["--tcp-ports", &forward])
             .args(&bound)
             .within_directory(run);
         // Of root it would become nobody, who can't make the socket in a directory of root's
@@ -55,7 +57,10 @@ pub(super) async fn before(
             tool = tool.args(["--runas", "0:0"]);
         }
         match job.run(tool).await {
-            Ok(()) => return Ok(Some(port)),
+            Ok(()) => {
+                process::write_down_network(run)?;
+                return Ok(Some(port));
+            }
             Err(error @ crate::job::Error::Failed { .. }) => failure = Some(error),
             Err(error) => return Err(error.into()),
         }

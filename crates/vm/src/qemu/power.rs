@@ -189,6 +189,9 @@ impl Qemu {
         for process in processes(home)? {
             process.kill().await?;
         }
+        for run in runs(home)? {
+            end_network(home, run).await?;
+        }
         Ok(())
     }
 
@@ -297,16 +300,17 @@ pub(super) fn processes(home: &Home) -> Result<Vec<Process>, Error> {
     if !home.exists() {
         return Err(Error::Unknown { name: home.name.clone() });
     }
-    let (runs, mut found) = (home.dir.join("run"), Vec::new());
+    let found = runs(home)?.into_iter().map(|run| process::find(&home.run(run)));
+    found.filter_map(Result::transpose).collect()
+}
+
+/// The runs that a machine's directory has something of.
+pub(super) fn runs(home: &Home) -> Result<Vec<u64>, Error> {
+    let runs = home.dir.join("run");
     if !runs.exists() {
-        return Ok(found);
+        return Ok(Vec::new());
     }
-    for name in entries(&runs)? {
-        if let Ok(run) = name.parse::<u64>() {
-            found.extend(process::find(&home.run(run))?);
-        }
-    }
-    Ok(found)
+    Ok(entries(&runs)?.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
 pub(super) async fn monitor(home: &Home, run: u64, doing: &'static str) -> Result<Qmp, Error> {
@@ -329,5 +333,14 @@ pub(super) async fn abandon(home: &Home, run: u64) -> Result<(), Error> {
     if let Some(process) = process::find(&dir)? {
         process.kill().await?;
     }
+    end_network(home, run).await?;
     remove(&dir)
+}
+
+/// Ends what is the network of a run that has no power any more.
+pub(super) async fn end_network(home: &Home, run: u64) -> Result<(), Error> {
+    match process::find_network(&home.run(run))? {
+        Some(network) => network.kill().await,
+        None => Ok(()),
+    }
 }

@@ -3,9 +3,11 @@
 //! ```text
 //! run/N/process   "PID START BOOT": the process, when it began, and since which boot of this
 //!                 machine; all three or it is another one
+//! run/N/network   the same of what is its network, where that is a program of its own
 //! ```
 //!
-//! A QEMU outlives the server that started it, and so does what is its network. It is signalled by a handle of the process, never by its number alone.
+//! A QEMU outlives the server that started it, and so does what is its network. They are signalled
+//! by a handle of the process, never by its number alone.
 
 use super::command::{self, Command};
 use super::home;
@@ -27,6 +29,7 @@ pub(super) const TOOL: (&str, &str) = ("qemu-system-x86_64", "qemu-system-x86");
 /// The first with all that saved moments need.
 const WANTED: &str = "9.0";
 const IDENTITY: &str = "process";
+const NETWORK: &str = "network";
 /// What QEMU says, which is why it ended.
 const LOG: &str = "qemu.log";
 /// For a monitor that listens to greet.
@@ -87,15 +90,40 @@ pub(super) async fn start(command: &Command<'_>, run: &Path, job: &Job) -> Resul
 /// Which process is this run's.
 pub(super) fn write_down(run: &Path, pid: Option<u32>) -> Result<(), Error> {
     let number = pid.and_then(|pid| i32::try_from(pid).ok());
-    let identity = number.and_then(|pid| Some(format!("{pid} {} {}\n", began(pid)?, boot()?)));
-    let path = run.join(IDENTITY);
-    fs::write(&path, identity.unwrap_or_default()).map_err(Error::file("write", &path))
+    write_identity(&run.join(IDENTITY), number)
+}
+
+fn write_identity(path: &Path, pid: Option<i32>) -> Result<(), Error> {
+    let identity = pid.and_then(|pid| Some(format!("{pid} {} {}\n", began(pid)?, boot()?)));
+    fs::write(path, identity.unwrap_or_default()).map_err(Error::file("write", path))
 }
 
 /// The process of this run, if it is alive.
 pub(super) fn find(run: &Path) -> Result<Option<Process>, Error> {
-    let Some(text) = identity(run)? else { return Ok(None) };
-    let mut words = text.split_whitespace();
+    match identity(run)? {
+        Some(text) => open(run, &text, "qemu"),
+        None => Ok(None),
+    }
+}
+
+/// Writes down which process is the network of this run: the one that has said so by now.
+pub(super) fn write_down_network(run: &Path) -> Result<(), Error> {
+    let pid = read(&run.join(command::NET_PID))?;
+    write_identity(&run.join(NETWORK), pid.and_then(|text| text.trim().parse().ok()))
+}
+
+/// The process that is the network of this run, if it is alive. By itself it ends when its QEMU
+/// does, unless that never began.
+pub(super) fn find_network(run: &Path) -> Result<Option<Process>, Error> {
+    match first(run, [NETWORK, command::NET_PID])? {
+        Some(text) => open(run, &text, "passt"),
+        None => Ok(None),
+    }
+}
+
+/// The process of an identity, if it is alive.
+fn open(run: &Path, identity: &str, called: &str) -> Result<Option<Process>, Error> {
+    let mut words = identity.split_whitespace();
     let (pid, start, since) = (words.next(), words.next(), words.next());
     let pid = pid.and_then(|pid| pid.parse::<i32>().ok()).filter(|pid| *pid > 0);
     let Some((number, pid)) = pid.and_then(|number| Some((number, Pid::from_raw(number)?))) else {
@@ -112,8 +140,8 @@ pub(super) fn find(run: &Path) -> Result<Option<Process>, Error> {
             began(number).is_some_and(|found| found.to_string() == start)
                 && boot().is_some_and(|found| found == since)
         }
-        // We were killed before the identity was written: this is QEMU's own file.
-        (None, None) => program(number).is_some_and(|name| name.contains("qemu")),
+        // We were killed before the identity was written: this is the program's own file.
+        (None, None) => program(number).is_some_and(|name| name.contains(called)),
         _ => false,
     };
     Ok(same.then_some(Process { handle }))
@@ -156,17 +184,28 @@ fn not_ended(error: rustix::io::Errno) -> Error {
 /// What is known of a run's process: what we wrote down, or else its number alone, by QEMU or by
 /// the directory that it works in.
 fn identity(run: &Path) -> Result<Option<String>, Error> {
-    for name in [IDENTITY, command::PID] {
-        let path = run.join(name);
-        match fs::read_to_string(&path) {
-            Ok(text) if text.trim().is_empty() => {}
-            Ok(text) => return Ok(Some(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::file("read", &path)(error)),
+    let written = first(run, [IDENTITY, command::PID])?;
+    // We were killed as it began: it has not said a word yet, and is about to be a machine.
+    Ok(written.or_else(|| at_home_in(run).map(|pid| pid.to_string())))
+}
+
+/// The first of these files that says something.
+fn first(run: &Path, names: [&str; 2]) -> Result<Option<String>, Error> {
+    for name in names {
+        if let Some(text) = read(&run.join(name))? {
+            return Ok(Some(text));
         }
     }
-    // We were killed as it began: it has not said a word yet, and is about to be a machine.
-    Ok(at_home_in(run).map(|pid| pid.to_string()))
+    Ok(None)
+}
+
+/// What a file says, if it is there and says something.
+fn read(path: &Path) -> Result<Option<String>, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text).filter(|text| !text.trim().is_empty())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::file("read", path)(error)),
+    }
 }
 
 /// The process that was started in this directory.
@@ -266,9 +305,18 @@ mod tests {
             assert!(find(dir.path()).unwrap().is_none(), "{other:?}");
         }
         write(format!("{pid} {start} {since}\n"));
+        // What is its network is another one, and is written down when it has said its number.
+        assert!(find_network(dir.path()).unwrap().is_none());
+        write_down_network(dir.path()).unwrap();
+        assert!(find_network(dir.path()).unwrap().is_none());
+        fs::write(dir.path().join(command::NET_PID), format!("{pid}\n")).unwrap();
+        assert!(find_network(dir.path()).unwrap().is_none(), "it is called sleep");
+        write_down_network(dir.path()).unwrap();
+        assert!(find_network(dir.path()).unwrap().is_some());
         let process = find(dir.path()).unwrap().unwrap();
         process.kill().await.unwrap();
         assert!(find(dir.path()).unwrap().is_none());
+        assert!(find_network(dir.path()).unwrap().is_none());
     }
 
     #[tokio::test]

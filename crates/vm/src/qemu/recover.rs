@@ -1,7 +1,7 @@
 //! Puts a machine in order after the process that worked with it was cut off, or its QEMU was.
 //!
 //! ```text
-//! a QEMU that is not the machine's run (a revert that was not stored)   ─► ended
+//! a QEMU that is not the machine's run (a revert that was not stored)   ─► ended, and its network
 //! file systems of the guest that stand still for a snapshot             ─► go on
 //! the machine's QEMU, stopped in the middle of a snapshot or a revert   ─► goes on
 //! the layer it writes to                                                ─► as QEMU says
@@ -10,8 +10,8 @@
 
 use super::Qemu;
 use super::command::node;
-use super::home::{Definition, Home, entries};
-use super::power::{abandon, monitor, running};
+use super::home::{Definition, Home};
+use super::power::{abandon, end_network, monitor, running, runs};
 use super::qmp::Qmp;
 use super::save::{active, settle};
 use crate::machine::Error;
@@ -20,17 +20,15 @@ use serde_json::{Value, json};
 impl Qemu {
     pub(super) async fn recover(&self, home: &Home) -> Result<(), Error> {
         let definition = home.load()?;
-        for name in entries(&home.dir.join("run"))? {
-            if let Ok(run) = name.parse::<u64>()
-                && definition.run != Some(run)
-            {
-                abandon(home, run).await?;
-            }
+        for run in runs(home)?.into_iter().filter(|run| definition.run != Some(*run)) {
+            abandon(home, run).await?;
         }
         if let Some((run, _process)) = running(home, &definition)? {
             self.freezer(home, run).thaw_later();
             let mut qmp = monitor(home, run, "be put in order").await?;
             put_right(home, &mut qmp, definition).await?;
+        } else if let Some(run) = definition.run {
+            end_network(home, run).await?;
         }
         self.finish_merges(home)?;
         self.let_go_or_tell(home).await;

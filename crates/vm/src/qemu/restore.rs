@@ -152,9 +152,8 @@ impl Qemu {
             abandon(home, run).await?;
             return Err(error);
         }
-        if let Some((old, process)) = old {
-            process.kill().await?;
-            super::home::remove(&home.run(old))?;
+        if let Some((old, _)) = old {
+            abandon(home, old).await?;
         }
         // A monitor answers sooner before the guest goes on.
         let opened = self.open_way_in(home, &mut started, job).await;

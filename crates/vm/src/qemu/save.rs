@@ -20,6 +20,7 @@ use super::qmp::{self, Qmp};
 use super::recover::put_right;
 use super::{Qemu, process};
 use crate::content::FileRecord;
+use crate::image::SnapshotName;
 use crate::job::Job;
 use crate::machine::{Acceleration, Error, Kind, Network, NewSnapshot, Snapshot, State};
 use serde::Deserialize;
@@ -91,13 +92,15 @@ impl Qemu {
         make(&home.partial(&wish.name))?;
         match self.save_into(home, definition, &wish, job).await {
             Ok(saved) => Ok(saved),
-            Err(error) => {
-                let error = or_full(home, error);
-                remove(&home.partial(&wish.name))?;
-                self.collect(home)?;
-                Err(error)
-            }
+            Err(error) => Err(self.give_up(home, &wish.name, error)),
         }
+    }
+
+    /// Of a snapshot that is not to be, nothing stays. Whether the disk is full shows only before.
+    fn give_up(&self, home: &Home, name: &SnapshotName, error: Error) -> Error {
+        let error = or_full(home, error);
+        let undone = remove(&home.partial(name)).and_then(|()| self.collect(home));
+        undone.err().unwrap_or(error)
     }
 
     async fn save_into(
@@ -221,56 +224,71 @@ impl Qemu {
         held: Option<Held>,
         job: &Job,
     ) -> Result<Snapshot, Error> {
-        let pause = held.as_ref().map(|held| held.pause);
-        let (this, at, job_, old) = (self.clone(), home.clone(), job.clone(), definition.active);
-        let memory_bytes = definition.hardware.memory_bytes;
+        let (this, at, job_) = (self.clone(), home.clone(), job.clone());
         job.block(move || {
-            // Also those that a snapshot switched away from which was cut off afterwards.
-            let mut sealed = Vec::new();
-            for number in definition.unsealed(old) {
-                sealed.push((number, this.seal(&at, number, &job_)?));
-            }
-            let Definition { hardware, network, guest, .. } = definition;
-            let partial = at.partial(&wish.name);
-            let moment = match held {
-                Some(held) => Some(moment(&partial, memory_bytes, held, (network, guest))?),
-                None => None,
-            };
-            at.change(|definition| {
-                for (number, record) in sealed {
-                    if let Some(layer) = definition.layers.get_mut(&number) {
-                        layer.sealed = Some(record);
-                    }
-                }
-            })?;
-            let pause = pause.unwrap_or_default().as_micros();
-            let manifest = Manifest {
-                format: Manifest::FORMAT,
-                name: wish.name,
-                at: wish.at,
-                labels: wish.labels,
-                pause_us: u64::try_from(pause).unwrap_or(u64::MAX),
-                layer: old,
-                hardware,
-                moment,
-            };
-            let snapshot = at.seal(&manifest)?;
-            at.change(|definition| definition.current = Some(manifest.name.clone()))?;
-            // What was digested a moment ago is not read again when it is gone back to.
-            let sealed = at.snapshot(&manifest.name);
-            for name in manifest.moment.iter().flat_map(|_| [MEMORY, DEVICES]) {
-                let path = sealed.join(name);
-                this.verified.know(&path).map_err(Error::file("look at", &path))?;
-            }
-            Ok(snapshot)
+            let name = wish.name.clone();
+            let sealed = this.seal_all(&at, (definition, wish), held, &job_);
+            // Here, since nobody may be waiting any more.
+            sealed.map_err(|error| this.give_up(&at, &name, error))
         })
         .await
+    }
+
+    fn seal_all(
+        &self,
+        home: &Home,
+        (definition, wish): (Definition, NewSnapshot),
+        held: Option<Held>,
+        job: &Job,
+    ) -> Result<Snapshot, Error> {
+        let (pause, old) = (held.as_ref().map(|held| held.pause), definition.active);
+        // Also those that a snapshot switched away from which was cut off afterwards.
+        let mut sealed = Vec::new();
+        for number in definition.unsealed(old) {
+            sealed.push((number, self.seal(home, number, job)?));
+        }
+        let Definition { hardware, network, guest, .. } = definition;
+        let partial = home.partial(&wish.name);
+        let moment = match held {
+            Some(held) => {
+                Some(moment(&partial, hardware.memory_bytes, (held, network, guest), job)?)
+            }
+            None => None,
+        };
+        home.change(|definition| {
+            for (number, record) in sealed {
+                if let Some(layer) = definition.layers.get_mut(&number) {
+                    layer.sealed = Some(record);
+                }
+            }
+        })?;
+        let pause = pause.unwrap_or_default().as_micros();
+        let manifest = Manifest {
+            format: Manifest::FORMAT,
+            name: wish.name,
+            at: wish.at,
+            labels: wish.labels,
+            pause_us: u64::try_from(pause).unwrap_or(u64::MAX),
+            layer: old,
+            hardware,
+            moment,
+        };
+        job.check()?;
+        let snapshot = home.seal(&manifest)?;
+        home.change(|definition| definition.current = Some(manifest.name.clone()))?;
+        // What was digested a moment ago is not read again when it is gone back to.
+        let sealed = home.snapshot(&manifest.name);
+        for name in manifest.moment.iter().flat_map(|_| [MEMORY, DEVICES]) {
+            let path = sealed.join(name);
+            self.verified.know(&path).map_err(Error::file("look at", &path))?;
+        }
+        Ok(snapshot)
     }
 
     pub(super) async fn delete(
         &self,
         home: &Home,
-        snapshot: &crate::image::SnapshotName,
+        snapshot: &SnapshotName,
         job: &Job,
     ) -> Result<(), Error> {
         let path = home.snapshot(snapshot);
@@ -296,12 +314,16 @@ impl Qemu {
 fn moment(
     partial: &Path,
     memory_bytes: u64,
-    held: Held,
-    (network, guest): (Network, Option<Ipv4Addr>),
+    (held, network, guest): (Held, Network, Option<Ipv4Addr>),
+    job: &Job,
 ) -> Result<Moment, Error> {
     let (memory, devices) = (partial.join(MEMORY), partial.join(DEVICES));
     let memory_offset = memory::split(&memory, &devices, memory_bytes)?;
-    let record = |path: &Path| FileRecord::of(path, || Ok(())).map_err(Error::file("read", path));
+    let record = |path: &Path| {
+        let record = FileRecord::of(path, || job.go_on());
+        job.check()?;
+        record.map_err(Error::file("read", path))
+    };
     let keep = |path: &Path| {
         let synced = File::open(path).and_then(|file| file.sync_all());
         synced.map_err(Error::file("write", path))
@@ -541,7 +563,6 @@ pub(super) fn room(home: &Home, needed_bytes: u64) -> Result<(), Error> {
 mod tests {
     use super::*;
     use crate::freeze::MARK;
-    use crate::image::SnapshotName;
     use crate::qemu::fake::{self, until_asked};
     use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
