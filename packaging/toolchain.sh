@@ -1,6 +1,9 @@
 # shellcheck shell=bash
-# Sourced by install.sh and test.sh: makes sure of system packages and of the Rust toolchain.
-# Expects the function `say`.
+# Sourced by install.sh, test.sh and the labs: makes sure of system packages and of the Rust
+# toolchain.
+
+# How it is said what is done, where whoever reads this has no `say` by then.
+declare -F say >/dev/null || say() { printf '== %s\n' "$*" >&2; }
 
 # Installs the Debian packages that are missing. Without root it says which to ask for.
 ensure_packages() {
