@@ -118,7 +118,8 @@ pub struct PlannedStep {
 pub struct TwinGap {
     pub subject: String,
     /// `hardware`, `system`, `network`, `data`, `secret`, `unpackaged`, `user_manager`,
-    /// `transient`, `name`, `isolated`, `own` or `unseen`; `pending` where a step is there for it.
+    /// `transient`, `name`, `isolated`, `gone`, `own` or `unseen`; `pending` where a step is there
+    /// for it.
     pub cause: String,
     pub why: String,
     /// What somebody can do.

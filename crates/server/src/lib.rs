@@ -22,6 +22,7 @@ pub mod config;
 mod container_images;
 mod http;
 mod images;
+mod lacks;
 pub mod listening;
 mod metrics;
 mod pulse;

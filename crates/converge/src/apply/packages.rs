@@ -124,14 +124,21 @@ impl Change<'_> {
     async fn together(&self, steps: &[(usize, &Action)]) -> BTreeMap<usize, String> {
         let Err(_first) = self.transaction(steps).await else { return BTreeMap::new() };
         // One that was cut off has left its work half done, and apt refuses to go on.
+        let mut has_new_lists = false;
         for (program, words) in apt::REPAIR {
-            if let Err(error) = self.follow(program, words.to_vec(), UPDATE).await {
+            let done = self.follow(program, words.to_vec(), UPDATE).await;
+            // The last of them makes the lists.
+            has_new_lists = done.is_ok();
+            if let Err(error) = done {
                 self.say(&error.to_string());
             }
         }
-        let mut failed = BTreeMap::new();
-        let mut open = vec![steps];
-        while let Some(part) = open.pop() {
+        let gone = if has_new_lists { self.gone(steps).await } else { BTreeMap::new() };
+        let there: Vec<_> =
+            steps.iter().copied().filter(|(at, _)| !gone.contains_key(at)).collect();
+        let mut failed = gone;
+        let mut open = vec![there.as_slice()];
+        while let Some(part) = open.pop().filter(|part| !part.is_empty()) {
             let Err(error) = self.transaction(part).await else { continue };
             match part {
                 [(at, _)] => {
@@ -146,6 +153,29 @@ impl Change<'_> {
         failed
     }
 
+    /// Those whose version no repository has, by the lists there are.
+    async fn gone(&self, steps: &[(usize, &Action)]) -> BTreeMap<usize, String> {
+        let put = |action: &Action| match action {
+            Action::PutPackage { name, .. } => Some(name.to_string()),
+            _ => None,
+        };
+        let names: Vec<String> = steps.iter().filter_map(|(_, action)| put(action)).collect();
+        let words = apt::VERSIONS.into_iter().chain(names.iter().map(String::as_str)).collect();
+        let lines = match self.lines("apt-cache", words, ANSWER).await {
+            Ok(lines) => lines,
+            Err(error) => {
+                self.say(&error.to_string());
+                return BTreeMap::new();
+            }
+        };
+        let versions = apt::versions(lines.iter().map(String::as_str));
+        let gone = steps.iter().filter(|(_, action)| !apt::is_among(&versions, action));
+        gone.filter_map(|(at, action)| {
+            Some((*at, format!("{}: {}", apt::GONE, apt::word(action)?)))
+        })
+        .collect()
+    }
+
     async fn transaction(&self, steps: &[(usize, &Action)]) -> Result<(), Error> {
         let words: Vec<String> = steps.iter().filter_map(|(_, action)| apt::word(action)).collect();
         self.simulate(&words).await?;
@@ -157,12 +187,7 @@ impl Change<'_> {
     async fn simulate(&self, words: &[String]) -> Result<(), Error> {
         let all = [apt::SIMULATE].into_iter().chain(apt::TRANSACTION);
         let all: Vec<&str> = all.chain(words.iter().map(String::as_str)).collect();
-        let lines = Mutex::new(Vec::new());
-        let take = |line: &str| {
-            lines.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());
-        };
-        self.run("apt-get", all, apt::WITHIN, &take).await?;
-        let lines = lines.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let lines = self.lines("apt-get", all, apt::WITHIN).await?;
         let Some(removed) = apt::removed(lines.iter().map(String::as_str)) else {
             return Err(Error::Unclear("apt does not say what it would remove".to_owned()));
         };
@@ -177,6 +202,21 @@ impl Change<'_> {
         within: Duration,
     ) -> Result<(), Error> {
         self.run(program, words, within, &|text: &str| self.say(text)).await
+    }
+
+    /// What a program says.
+    async fn lines(
+        &self,
+        program: &'static str,
+        words: Vec<&str>,
+        within: Duration,
+    ) -> Result<Vec<String>, Error> {
+        let lines = Mutex::new(Vec::new());
+        let take = |line: &str| {
+            lines.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());
+        };
+        self.run(program, words, within, &take).await?;
+        Ok(lines.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     async fn run(

@@ -47,8 +47,16 @@ pub fn through(program: &str, relay: Option<u16>) -> Option<String> {
 pub const FINISH: (&str, &[&str]) =
     ("dpkg", &["--configure", "-a", "--force-confdef", "--force-confold"]);
 
-/// What may help where a transaction failed: that, or a version is newer than the lists.
-pub const REPAIR: [(&str, &[&str]); 2] = [FINISH, ("apt-get", &["--quiet", "update"])];
+/// What may help where a transaction failed: that, or a version is newer than the lists. New lists
+/// are all of them: with less nothing can be said of what they do not have.
+pub const REPAIR: [(&str, &[&str]); 2] =
+    [FINISH, ("apt-get", &["--quiet", "--option=APT::Update::Error-Mode=any", "update"])];
+
+/// Of apt-cache; the names of packages follow. It tells the versions that repositories have.
+pub const VERSIONS: [&str; 2] = ["madison", "--"];
+
+/// With what the reason begins why a step failed whose version no repository has.
+pub const GONE: &str = "no repository has this version";
 
 /// Before the words of a transaction: it only tells what it would do.
 pub const SIMULATE: &str = "--simulate";
@@ -72,6 +80,31 @@ pub fn removed<'t>(told: impl IntoIterator<Item = &'t str>) -> Option<BTreeSet<&
         }
     }
     (number == Some(names.len())).then_some(names)
+}
+
+/// The versions that apt-cache tells of, by package.
+#[must_use]
+pub fn versions<'t>(told: impl IntoIterator<Item = &'t str>) -> BTreeSet<(&'t str, &'t str)> {
+    let line = |line: &'t str| {
+        let mut fields = line.split(" | ").map(str::trim);
+        Some((fields.next()?, fields.next()?))
+    };
+    told.into_iter().filter_map(line).collect()
+}
+
+/// Whether one of the versions that repositories have is that of a step.
+#[must_use]
+pub fn is_among(versions: &BTreeSet<(&str, &str)>, action: &Action) -> bool {
+    let Action::PutPackage { name, version } = action else { return true };
+    // They are told without the architecture.
+    let name = name.as_str().split_once(':').map_or(name.as_str(), |(name, _)| name);
+    versions.contains(&(name, version.as_str()))
+}
+
+/// Whether a step failed for the reason that no repository has its version.
+#[must_use]
+pub fn is_gone(action: &Action, why: &str) -> bool {
+    matches!(action, Action::PutPackage { .. }) && why.starts_with(GONE)
 }
 
 /// What a transaction is told of a step; nothing of one that changes no package.
@@ -112,6 +145,25 @@ mod tests {
         check("", None);
         check(&count("0"), Some(&[]));
         check(&count("-"), None);
+    }
+
+    #[test]
+    fn versions_that_repositories_have() {
+        let told = "     g++ | 4:12.2.0-3 | http://a.example/debian bookworm/main amd64 Packages\n\
+                    \x20   soak |      1.0-1 | http://a.example ./ Packages\nN: Unable to locate";
+        let versions = versions(told.lines());
+        assert_eq!(versions, [("g++", "4:12.2.0-3"), ("soak", "1.0-1")].into());
+        let put = |name: &str, version: &str| Action::PutPackage {
+            name: name.parse().unwrap(),
+            version: version.parse().unwrap(),
+        };
+        assert!(is_among(&versions, &put("soak:i386", "1.0-1")));
+        assert!(!is_among(&versions, &put("soak", "1.0-2")));
+        assert!(is_among(&versions, &Action::RemovePackage("soak".parse().unwrap())));
+        let why = format!("{GONE}: soak=1.0-2");
+        assert!(is_gone(&put("soak", "1.0-2"), &why));
+        assert!(!is_gone(&put("soak", "1.0-2"), "apt-get: E: no"));
+        assert!(!is_gone(&Action::ReloadManager, &why));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What belongs to a twin and not to its host: it stays, whatever the host has or has not.
 
-use crate::spec::Image;
+use crate::spec::{Image, PackageName, PackageVersion};
 use crate::{Facts, Subject};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,6 +10,8 @@ pub struct Own {
     /// What its base image brought.
     base: BTreeSet<Subject>,
     lacks_packages: bool,
+    /// Versions of packages that are nowhere where it may look.
+    gone: BTreeSet<(PackageName, PackageVersion)>,
     images: Images,
 }
 
@@ -116,6 +118,12 @@ impl Own {
         Self { lacks_packages: true, ..self }
     }
 
+    /// The same of a twin that reaches no repository with these versions.
+    #[must_use]
+    pub fn without_versions(self, gone: BTreeSet<(PackageName, PackageVersion)>) -> Self {
+        Self { gone, ..self }
+    }
+
     /// The same of a twin that reaches nothing to have images of containers from.
     #[must_use]
     pub fn without_images(self) -> Self {
@@ -131,6 +139,11 @@ impl Own {
     /// Whether packages can't come to it.
     pub(crate) fn lacks_packages(&self) -> bool {
         self.lacks_packages
+    }
+
+    /// Whether no repository that it reaches has this version.
+    pub(crate) fn lacks_version(&self, package: &(PackageName, PackageVersion)) -> bool {
+        self.gone.contains(package)
     }
 
     /// Why an image can't come to it, if that is so.

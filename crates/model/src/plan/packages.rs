@@ -47,6 +47,16 @@ impl Draft<'_> {
                 self.lacking.insert(name.clone(), twin.is_some());
                 continue;
             }
+            if self.own.lacks_version(&(name.clone(), wanted.version.clone())) {
+                let what = format!(
+                    "no repository that the twin reaches has its version {}; it is asked for again",
+                    wanted.version
+                );
+                let remedy = "upgrade it on the host, or set up a repository that has this version";
+                self.gap(&subject, Cause::Gone, &what, remedy);
+                self.lacking.insert(name.clone(), twin.is_some());
+                continue;
+            }
             let why = match twin {
                 None => "the host has this package",
                 Some(_) => "the host has another version of it",

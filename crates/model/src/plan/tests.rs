@@ -386,6 +386,25 @@ fn files_that_the_host_removed_go() {
 }
 
 #[test]
+fn a_version_that_no_repository_has_is_no_step() {
+    let nginx = |version: &str| {
+        let file = r#"file:/etc/default/nginx {"role":"config","package":"nginx"}"#;
+        format!("package:nginx {{\"version\":\"{version}\",\"manager\":\"dpkg\"}}\n{file}")
+    };
+    let (spec, twin) = (spec_of(&facts(&nginx("2"))), facts(&nginx("1")));
+    let without = |version: &str| {
+        let gone = ("nginx".parse().unwrap(), version.parse().unwrap());
+        show(&plan(&spec, &twin, &Own::default().without_versions([gone].into())))
+    };
+    let like_that = without("2");
+    assert!(like_that.contains("gap package:nginx [gone] no repository that the twin reaches"));
+    assert!(!like_that.contains("install nginx"), "{like_that}");
+    // Of another version that is not to be had nobody asks.
+    assert_eq!(without("3"), show(&plan(&spec, &twin, &Own::default())));
+    assert!(!without("3").contains("[gone]"));
+}
+
+#[test]
 fn declared_extras_go_before_what_is_observed() {
     let host = facts(&format!(
         "{FRAGMENT}\nunit:nginx.service {UNIT}\npackage:vim {{\"version\":\"9\",\"manager\":\"dpkg\"}}"

@@ -27,6 +27,8 @@ pub enum Cause {
     Name,
     /// A package or an image, and the twin reaches nothing to have it from.
     Isolated,
+    /// A version of a package that no repository has which the twin reaches.
+    Gone,
     /// The twin needs its own.
     Own,
     /// It could not be looked at.
@@ -48,6 +50,7 @@ impl Cause {
             Self::Transient => "transient",
             Self::Name => "name",
             Self::Isolated => "isolated",
+            Self::Gone => "gone",
             Self::Own => "own",
             Self::Unseen => "unseen",
         }

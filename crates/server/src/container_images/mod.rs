@@ -24,6 +24,7 @@ pub(crate) use bundle::Bundle;
 pub(crate) use kept::Held;
 
 use crate::clock;
+use crate::lacks::{Again, Lacks};
 use crate::runs::{Handle, Stream as Says};
 use api::container_image::{ImageAnswer, ImageNews, ImageTask, PIECE, SAID_MAX, WhyNot};
 use axum::body::Bytes;
@@ -36,19 +37,17 @@ use model::spec::{ContainerName, Image};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OnceCell, OwnedMutexGuard, oneshot};
 use tokio::time::{Instant, timeout};
 
 /// For all of an image.
 const TRANSFER: Duration = Duration::from_secs(3600);
-/// Images that did not come which are remembered.
-const LACKS_MAX: usize = 10_000;
 const WAITS: Waits = Waits {
     silence: Duration::from_secs(60),
     coming: Duration::from_secs(20),
-    again: (Duration::from_secs(60), Duration::from_secs(3600)),
+    again: Again { first: Duration::from_secs(60), longest: Duration::from_secs(3600) },
 };
 
 /// How long others are waited for.
@@ -58,8 +57,8 @@ struct Waits {
     silence: Duration,
     /// For agents to come back after the server was started. Later, one that is there has asked.
     coming: Duration,
-    /// Until an image that did not come is asked for again: doubled each time.
-    again: (Duration, Duration),
+    /// Until an image that did not come is asked for again.
+    again: Again,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -130,17 +129,13 @@ struct Inner {
     prepared: OnceCell<()>,
     desk: Desk,
     turns: Mutex<BTreeMap<HostId, Arc<tokio::sync::Mutex<()>>>>,
-    lacks: Mutex<BTreeMap<(HostId, Image), Lacking>>,
+    lacks: Lacks<(HostId, Image), Lacking>,
 }
 
 /// An image that did not come.
 #[derive(Debug, Clone)]
 struct Lacking {
     lack: Lack,
-    since: Instant,
-    tries: u32,
-    /// It is worth another try.
-    is_pardoned: bool,
     /// Nobody was there to ask.
     is_unattended: bool,
 }
@@ -160,7 +155,7 @@ impl ContainerImages {
             prepared: OnceCell::new(),
             desk: Desk::new(begin),
             turns: Mutex::default(),
-            lacks: Mutex::default(),
+            lacks: Lacks::new(waits.again),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -183,9 +178,7 @@ impl ContainerImages {
         let fetched = fetched.unwrap_or_else(|_late| late());
         let key = (host.clone(), image.clone());
         match &fetched {
-            Ok(_) => {
-                self.lacks().remove(&key);
-            }
+            Ok(_) => self.inner.lacks.forget(&key),
             Err(Missing::Lacking(lack)) => self.note(key, lack.clone()),
             Err(Missing::Broken(_)) => {}
         }
@@ -225,10 +218,7 @@ impl ContainerImages {
         if !self.inner.desk.note(host) {
             return false;
         }
-        let mut lacks = self.lacks();
-        let before = lacks.len();
-        lacks.retain(|(of, _), lacking| of != host || !lacking.is_unattended);
-        lacks.len() < before
+        self.inner.lacks.forget_those(|(of, _), lacking| of == host && lacking.is_unattended)
     }
 
     /// Waits for something to be wanted of a host.
@@ -261,40 +251,23 @@ impl ContainerImages {
         answer.await.unwrap_or(Err(Error::Unwanted))
     }
 
-    fn lacks(&self) -> MutexGuard<'_, BTreeMap<(HostId, Image), Lacking>> {
-        self.inner.lacks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Images that do not come from a host, and why.
     pub(crate) fn lacking(&self, host: &HostId) -> BTreeMap<Image, Lack> {
-        let lacks = self.lacks();
-        let of_host = lacks.iter().filter(|((of, _), one)| of == host && !one.is_pardoned);
-        of_host.map(|((_, image), one)| (image.clone(), one.lack.clone())).collect()
+        let of_host = self.inner.lacks.known(|(of, _)| of == host).into_iter();
+        of_host.map(|((_, image), one)| (image, one.lack)).collect()
     }
 
     /// From now on those are worth another try that did not come a while ago; whether there are
     /// any. Where nobody was there to ask, that has to come first.
     pub(crate) fn pardon(&self, host: &HostId) -> bool {
-        let mut is_any = false;
-        for ((of, _), lacking) in self.lacks().iter_mut() {
-            let is_known = of != host || lacking.is_unattended || lacking.is_pardoned;
-            if !is_known && lacking.since.elapsed() >= self.inner.waits.again(lacking.tries) {
-                lacking.is_pardoned = true;
-                is_any = true;
-            }
-        }
-        is_any
+        let has_been_asked =
+            |(of, _): &(HostId, Image), lacking: &Lacking| of == host && !lacking.is_unattended;
+        self.inner.lacks.pardon(has_been_asked, Instant::now())
     }
 
     fn note(&self, key: (HostId, Image), lack: Lack) {
         let is_unattended = lack == unattended(&key.0);
-        let mut lacks = self.lacks();
-        if lacks.len() >= LACKS_MAX {
-            lacks.clear();
-        }
-        let tries = lacks.get(&key).map_or(0, |before| before.tries).saturating_add(1);
-        let since = Instant::now();
-        lacks.insert(key, Lacking { lack, since, tries, is_pardoned: false, is_unattended });
+        self.inner.lacks.note(key, Lacking { lack, is_unattended }, Instant::now());
     }
 
     /// Runs what blocks off the async threads.
@@ -304,13 +277,6 @@ impl ContainerImages {
     ) -> Result<T, Error> {
         let kept = self.inner.kept.clone();
         tokio::task::spawn_blocking(move || work(&kept)).await.unwrap_or(Err(Error::Broken))
-    }
-}
-
-impl Waits {
-    fn again(&self, tries: u32) -> Duration {
-        let doubled = 2_u32.saturating_pow(tries.saturating_sub(1));
-        self.again.0.saturating_mul(doubled).min(self.again.1)
     }
 }
 

@@ -193,6 +193,7 @@ impl Twins {
         self.off_thread(move |this| {
             this.inner.book.delete(&name)?;
             this.inner.standings.forget(&name)?;
+            this.inner.gone.forget(&name);
             this.inner.access.unpin(&name)
         })
         .await

@@ -50,7 +50,7 @@ pub use settings::{By, Keep, MadeOf, Saving, Settings, TwinsFile, Way};
 use crate::container_images::ContainerImages;
 use crate::runs::{self, Cause, Failure, Handle, Kind, New, RunId, Runs, Subject};
 use access::Access;
-use follow::{Standings, Wakers};
+use follow::{Gone, Standings, Wakers};
 use model::HostId;
 use names::Names;
 use places::Places;
@@ -94,6 +94,7 @@ struct Inner {
     history: History,
     runs: Runs,
     standings: Standings,
+    gone: Gone,
     /// Whose turn it is to talk to which guest.
     turns: channel::Turns,
     wakers: Wakers,
@@ -156,6 +157,7 @@ impl Twins {
             relay: OnceCell::new(),
             access: Access::new(data_dir.join("access")),
             standings: Standings::new(book.clone()),
+            gone: Gone::default(),
             book,
             images,
             container_images,

@@ -5,6 +5,7 @@ use super::task::Task;
 use super::tasks::none_failed;
 use super::yaml::Yaml;
 use model::plan::{Action, Step, apt};
+use model::spec::{PackageName, PackageVersion};
 
 /// Whether the file that keeps services from starting is ours, or nobody's.
 const IS_OURS: &str =
@@ -13,6 +14,11 @@ const IS_OURS: &str =
 const NOTHING: &str = "(?m)^0 upgraded, 0 newly installed, 0 to remove";
 const FAILED: &str = "twin_simulated is not skipped \
     and (twin_packages is skipped or twin_packages.rc | default(1) != 0)";
+/// What became of the new lists, where those were needed.
+const LISTS: &str = "twin_lists";
+/// Whether no repository has the version of a step; told only by lists that are new and whole.
+const IS_GONE: &str = "twin_versions is not skipped and twin_versions.rc | default(1) == 0 \
+    and twin_versions.stdout is not search('(?m)[|] +' ~ (twin_version | regex_escape) ~ ' +[|]')";
 /// What the tasks know as the packages that go.
 const LEAVING: &str = "twin_leaving";
 const REMOVES: &str = "apt would remove what no step of the plan removes";
@@ -73,7 +79,9 @@ pub(super) fn together(first: usize, batch: &[&Step], apt: &Apt<'_>) -> Vec<Yaml
         all("twin_simulated", "twin_packages").named("Packages, all at once"),
     ];
     for repair in apt::REPAIR {
-        tasks.push(program(repair).when(FAILED).named("What was half done, and new lists"));
+        // The last of them makes the lists.
+        let repair = program(repair).when(FAILED).register(LISTS);
+        tasks.push(repair.named("What was half done, and new lists"));
     }
     tasks.push(simulated(FAILED, "twin_simulated_again"));
     tasks.push(all("twin_simulated_again", "twin_again").named("Packages, all at once, again"));
@@ -105,6 +113,10 @@ pub(super) fn alone(action: &Action, apt: &Apt<'_>) -> Vec<Task> {
         .changed_when(BROUGHT)
         .never_fails();
     let word = apt::word(action).unwrap_or_default();
+    let gone = match action {
+        Action::PutPackage { name, version } => gone(name, version, &wanted).to_vec(),
+        _ => Vec::new(),
+    };
     let simulated = apt.simulated(&[&word]).when(when).register("twin_simulated").looks();
     let removed = removed("twin_simulated");
     let others = format!("{{{{ {removed} | difference({LEAVING}) | join(', ') }}}}");
@@ -117,7 +129,19 @@ pub(super) fn alone(action: &Action, apt: &Apt<'_>) -> Vec<Task> {
         .when("twin_simulated is not skipped")
         .with_all(LEAVING, &apt.leaving);
     let done = apt.transaction(&[&word]).when(when).with("wanted", &wanted);
-    vec![look, simulated.with("wanted", &wanted), judged, done]
+    let tasks = [simulated.with("wanted", &wanted), judged, done];
+    [look].into_iter().chain(gone).chain(tasks).collect()
+}
+
+/// Looks whether a repository has a version that is not there, and fails where none has.
+fn gone(name: &PackageName, version: &PackageVersion, wanted: &str) -> [Task; 2] {
+    let words = ["apt-cache"].into_iter().chain(apt::VERSIONS).chain([name.as_str()]);
+    let is_open = format!("twin_there.stdout != wanted and {LISTS}.rc | default(1) == 0");
+    let versions = Task::program(words).when(&is_open).with("wanted", wanted);
+    let versions = versions.register("twin_versions").looks().never_fails();
+    let arguments = vec![("msg", Yaml::data(&format!("{}: {name}={version}", apt::GONE)))];
+    let told = Task::new("ansible.builtin.fail", arguments).when(IS_GONE);
+    [versions, told.with("twin_version", version.as_str())]
 }
 
 /// The packages that a simulated transaction removes, as an expression.

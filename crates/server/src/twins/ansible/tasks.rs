@@ -436,17 +436,20 @@ mod tests {
                   failed_when: false
                   timeout: 1800
                   when: "twin_simulated is not skipped and (twin_packages is skipped or twin_packages.rc | default(1) != 0)"
+                  register: "twin_lists"
                 - name: !unsafe "What was half done, and new lists"
                   ansible.builtin.command:
                     argv:
                       - !unsafe "apt-get"
                       - !unsafe "--option=Acquire::http::Proxy=http://127.0.0.1:8473/"
                       - !unsafe "--quiet"
+                      - !unsafe "--option=APT::Update::Error-Mode=any"
                       - !unsafe "update"
                   changed_when: false
                   failed_when: false
                   timeout: 1800
                   when: "twin_simulated is not skipped and (twin_packages is skipped or twin_packages.rc | default(1) != 0)"
+                  register: "twin_lists"
                 - name: !unsafe "What that would remove"
                   ansible.builtin.command:
                     argv:
@@ -507,6 +510,27 @@ mod tests {
                       register: "twin_there"
                       changed_when: "twin_packages is changed or twin_again is changed"
                       failed_when: false
+                      timeout: 1800
+                    - name: !unsafe "0: install nginx 1.22-1"
+                      ansible.builtin.command:
+                        argv:
+                          - !unsafe "apt-cache"
+                          - !unsafe "madison"
+                          - !unsafe "--"
+                          - !unsafe "nginx"
+                      when: "twin_there.stdout != wanted and twin_lists.rc | default(1) == 0"
+                      vars:
+                        wanted: !unsafe "1.22-1 installed"
+                      register: "twin_versions"
+                      changed_when: false
+                      failed_when: false
+                      timeout: 1800
+                    - name: !unsafe "0: install nginx 1.22-1"
+                      ansible.builtin.fail:
+                        msg: !unsafe "no repository has this version: nginx=1.22-1"
+                      when: "twin_versions is not skipped and twin_versions.rc | default(1) == 0 and twin_versions.stdout is not search('(?m)[|] +' ~ (twin_version | regex_escape) ~ ' +[|]')"
+                      vars:
+                        twin_version: !unsafe "1.22-1"
                       timeout: 1800
                     - name: !unsafe "0: install nginx 1.22-1"
                       ansible.builtin.command:

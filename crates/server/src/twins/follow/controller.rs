@@ -215,7 +215,7 @@ impl Twins {
         goal: &Arc<Goal>,
         memory: &mut Memory,
     ) -> Result<Next, Error> {
-        if self.inner.container_images.pardon(&goal.host) {
+        if self.pardon_what_lacks(name, &goal.host) {
             memory.forget();
         }
         if let Some(pause) = self.rests(name, goal, memory).await? {

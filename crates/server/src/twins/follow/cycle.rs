@@ -11,7 +11,7 @@ use crate::twins::guest::{fresh_id, within};
 use crate::twins::snapshots::{Wish, free_name};
 use crate::twins::{Saving, Twins};
 use model::entity::{Collector, Platform};
-use model::plan::{Fidelity, Outcome, Own, Plan, on_its_way, plan};
+use model::plan::{Fidelity, Outcome, Own, Plan, apt, on_its_way, plan};
 use model::spec::{Cause, Spec, leave_out_passing};
 use model::{Facts, HostId, Kind, Significance, Time, Version};
 use std::sync::Arc;
@@ -126,8 +126,10 @@ impl Twins {
         };
         let looked_at = clock::now();
         let is_isolated = self.known(name).await?.network == Network::Isolated;
+        let machine = name.clone();
         self.off_thread(move |this| {
             let own = this.own(&goal.twin, &goal.spec, &facts)?;
+            let own = own.without_versions(this.inner.gone.of(&machine));
             let own = match is_isolated {
                 true => this.cut_off(own, &goal.host),
                 false => own,
@@ -232,7 +234,11 @@ impl Twins {
         self.finish_what_is_under_way(name, handle).await?;
         let goal = self.goal(name).await?;
         handle.step(&format!("Leading {name} to version {} of its host", goal.version));
-        self.inner.container_images.pardon(&goal.host);
+        self.pardon_what_lacks(name, &goal.host);
+        if !handle.is_unasked() {
+            // Whoever asks may have seen to it.
+            self.inner.gone.forget(name);
+        }
         let seen = within(handle, self.compare(name, goal, known)).await??;
         self.refuse_another_system(name, &seen).await?;
         if !seen.plan.is_empty() {
@@ -274,6 +280,7 @@ impl Twins {
                 self.change_standing(name, |standing| standing.under_way = under_way).await?;
             }
             let done = self.carry_out(name, &run, (&seen.plan, images), handle).await?;
+            self.inner.gone.learn(name, &seen.plan, &done);
             trouble = first_trouble(&seen.plan, &done);
             if handle.cancelled().is_cancelled() {
                 return Err(Failure::new("cancelled"));
@@ -471,18 +478,21 @@ impl Trouble {
     }
 }
 
-/// The first step that failed, and what it said.
+/// The first step that failed, and what it said. What is nowhere to be had is a gap from now on.
 fn first_trouble(plan: &Plan, done: &CarriedOut) -> Option<Trouble> {
     done.outcomes.iter().enumerate().find_map(|(at, outcome)| {
+        let step = plan.steps().get(at).map(|step| &step.action);
         let why = match outcome {
+            Outcome::Failed(why) if step.is_some_and(|step| apt::is_gone(step, why)) => {
+                return None;
+            }
             Outcome::Failed(why) => why.clone(),
             Outcome::Cancelled => "cancelled".to_owned(),
             Outcome::Already | Outcome::Changed | Outcome::Skipped { .. } => return None,
         };
         let mut output = done.said.get(&at).cloned().unwrap_or_default();
         output.push(why);
-        let step = plan.steps().get(at).map(|step| step.action.to_string());
-        Some(Trouble { step, output, is_partial: true })
+        Some(Trouble { step: step.map(ToString::to_string), output, is_partial: true })
     })
 }
 

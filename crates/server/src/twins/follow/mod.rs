@@ -16,6 +16,7 @@
 
 mod controller;
 mod cycle;
+mod gone;
 mod pace;
 mod past;
 mod standing;
@@ -23,6 +24,7 @@ mod standing;
 mod tests;
 
 pub(crate) use controller::{Wakers, run};
+pub(super) use gone::Gone;
 pub(super) use standing::{Standing, Standings};
 
 use super::Twins;
