@@ -233,6 +233,24 @@ fn a_new_machine_in_its_order() {
 }
 
 #[test]
+fn what_another_unit_starts_along_is_stopped_after_that() {
+    let unit = |name: &str, state: &str, more: &str| {
+        format!(
+            r#"unit:{name}.service {{"active_state":"{state}","enablement":"disabled","load_state":"loaded","fragment_path":"/lib/systemd/system/{name}.service"{more}}}"#
+        )
+    };
+    let wants = r#","wants":["app.service"]"#;
+    check(
+        &[unit("app", "inactive", ""), unit("nginx", "active", wants)].join("\n"),
+        &[unit("app", "active", ""), unit("nginx", "inactive", wants)].join("\n"),
+        &expect![[r#"
+            0 start nginx.service (the host's runs)
+            1 stop app.service (the host's does not run) after [0]
+        "#]],
+    );
+}
+
+#[test]
 fn containers_are_made_anew_when_they_are_to_be_others() {
     let web = r#"container:web {"image":"lab/busybox:1","state":"running","command":["httpd"],"ports":["0.0.0.0:8080->80/tcp"],"environment":{"TOKEN":"redacted:0123456789abcdef","A":"1"},"networks":["bridge"]}"#;
     check(

@@ -330,7 +330,8 @@ impl Draft<'_> {
         files.filter(move |(path, _)| of_it(path)).map(|(_, at)| *at)
     }
 
-    /// What needs another comes up after it and goes down before it.
+    /// What needs another comes up after it and goes down before it. What another starts along
+    /// goes down after that.
     fn order_units(&mut self) {
         let spec = self.spec;
         let stops: Vec<At> = self.stops.values().copied().collect();
@@ -348,6 +349,12 @@ impl Draft<'_> {
                 for other in &unit.after {
                     let other = self.starts.get(other).copied();
                     self.follow(at, other);
+                }
+                // Before, it would come up again.
+                for other in &unit.wants {
+                    if let Some(stop) = self.stops.get(other).copied() {
+                        self.follow(stop, Some(at));
+                    }
                 }
             }
             if let Some(at) = self.stops.get(name).copied() {

@@ -48,6 +48,8 @@ pub struct Unit {
     pub package: Option<PackageName>,
     /// Without which it does not run.
     pub requires: BTreeSet<UnitName>,
+    /// What starts with it, and may be stopped while it runs.
+    pub wants: BTreeSet<UnitName>,
     pub after: BTreeSet<UnitName>,
 }
 
@@ -143,6 +145,7 @@ fn taken(
         files,
         fragment,
         requires: names(&[&unit.requires, &unit.requisite, &unit.binds_to]),
+        wants: names(&[&unit.wants]),
         after: names(&[&unit.after]),
         subject,
     }

@@ -13,6 +13,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 use virt::domain::{Domain, DomainState};
+use virt::error::ErrorNumber;
 use virt::sys;
 
 /// For calls that only ask or change a definition.
@@ -201,6 +202,29 @@ impl Domains {
         let delete =
             move |domain: &Domain| Domain::lookup_snapshot_by_name(domain, &at, 0)?.delete(0);
         self.on(uuid, "delete the snapshot", LONG, delete).await
+    }
+
+    /// Deletes what there may be of a snapshot within the disk that libvirt does not know: its
+    /// daemon was killed as QEMU took it. libvirt is told of it first. What somebody has under
+    /// this name stays.
+    pub(super) async fn delete_unknown(
+        &self,
+        uuid: &Uuid,
+        snapshot: &SnapshotName,
+    ) -> Result<(), Error> {
+        let name = snapshot.clone();
+        let delete = move |domain: &Domain| {
+            match Domain::lookup_snapshot_by_name(domain, name.as_str(), 0) {
+                Ok(_theirs) => return Ok(()),
+                Err(error) if error.code().known() == Some(ErrorNumber::NoDomainSnapshot) => {}
+                Err(error) => return Err(error),
+            }
+            let description = domain.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?;
+            let xml = xml::snapshot_within(&name, &description);
+            let flags = sys::VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE;
+            domain.create_snapshot_xml(&xml, flags)?.delete(0)
+        };
+        self.on(uuid, "delete what is left of the snapshot", LONG, delete).await
     }
 
     async fn on<T: Send + 'static>(

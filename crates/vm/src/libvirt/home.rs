@@ -7,6 +7,7 @@
 //!   disk.qcow2         its disk over the image's, snapshots within it
 //!   seed.iso           who the guest is
 //!   snapshots/NAME     what a snapshot belongs to; the snapshot itself is libvirt's
+//!   snapshots/.partial-NAME    one that is being taken
 //!   agent, console     sockets while it runs
 //!   frozen             the guest's file systems may stand still for a snapshot
 //!   console.log        what the guest wrote to its console
@@ -171,6 +172,26 @@ impl Home {
 
     fn path(&self, snapshot: &SnapshotName) -> PathBuf {
         self.dir.join("snapshots").join(snapshot.as_str())
+    }
+
+    fn partial(&self, snapshot: &SnapshotName) -> PathBuf {
+        self.dir.join("snapshots").join(format!("{PARTIAL}{snapshot}"))
+    }
+
+    /// Writes down that a snapshot is about to be taken.
+    pub(super) fn begin(&self, snapshot: &SnapshotName) -> Result<(), Error> {
+        write(&self.partial(snapshot), &())
+    }
+
+    /// The names of those that were begun and did not come to an end.
+    pub(super) fn begun(&self) -> Result<Vec<SnapshotName>, Error> {
+        let names = entries(&self.dir.join("snapshots"))?;
+        Ok(names.iter().filter_map(|name| name.strip_prefix(PARTIAL)?.parse().ok()).collect())
+    }
+
+    /// Nothing is left of what was begun, or it is kept.
+    pub(super) fn end(&self, snapshot: &SnapshotName) -> Result<(), Error> {
+        remove(&self.partial(snapshot))
     }
 
     pub(super) fn record(&self, snapshot: &SnapshotName) -> Result<Record, Error> {

@@ -118,18 +118,64 @@ impl Libvirt {
             found => found?,
         };
         self.freezer(home, &uuid).thaw_later();
-        let known = match self.domains.snapshots(&uuid).await {
-            Ok(known) => known,
-            Err(Error::Unknown { .. }) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
+        match self.clear(home, &uuid).await {
+            Err(machine::Error::Libvirt(Error::Unknown { .. })) => Ok(()),
+            cleared => cleared,
+        }
+    }
+
+    /// Deletes snapshots of ours that nobody was told of: they were cut off.
+    async fn clear(&self, home: &Home, uuid: &Uuid) -> Outcome<()> {
         let named = home.snapshots()?;
+        let known = self.domains.snapshots(uuid).await?;
         for name in known.iter().filter_map(|name| name.parse::<SnapshotName>().ok()) {
             if !named.contains(&name) {
-                self.domains.delete_snapshot(&uuid, &name).await?;
+                self.domains.delete_snapshot(uuid, &name).await?;
             }
         }
+        for name in home.begun()? {
+            if !named.contains(&name) {
+                self.domains.delete_unknown(uuid, &name).await?;
+            }
+            home.end(&name)?;
+        }
         Ok(())
+    }
+
+    /// Takes a snapshot of a machine, which runs or not; how long the guest stood still for it.
+    async fn take(
+        &self,
+        home: &Home,
+        uuid: &Uuid,
+        (wish, ran): (&NewSnapshot, bool),
+        job: &Job,
+    ) -> Outcome<Duration> {
+        let freezer = self.freezer(home, uuid);
+        if ran {
+            freezer.settled().await?;
+        }
+        if wish.kind == Kind::Live {
+            // Clones begin with the disk: what was written before has to be on it.
+            freezer.still(job, async {}).await;
+            // In the moment that is saved the guest goes on.
+            freezer.settled().await?;
+        }
+        home.begin(&wish.name)?;
+        let begun = Instant::now();
+        let take = self.domains.snapshot(uuid, &wish.name);
+        let taken = match wish.kind {
+            Kind::Disk if ran => freezer.still(job, take).await,
+            Kind::Disk | Kind::Live => take.await,
+        };
+        // libvirt stops the guest for all of it.
+        let pause = if ran { begun.elapsed() } else { Duration::ZERO };
+        if let Err(Error::Unreachable { .. } | Error::Busy { .. } | Error::Refused { .. }) = &taken
+        {
+            // Nothing of it is there. What is under this name is somebody's.
+            home.end(&wish.name)?;
+        }
+        taken?;
+        Ok(pause)
     }
 
     fn home(&self, name: &MachineName) -> Home {
@@ -509,27 +555,9 @@ impl Hypervisor for Libvirt {
             return Err(machine::Error::NotRunning { name: name.clone(), doing });
         }
         job.step(format!("Saving {name} as {}", wish.name));
-        let mut begun = Instant::now();
         let uuid = definition.uuid.clone();
-        let take = self.domains.snapshot(&uuid, &wish.name);
-        let freezer = self.freezer(&home, &uuid);
-        if ran {
-            freezer.settled().await?;
-        }
-        match wish.kind {
-            Kind::Disk if ran => freezer.still(job, take).await?,
-            Kind::Disk => take.await?,
-            Kind::Live => {
-                // Clones begin with the disk: what was written before has to be on it.
-                freezer.still(job, async {}).await;
-                // In the moment that is saved the guest goes on.
-                freezer.settled().await?;
-                begun = Instant::now();
-                take.await?;
-            }
-        }
-        // libvirt stops the guest for all of it.
-        let pause = if ran { begun.elapsed() } else { Duration::ZERO };
+        self.clear(&home, &uuid).await?;
+        let pause = self.take(&home, &uuid, (&wish, ran), job).await?;
         let record = Record {
             name: wish.name,
             kind: wish.kind,
@@ -539,8 +567,10 @@ impl Hypervisor for Libvirt {
             pause_us: u64::try_from(pause.as_micros()).unwrap_or(u64::MAX),
         };
         definition.current = Some(record.name.clone());
-        let kept = home.keep(&record).and_then(|()| home.store(&definition));
+        let kept = home.keep(&record).and_then(|()| home.end(&record.name));
+        let kept = kept.and_then(|()| home.store(&definition));
         if let Err(error) = kept {
+            home.drop_record(&record.name)?;
             self.domains.delete_snapshot(&uuid, &record.name).await?;
             return Err(error);
         }

@@ -147,6 +147,10 @@ async fn only_snapshots_of_ours_that_nobody_was_told_of_are_deleted() {
     let domain = connect().lookup_domain_by_name("saved").unwrap();
     let theirs = "<domainsnapshot><name>mine</name></domainsnapshot>";
     domain.create_snapshot_xml(theirs, 0).unwrap();
+    // The one was never taken, and the other is somebody's under a name that we wanted.
+    for name in ["begun", "mine"] {
+        home.begin(&name.parse().unwrap()).unwrap();
+    }
     let names = || {
         let snapshots = domain.list_all_snapshots(0).unwrap();
         snapshots.iter().map(|one| one.name().unwrap()).collect::<BTreeSet<_>>()
@@ -154,4 +158,5 @@ async fn only_snapshots_of_ours_that_nobody_was_told_of_are_deleted() {
     assert_eq!(names().len(), 3);
     libvirt.recover(&home).await.unwrap();
     assert_eq!(names(), BTreeSet::from(["kept".to_owned(), "mine".to_owned()]));
+    assert_eq!(home.begun().unwrap(), []);
 }

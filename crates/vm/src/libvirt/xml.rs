@@ -10,6 +10,7 @@ use std::path::Path;
 const SLOT: &str = "0x1d";
 /// What snapshots of ours are described as; libvirt keeps it.
 const OWN: &str = "Taken by SafetyTwin";
+const SNAPSHOT: &str = "domainsnapshot";
 
 /// What libvirt is told of a machine.
 #[derive(Debug)]
@@ -156,10 +157,25 @@ fn unescaped(text: &str) -> String {
 }
 
 pub(super) fn snapshot(name: &SnapshotName) -> String {
-    Element::new("domainsnapshot")
+    described(name).to_string()
+}
+
+fn described(name: &SnapshotName) -> Element {
+    Element::new(SNAPSHOT)
         .child(Element::new("name").text(name.as_str()))
         .child(Element::new("description").text(OWN))
-        .to_string()
+}
+
+/// One that is within the disk already, of a domain by its description that libvirt gave back.
+pub(super) fn snapshot_within(name: &SnapshotName, domain: &str) -> String {
+    let snapshot = described(name)
+        .child(Element::new("creationTime").text("1"))
+        .child(Element::new("state").text("running"))
+        .child(Element::new("memory").attribute("snapshot", "internal"))
+        .to_string();
+    let end = format!("</{SNAPSHOT}>");
+    let open = snapshot.strip_suffix(&end).unwrap_or(&snapshot);
+    format!("{open}{domain}{end}")
 }
 
 /// Whether a snapshot, by its description that libvirt gave back, was made by [`snapshot`].
