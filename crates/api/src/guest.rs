@@ -280,19 +280,42 @@ pub async fn ask(
 ) -> Result<Answer, Error> {
     let asked = async {
         send(channel, &Request { id: id.clone(), ask }).await?;
-        loop {
-            match receive::<Reply>(channel).await? {
-                Some(reply) if reply.id == id => return Ok(reply.answer),
-                Some(_) => {}
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
-            }
-        }
+        replied(channel, &id).await
     };
-    match tokio::time::timeout(deadline, asked).await {
+    let asked = tokio::time::timeout(deadline, asked).await;
+    judged(asked.map_err(|_late| deadline))
+}
+
+/// The answer to what was sent under this id; others are passed over.
+///
+/// # Errors
+/// As those of [`ask`].
+pub async fn await_answer(
+    channel: &mut (impl AsyncBufRead + Unpin),
+    id: &str,
+    deadline: Duration,
+) -> Result<Answer, Error> {
+    let replied = tokio::time::timeout(deadline, replied(channel, id)).await;
+    judged(replied.map_err(|_late| deadline))
+}
+
+async fn replied(channel: &mut (impl AsyncBufRead + Unpin), id: &str) -> io::Result<Answer> {
+    loop {
+        match receive::<Reply>(channel).await? {
+            Some(reply) if reply.id == id => return Ok(reply.answer),
+            Some(_) => {}
+            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+/// What came within a deadline.
+fn judged(came: Result<io::Result<Answer>, Duration>) -> Result<Answer, Error> {
+    match came {
         Ok(Ok(Answer::Fault(fault))) => Err(Error::Fault(fault)),
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(Error::Channel(error)),
-        Err(_) => Err(Error::Deadline(deadline)),
+        Err(deadline) => Err(Error::Deadline(deadline)),
     }
 }
 

@@ -10,7 +10,9 @@ use super::create::random;
 use super::error::Error;
 use crate::clock;
 use crate::runs::{Failure, Handle, Stream as Says};
-use api::guest::{Answer, Ask, Entropy, Progress, Renew, Standing, ask};
+use api::guest::{
+    Answer, Ask, Entropy, Progress, Renew, Request, Standing, ask, await_answer, send,
+};
 use futures_util::future::join;
 use model::Identity;
 use std::net::Ipv4Addr;
@@ -83,17 +85,18 @@ impl Twins {
     ) -> Result<(), Failure> {
         handle.step("Waiting for the guest");
         let hypervisor = self.hypervisor().await?;
-        let port = hypervisor.show(name).await?.ssh_port;
         let limit = self.inner.settings.boot;
         let job = handle.job(limit + TRY + TRY);
         let up = async {
+            let port = hypervisor.show(name).await?.ssh_port;
             if greeted(port, Instant::now() + limit, FIRST).await.is_none() {
                 std::future::pending::<()>().await;
             }
+            Ok::<_, Failure>(())
         };
         tokio::select! {
             answered = vm::await_guest(hypervisor, name, limit, &job) => answered?,
-            () = up => {}
+            greeted = up => greeted?,
         }
         Ok(())
     }
@@ -146,13 +149,25 @@ impl Twins {
         identity: Option<Identity>,
     ) -> Result<Vec<String>, Failed> {
         let hypervisor = self.hypervisor().await.map_err(Failed::of)?;
-        let until = Instant::now() + AFTERWARDS;
-        let channel = until_answered(until, || talk(hypervisor, name)).await;
-        let silent = || format!("twin-guest does not answer in {name}; is it in its image?");
-        let mut channel = channel.ok_or_else(|| Failed(silent()))?;
         let entropy = Entropy::new(random::<64>().map_err(Failed::of)?.to_vec());
-        let renew = Renew { now: clock::now(), entropy: entropy.map_err(Failed::of)?, identity };
-        match ask(&mut channel, fresh_id(), Ask::Renew(renew), RENEWAL).await {
+        let entropy = entropy.map_err(Failed::of)?;
+        let renew = || {
+            let (entropy, identity) = (entropy.clone(), identity.clone());
+            Ask::Renew(Renew { now: clock::now(), entropy, identity })
+        };
+        // One that goes on is there at once, most likely: it is asked in one breath.
+        let answer = match renewed_at_once(hypervisor, name, renew()).await {
+            Some(answer) => answer,
+            None => {
+                let until = Instant::now() + AFTERWARDS;
+                let channel = until_answered(until, || talk(hypervisor, name)).await;
+                let silent =
+                    || format!("twin-guest does not answer in {name}; is it in its image?");
+                let mut channel = channel.ok_or_else(|| Failed(silent()))?;
+                ask(&mut channel, fresh_id(), renew(), RENEWAL).await
+            }
+        };
+        match answer {
             Ok(Answer::Renewed(renewed)) => {
                 let words = |fault: api::guest::Fault| format!("{}: {}", fault.part, fault.what);
                 Ok(renewed.faults.into_iter().map(words).collect())
@@ -249,6 +264,26 @@ pub(super) async fn talk(hypervisor: &dyn Hypervisor, name: &MachineName) -> Opt
     let mut channel = open(hypervisor, name).await?;
     let hello = ask(&mut channel, fresh_id(), Ask::Hello, TRY).await;
     matches!(hello, Ok(Answer::Hello(_))).then_some(channel)
+}
+
+/// What the twin's agent answers to what it is asked along with whether it is there; none where it
+/// is not there at once.
+async fn renewed_at_once(
+    hypervisor: &dyn Hypervisor,
+    name: &MachineName,
+    renew: Ask,
+) -> Option<Result<Answer, api::guest::Error>> {
+    let mut channel = open(hypervisor, name).await?;
+    let (hello, renewal) = (fresh_id(), fresh_id());
+    let greeted = async {
+        for (id, ask) in [(&hello, Ask::Hello), (&renewal, renew)] {
+            send(&mut channel, &Request { id: id.clone(), ask }).await.ok()?;
+        }
+        let greeted = await_answer(&mut channel, &hello, TRY).await;
+        matches!(greeted, Ok(Answer::Hello(_))).then_some(())
+    };
+    timeout(TRY, greeted).await.ok()??;
+    Some(await_answer(&mut channel, &renewal, RENEWAL).await)
 }
 
 /// Who a machine says it is, once nothing of that is pending.

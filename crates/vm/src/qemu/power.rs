@@ -199,7 +199,7 @@ impl Qemu {
     async fn go_on(&self, home: &Home, definition: Definition) -> Result<(), Error> {
         let doing = "go on";
         let Some((run, _)) = running(home, &definition)? else { return Ok(()) };
-        if ask(home, run).await.is_ok_and(|(status, _)| status == "running") {
+        if ask(home, run).await.is_ok_and(|status| status == "running") {
             return Ok(());
         }
         let mut qmp = monitor(home, run, doing).await?;
@@ -213,10 +213,10 @@ impl Qemu {
         let state = match running(home, &definition)? {
             None => State::Stopped,
             Some((run, process)) => {
-                acceleration = self.acceleration.get().map(|found| found.acceleration);
+                acceleration = process::acceleration(&home.run(run));
                 let worked_with = self.turns.is_taken(&home.name);
                 match ask(home, run).await {
-                    Ok((status, _))
+                    Ok(status)
                         if STANDS.contains(&status.as_str())
                             && !worked_with
                             && !self.turns.is_taken(&home.name) =>
@@ -226,11 +226,7 @@ impl Qemu {
                                 .to_owned(),
                         )
                     }
-                    Ok((status, kvm)) => {
-                        let kind = if kvm { Acceleration::Kvm } else { Acceleration::Tcg };
-                        acceleration = Some(kind);
-                        state(&status)
-                    }
+                    Ok(status) => state(&status),
                     // It may have ended just now.
                     Err(_) if running(home, &definition)?.is_none() => State::Stopped,
                     Err(error) => {
@@ -258,18 +254,12 @@ impl Qemu {
     }
 }
 
-/// The status of QEMU, and whether it runs with KVM.
-async fn ask(home: &Home, run: u64) -> Result<(String, bool), qmp::Error> {
-    #[derive(Deserialize)]
-    struct Kvm {
-        enabled: bool,
-    }
+/// The status of QEMU.
+async fn ask(home: &Home, run: u64) -> Result<String, qmp::Error> {
     let opened = process::socket(&home.run(run), command::LOOK);
     let (_dir, path) = opened.map_err(|_gone| qmp::Error::Closed)?;
-    let mut qmp = Qmp::connect(&path, GREETING).await?;
-    let status: Status = qmp.call("query-status", json!({})).await?;
-    let kvm: Kvm = qmp.call("query-kvm", json!({})).await?;
-    Ok((status.status, kvm.enabled))
+    let status: Status = Qmp::ask(&path, GREETING, "query-status").await?;
+    Ok(status.status)
 }
 
 fn state(status: &str) -> State {

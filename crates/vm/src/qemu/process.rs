@@ -13,7 +13,7 @@ use super::command::{self, Command};
 use super::home;
 use super::qmp::Qmp;
 use crate::job::{self, Job, Tool};
-use crate::machine::Error;
+use crate::machine::{Acceleration, Error};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs;
@@ -224,6 +224,14 @@ fn at_home_in(run: &Path) -> Option<i32> {
 /// The number of a run's process.
 fn number(run: &Path) -> Option<u32> {
     identity(run).ok()??.split_whitespace().next()?.parse().ok()
+}
+
+/// How the machine of a run is accelerated, by how its process was begun.
+pub(super) fn acceleration(run: &Path) -> Option<Acceleration> {
+    let words = fs::read(format!("/proc/{}/cmdline", number(run)?)).ok()?;
+    let mut words = words.split(|byte| *byte == 0).skip_while(|word| *word != b"-accel");
+    let kind = words.nth(1)?;
+    Some(if kind == b"kvm" { Acceleration::Kvm } else { Acceleration::Tcg })
 }
 
 /// Files that a run's process has open though they have no name any more, by their last one.

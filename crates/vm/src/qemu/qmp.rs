@@ -20,6 +20,8 @@ use tokio::time::timeout;
 /// For commands that answer at once.
 const CALL: Duration = Duration::from_secs(20);
 const LINE_BYTES: u64 = 16 << 20;
+/// What begins a conversation.
+const GREET: &str = "qmp_capabilities";
 /// Events kept that nobody asked for yet.
 const EVENTS: usize = 256;
 
@@ -89,16 +91,37 @@ pub(super) struct Qmp {
 impl Qmp {
     pub(super) async fn connect(socket: &Path, limit: Duration) -> Result<Self, Error> {
         let greet = async {
-            let stream = UnixStream::connect(socket).await.map_err(Error::Unreachable)?;
-            let (reader, writer) = stream.into_split();
-            let reader = BufReader::new(reader);
-            let (events, partial) = (VecDeque::new(), Vec::new());
-            let mut qmp = Self { reader, writer, events, partial, broken: false };
-            qmp.call::<Value>("qmp_capabilities", json!({})).await?;
+            let mut qmp = Self::open(socket).await?;
+            qmp.act(GREET, json!({})).await?;
             Ok(qmp)
         };
-        let late = || Error::Unreachable(io::ErrorKind::TimedOut.into());
         timeout(limit, greet).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// One question to a monitor, asked in one breath with what begins a conversation: while its
+    /// guest runs each answer is waited for.
+    pub(super) async fn ask<T: DeserializeOwned>(
+        socket: &Path,
+        limit: Duration,
+        command: &'static str,
+    ) -> Result<T, Error> {
+        let asked = async {
+            let mut qmp = Self::open(socket).await?;
+            let none = json!({});
+            let requests = [request(GREET, &none), request(command, &none)].concat();
+            qmp.say(&requests).await?;
+            qmp.answer(GREET).await?;
+            read(command, qmp.answer(command).await?)
+        };
+        timeout(limit, asked).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn open(socket: &Path) -> Result<Self, Error> {
+        let stream = UnixStream::connect(socket).await.map_err(Error::Unreachable)?;
+        let (reader, writer) = stream.into_split();
+        let reader = BufReader::new(reader);
+        let (events, partial) = (VecDeque::new(), Vec::new());
+        Ok(Self { reader, writer, events, partial, broken: false })
     }
 
     pub(super) async fn call<T: DeserializeOwned>(
@@ -111,11 +134,14 @@ impl Qmp {
         }
         // Until the answer is here, a caller that goes away leaves the monitor out of step.
         self.broken = true;
-        let answer = timeout(CALL, self.exchange(command, arguments)).await;
+        let exchange = async {
+            self.say(&request(command, &arguments)).await?;
+            self.answer(command).await
+        };
+        let answer = timeout(CALL, exchange).await;
         let answer = answer.unwrap_or(Err(Error::Overdue { command }));
         self.broken = !matches!(answer, Ok(_) | Err(Error::Refused { .. }));
-        serde_json::from_value(answer?)
-            .map_err(|error| Error::Refused { command, text: error.to_string() })
+        read(command, answer?)
     }
 
     /// For commands whose answer says nothing.
@@ -127,10 +153,12 @@ impl Qmp {
         self.call::<Value>(command, arguments).await.map(drop)
     }
 
-    async fn exchange(&mut self, command: &'static str, arguments: Value) -> Result<Value, Error> {
-        let request = json!({ "execute": command, "arguments": arguments });
-        let line = format!("{request}\n");
-        self.writer.write_all(line.as_bytes()).await.map_err(|_broken| Error::Closed)?;
+    async fn say(&mut self, requests: &str) -> Result<(), Error> {
+        self.writer.write_all(requests.as_bytes()).await.map_err(|_broken| Error::Closed)
+    }
+
+    /// The next answer, which is that of the oldest command that has none.
+    async fn answer(&mut self, command: &'static str) -> Result<Value, Error> {
         loop {
             match self.line().await? {
                 Message::Event(event) => self.keep(event),
@@ -185,4 +213,18 @@ impl Qmp {
             }
         }
     }
+}
+
+/// A line of the protocol.
+fn request(command: &str, arguments: &Value) -> String {
+    format!("{}\n", json!({ "execute": command, "arguments": arguments }))
+}
+
+fn read<T: DeserializeOwned>(command: &'static str, answer: Value) -> Result<T, Error> {
+    serde_json::from_value(answer)
+        .map_err(|error| Error::Refused { command, text: error.to_string() })
+}
+
+fn late() -> Error {
+    Error::Unreachable(io::ErrorKind::TimedOut.into())
 }

@@ -11,9 +11,9 @@
 
 use super::Qemu;
 use super::command::Memory;
-use super::home::{Below, Definition, Home, Manifest, Origin};
+use super::home::{Below, Definition, Home, Manifest, Moment, Origin};
 use super::power::{Start, Started, abandon, refused, running};
-use super::qmp;
+use super::qmp::{self, Qmp};
 use super::save::{DEVICES, MEMORY, capabilities};
 use crate::image::{Image, SnapshotName};
 use crate::job::Job;
@@ -31,6 +31,21 @@ struct Saved<'a> {
     home: &'a Home,
     manifest: &'a Manifest,
     image: &'a Image,
+}
+
+/// A machine that is what it was in a saved moment, and waits for a word to go on.
+struct Resumed {
+    qmp: Qmp,
+    /// Whether SSH comes in.
+    opened: Result<(), Error>,
+}
+
+impl Resumed {
+    async fn go_on(mut self, home: &Home) -> Result<(), Error> {
+        let went_on = self.qmp.act("cont", json!({})).await;
+        went_on.map_err(refused(home, "go on"))?;
+        self.opened
+    }
 }
 
 impl Qemu {
@@ -71,21 +86,31 @@ impl Qemu {
         job.step(format!("Putting {} back to {snapshot}", home.name));
         let old = running(home, &definition)?;
         let layer = self.add_layer(home, Below::Layer(manifest.layer), job).await?;
-        let done = if manifest.moment.is_some() {
-            self.resume(home, layer, Saved { home, manifest: &manifest, image: &image }, job).await
-        } else {
-            self.swap_disk(home, snapshot, layer, job).await
+        let from = Saved { home, manifest: &manifest, image: &image };
+        let done = match &manifest.moment {
+            Some(moment) => self.resume(home, layer, (from, moment), job).await.map(Some),
+            None => self.swap_disk(home, snapshot, layer, job).await.map(|()| None),
         };
-        if let Err(error) = done {
-            // Before the switch was stored; the layer is nobody's then.
-            self.collect(home)?;
-            return Err(error);
+        match done {
+            Ok(Some(resumed)) => {
+                // QEMU is slow to say that the guest goes on, once it does.
+                let collected = async { self.collect(home) };
+                let (went_on, collected) = tokio::join!(resumed.go_on(home), collected);
+                went_on.and(collected)
+            }
+            Ok(None) => {
+                self.collect(home)?;
+                match old {
+                    Some(_) => self.power_on(home, job).await,
+                    None => Ok(()),
+                }
+            }
+            Err(error) => {
+                // Before the switch was stored; the layer is nobody's then.
+                self.collect(home)?;
+                Err(error)
+            }
         }
-        self.collect(home)?;
-        if manifest.moment.is_none() && old.is_some() {
-            self.power_on(home, job).await?;
-        }
-        Ok(())
     }
 
     /// The machine's disk goes back; its memory is lost, so it has no power afterwards.
@@ -106,20 +131,19 @@ impl Qemu {
         Ok(())
     }
 
-    /// Goes on from a saved moment, on this layer. A snapshot of the disk alone has none.
+    /// Makes a machine what it was in a saved moment, on this layer. Its guest stands still yet.
     async fn resume(
         &self,
         home: &Home,
         layer: u64,
-        from: Saved<'_>,
+        (from, moment): (Saved<'_>, &Moment),
         job: &Job,
-    ) -> Result<(), Error> {
+    ) -> Result<Resumed, Error> {
         let Saved { manifest, image, .. } = from;
-        let Some(moment) = &manifest.moment else { return Ok(()) };
         let dir = from.home.snapshot(&manifest.name);
-        let mut definition = home.load()?;
-        let (run, old) = (definition.number(), running(home, &definition)?);
-        home.store(&definition)?;
+        let definition = home.load()?;
+        // No run had the layer's number either.
+        let (run, old) = (layer, running(home, &definition)?);
         let start = Start {
             definition: &definition,
             image,
@@ -157,9 +181,7 @@ impl Qemu {
         }
         // A monitor answers sooner before the guest goes on.
         let opened = self.open_way_in(home, &mut started, job).await;
-        let go_on = started.qmp.act("cont", json!({})).await;
-        go_on.map_err(refused(home, "go on"))?;
-        opened
+        Ok(Resumed { qmp: started.qmp, opened })
     }
 
     pub(super) async fn branch(
@@ -189,7 +211,10 @@ impl Qemu {
         let new = self.begin(&machine, &made, over, job).await?;
         let resumed = async {
             let from = Saved { home, manifest: &manifest, image: &image };
-            self.resume(&new, made.active, from, job).await?;
+            if let Some(moment) = &manifest.moment {
+                let resumed = self.resume(&new, made.active, (from, moment), job).await?;
+                resumed.go_on(&new).await?;
+            }
             new.change(|definition| definition.current = None)?;
             Ok(())
         };
