@@ -313,12 +313,19 @@ impl TrackedSet {
         let services = running.iter().filter_map(|unit| unit.id.strip_suffix(".service"));
         let services = services.map(|name| name.split('@').next().unwrap_or(name));
         directories.extend(services.filter(|name| !name.contains('/')).map(str::to_owned));
-        for name in directories {
-            // `/etc/default`, `/etc/ssl` and the like belong to no service.
-            let shared = ["default", "systemd", "ssl", "init", "init.d", "opt", "security"];
-            if !shared.contains(&name.as_str()) {
-                self.add_tree(root, &format!("/etc/{name}"), Role::Config);
-            }
+        // `/etc/default`, `/etc/ssl` and the like belong to no service.
+        for shared in ["default", "systemd", "ssl", "init", "opt", "security"] {
+            directories.remove(shared);
+        }
+        // `/etc/cron.d` is cron's.
+        let (there, _left_out) = names(&root.path("/etc"));
+        let is_its = |name: &String| {
+            let stem = name.split_once('.').map(|(stem, _)| stem);
+            stem.is_some_and(|stem| directories.contains(stem))
+        };
+        let parts: Vec<String> = there.into_iter().filter(is_its).collect();
+        for name in directories.iter().chain(&parts) {
+            self.add_tree(root, &format!("/etc/{name}"), Role::Config);
         }
     }
 

@@ -217,6 +217,8 @@ fn units_and_the_configuration_of_what_runs() {
     machine.write("/etc/systemd/system/nginx.service.d/x.conf", "[Service]\n", 0o644);
     machine.write("/etc/nginx/sites-enabled/a", "server {}\n", 0o644);
     machine.write("/etc/nginx/nginx.conf", "x\n", 0o644);
+    machine.write("/etc/nginx.d/b", "x\n", 0o644);
+    machine.write("/etc/nginxes.d/c", "x\n", 0o644);
     machine.write("/etc/default/nginx", "A=1\n", 0o644);
     machine.write("/srv/one/app.conf", "1\n", 0o644);
     machine.write("/srv/two/app.conf", "2\n", 0o644);
@@ -242,6 +244,7 @@ fn units_and_the_configuration_of_what_runs() {
         .collect();
     expect_test::expect![[r"
         /etc/default/nginx environment -
+        /etc/nginx.d/b config -
         /etc/nginx/nginx.conf config nginx-common
         /etc/nginx/sites-enabled/a config -
         /etc/systemd/system/nginx.service.d/x.conf dropin -

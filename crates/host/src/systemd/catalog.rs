@@ -1,6 +1,8 @@
 //! The files that units are made of, without what is in them. Two catalogues tell which units may
 //! have become others when systemd read its files again, so that only those are asked for.
 
+use crate::Root;
+use crate::text::printable;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -31,6 +33,11 @@ enum Entry {
     /// Generators write theirs anew each time: what is in them counts.
     Made(u64),
 }
+
+/// Parts of units beside their files, of units that systemd has not loaded: it tells those of
+/// loaded ones itself. Those of packages are known by their packages.
+#[derive(Debug, Default)]
+pub(super) struct DropIns(BTreeMap<String, BTreeMap<String, String>>);
 
 /// Names of which files came, went or changed.
 #[derive(Debug, Default)]
@@ -99,6 +106,35 @@ impl Catalog {
             }
         }
         touched
+    }
+}
+
+impl DropIns {
+    /// Reads these directories, of which an earlier one's files count before a later one's.
+    pub(super) fn read(root: &Root, dirs: &[String]) -> Self {
+        let mut found = Self::default();
+        let is_packages = |dir: &&String| dir.starts_with("/lib/") || dir.starts_with("/usr/lib/");
+        for dir in dirs.iter().filter(|dir| !is_packages(dir)) {
+            for place in entries(&root.path(dir)) {
+                let Some(unit) = name(&place).and_then(|name| name.strip_suffix(".d")) else {
+                    continue;
+                };
+                let parts = entries(&place);
+                let parts = parts.filter_map(|part| name(&part).map(str::to_owned));
+                for part in parts.filter(|part| part.ends_with(".conf")) {
+                    let path = format!("{dir}/{unit}.d/{part}");
+                    let of_unit = found.0.entry(unit.to_owned()).or_default();
+                    of_unit.entry(part).or_insert(path);
+                }
+            }
+        }
+        found
+    }
+
+    /// Those of one unit alone, in the order in which systemd reads them.
+    pub(super) fn of(&self, unit: &str) -> Vec<String> {
+        let parts = self.0.get(unit).into_iter().flat_map(BTreeMap::values);
+        parts.map(|path| printable(path.as_bytes())).collect()
     }
 }
 
@@ -195,6 +231,33 @@ mod tests {
         let touched = before.touched(&Catalog::read(&dirs));
         let held: Vec<&str> = UNITS.into_iter().filter(|unit| touched.holds(unit)).collect();
         assert_eq!(held, expected, "{touched:?}");
+    }
+
+    #[test]
+    fn parts_of_units_that_are_not_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::at(dir.path());
+        for path in [
+            "/etc/systemd/system/a.service.d/20-b.conf",
+            "/etc/systemd/system/a.service.d/10-a.conf",
+            "/etc/systemd/system/a.service.d/notes.txt",
+            "/etc/systemd/system/a.service.wants/b.service",
+            "/run/systemd/system/a.service.d/20-b.conf",
+            "/run/systemd/system/a.service.d/30-c.conf",
+            "/usr/lib/systemd/system/a.service.d/40-d.conf",
+        ] {
+            fs::create_dir_all(root.path(path).parent().unwrap()).unwrap();
+            fs::write(root.path(path), "").unwrap();
+        }
+        let dirs = ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system"];
+        let found = DropIns::read(&root, &dirs.map(str::to_owned));
+        let expected = [
+            "/etc/systemd/system/a.service.d/10-a.conf",
+            "/etc/systemd/system/a.service.d/20-b.conf",
+            "/run/systemd/system/a.service.d/30-c.conf",
+        ];
+        assert_eq!(found.of("a.service"), expected);
+        assert!(found.of("b.service").is_empty());
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod watch;
 
 pub use bus::{Bus, user_managers};
 pub use catalog::Catalog;
+use catalog::DropIns;
 pub use watch::{UnitEvent, Watch};
 
 use crate::text::printable;
@@ -193,11 +194,29 @@ impl Systemd {
         let files = self.call(MANAGER_PATH, MANAGER, "ListUnitFiles", &()).await?;
         let body = files.body();
         let files: Vec<(String, String)> = read(&body, "ListUnitFiles")?;
+        let drop_ins = self.drop_ins().await?;
         Ok(files
             .iter()
-            .filter_map(|(path, state)| self.unloaded(path, state))
+            .filter_map(|(path, state)| self.unloaded((path, state), &drop_ins))
             .filter(|unit| !loaded.contains(unit.id.as_str()))
             .collect())
+    }
+
+    /// Parts of units that somebody put where this manager looks for them.
+    async fn drop_ins(&self) -> Result<DropIns, Error> {
+        let (dirs, root) = (self.unit_path().await?, self.bus.root());
+        let read = tokio::task::spawn_blocking(move || DropIns::read(&root, &dirs));
+        Ok(read.await.unwrap_or_default())
+    }
+
+    async fn unit_path(&self) -> Result<Vec<String>, Error> {
+        let (method, word) = ("Get", "UnitPath");
+        let answer = self.call(MANAGER_PATH, PROPERTIES, method, &(MANAGER, word)).await?;
+        let body = answer.body();
+        let dirs: Variant<'_> = read(&body, method)?;
+        let dirs = json(&dirs);
+        let dirs = dirs.as_array().into_iter().flatten().filter_map(Value::as_str);
+        Ok(dirs.map(str::to_owned).collect())
     }
 
     /// What lies where this manager looks for its units.
@@ -205,13 +224,8 @@ impl Systemd {
     /// # Errors
     /// When systemd does not answer.
     pub async fn catalog(&self) -> Result<Catalog, Error> {
-        let (method, word) = ("Get", "UnitPath");
-        let answer = self.call(MANAGER_PATH, PROPERTIES, method, &(MANAGER, word)).await?;
-        let body = answer.body();
-        let dirs: Variant<'_> = read(&body, method)?;
-        let dirs = json(&dirs);
-        let dirs = dirs.as_array().into_iter().flatten().filter_map(Value::as_str);
-        let dirs: Vec<PathBuf> = dirs.map(|dir| self.bus.root().path(dir)).collect();
+        let dirs = self.unit_path().await?;
+        let dirs: Vec<PathBuf> = dirs.iter().map(|dir| self.bus.root().path(dir)).collect();
         let read = tokio::task::spawn_blocking(move || Catalog::read(&dirs));
         // Without one everything counts as changed.
         Ok(read.await.unwrap_or_default())
@@ -370,12 +384,16 @@ impl Systemd {
         let answer = self.call(MANAGER_PATH, MANAGER, "ListUnitFilesByPatterns", &body).await?;
         let body = answer.body();
         let files: Vec<(String, String)> = read(&body, "ListUnitFilesByPatterns")?;
-        Ok(files.iter().find_map(|(path, state)| self.unloaded(path, state)))
+        if files.is_empty() {
+            return Ok(None);
+        }
+        let drop_ins = self.drop_ins().await?;
+        Ok(files.iter().find_map(|(path, state)| self.unloaded((path, state), &drop_ins)))
     }
 
     /// An installed unit that is not loaded, if somebody decided something about it. A static
     /// one of a package is part of the package and has no state of its own.
-    fn unloaded(&self, path: &str, state: &str) -> Option<Unit> {
+    fn unloaded(&self, (path, state): (&str, &str), drop_ins: &DropIns) -> Option<Unit> {
         let name = crate::text::base_name(path);
         let decided = match state {
             "alias" | "generated" | "transient" | "bad" => false,
@@ -392,6 +410,7 @@ impl Systemd {
             load_state: "not-loaded".to_owned(),
             enablement: Some(printable(state.as_bytes())),
             fragment_path: Some(printable(path.as_bytes())),
+            drop_ins: drop_ins.of(name),
             ..Unit::default()
         })
     }
@@ -425,7 +444,7 @@ impl Systemd {
 
 /// Whether there is more to a unit than that another one mentions it, or another name of it.
 fn is_seen(row: &Listed) -> bool {
-    row.2 != "not-found" && row.5.is_empty()
+    unit::is_there(&row.2, &row.3) && row.5.is_empty()
 }
 
 fn path_of(row: &Listed) -> OwnedObjectPath {

@@ -120,6 +120,12 @@ const SIGNALS: [&str; 31] = [
 /// Names and words of one list that are kept.
 const LIST_MAX: usize = 4096;
 
+/// Whether it is more than a name that another unit mentions: its file is there, or it runs on
+/// without.
+pub(super) fn is_there(load_state: &str, active_state: &str) -> bool {
+    load_state != "not-found" || !matches!(active_state, "inactive" | "failed" | "")
+}
+
 /// The unit; `None` when it is only a name that another unit mentions, or another name of a
 /// device.
 pub(super) fn unit(
@@ -130,10 +136,10 @@ pub(super) fn unit(
     let seen = Seen { properties, redactor };
     let name = seen.text("Id")?;
     let load_state = seen.text("LoadState").unwrap_or_default();
-    if load_state == "not-found" || seen.text("Following").is_some() {
+    let active_state = seen.text("ActiveState").unwrap_or_default();
+    if !is_there(&load_state, &active_state) || seen.text("Following").is_some() {
         return None;
     }
-    let active_state = seen.text("ActiveState").unwrap_or_default();
     let active = ["active", "reloading", "refreshing"].contains(&active_state.as_str());
     // Of targets, slices and devices these name whatever else happens to be loaded.
     let ordered = ["service", "socket", "timer", "path", "mount", "automount", "swap"]
@@ -421,6 +427,11 @@ mod tests {
             [("Id".to_owned(), "x.service".into()), ("LoadState".to_owned(), "not-found".into())]
                 .into();
         assert_eq!(unit(&properties, &redactor(), None), None);
+        properties.insert("ActiveState".to_owned(), "failed".into());
+        assert_eq!(unit(&properties, &redactor(), None), None);
+        // It runs on without its file.
+        properties.insert("ActiveState".to_owned(), "active".into());
+        assert_eq!(unit(&properties, &redactor(), None).unwrap().load_state, "not-found");
         properties.insert("LoadState".to_owned(), "loaded".into());
         assert_eq!(unit(&properties, &redactor(), Some("alice")).unwrap().id, "alice/x.service");
         assert_eq!(unit(&Properties::new(), &redactor(), None), None);

@@ -251,6 +251,26 @@ fn what_another_unit_starts_along_is_stopped_after_that() {
 }
 
 #[test]
+fn what_runs_on_without_its_file_is_ended_where_the_host_has_none() {
+    let orphan = r#"unit:made.service {"active_state":"active","load_state":"not-found"}"#;
+    check(
+        "",
+        orphan,
+        &expect![[r#"
+        0 stop made.service (the host does not have this unit)
+    "#]],
+    );
+    check(orphan, orphan, &expect![[""]]);
+    check(
+        orphan,
+        "",
+        &expect![[r#"
+        gap unit:made.service [transient] its file was removed while it ran, and nothing can start it like that
+    "#]],
+    );
+}
+
+#[test]
 fn containers_are_made_anew_when_they_are_to_be_others() {
     let web = r#"container:web {"image":"lab/busybox:1","state":"running","command":["httpd"],"ports":["0.0.0.0:8080->80/tcp"],"environment":{"TOKEN":"redacted:0123456789abcdef","A":"1"},"networks":["bridge"]}"#;
     check(

@@ -12,7 +12,9 @@ use super::draft::{At, Draft};
 use super::own::Own;
 use super::step::Action;
 use crate::entity::{self, Entity};
-use crate::spec::{Cause, Enablement, FilePath, Spec, Unit, UnitName, is_unit_file};
+use crate::spec::{
+    Cause, Enablement, FilePath, RUN, Spec, Unit, UnitName, is_orphan, is_unit_file,
+};
 use crate::{Facts, Kind, Subject, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +26,7 @@ impl Draft<'_> {
         let there: BTreeMap<String, entity::Unit> =
             self.twin.entities::<entity::Unit>().map(|u| (u.id.clone(), u)).collect();
         self.leave_removed(&there);
+        self.end_orphans(&there);
         self.reload_manager(&there);
         let spec = self.spec;
         for (name, unit) in &spec.units {
@@ -101,6 +104,22 @@ impl Draft<'_> {
                     let disable = self.add(&subject, Action::Disable(name), why);
                     self.need(at, Some(disable));
                 }
+            }
+        }
+    }
+
+    /// What runs on in the twin without its file, as after that was removed while it was started.
+    fn end_orphans(&mut self, there: &BTreeMap<String, entity::Unit>) {
+        for unit in there.values().filter(|unit| is_orphan(unit)) {
+            let Ok(name) = unit.id.parse::<UnitName>() else { continue };
+            let is_ours = RUN.contains(&name.kind())
+                && !Own::keeps_unit(name.as_str())
+                && !unit.id.starts_with(crate::spec::PREFIX);
+            if is_ours && !self.spec.units.contains_key(&name) {
+                let (subject, _) = unit.to_item();
+                let why = "the host does not have this unit";
+                let stop = self.add(&subject, Action::Stop(name.clone()), why);
+                self.stops.insert(name, stop);
             }
         }
     }
@@ -204,6 +223,10 @@ impl Draft<'_> {
                 }
             }
             (true, Some(true)) => self.refresh(name, unit, twin),
+            (true, _) if unit.is_orphan => {
+                let what = "its file was removed while it ran, and nothing can start it like that";
+                self.gap(&unit.subject, Cause::Transient, what, "put its file back on the host");
+            }
             (true, None) if is_on_its_way(twin) => {
                 let what = "it is still on its way there in the twin";
                 self.gap(&unit.subject, Cause::Unseen, what, "look again: twin verify");

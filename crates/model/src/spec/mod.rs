@@ -36,6 +36,7 @@ pub use process::{PREFIX, Process, leave_out_passing};
 pub(crate) use system::distribution;
 pub use system::{ENVIRONMENT, System};
 pub use units::{Enablement, Unit};
+pub(crate) use units::{RUN, is_orphan};
 
 use crate::entity::Collector;
 use crate::{ContentId, Facts, Kind, Subject, Time};

@@ -44,6 +44,8 @@ pub struct Unit {
     pub programs: BTreeSet<FilePath>,
     /// Its files changed since systemd read them.
     pub needs_reload: bool,
+    /// It runs, and its file is gone.
+    pub is_orphan: bool,
     /// The package its file is of.
     pub package: Option<PackageName>,
     /// Without which it does not run.
@@ -54,7 +56,7 @@ pub struct Unit {
 }
 
 /// Kinds of units that are started and stopped. Others follow from these, or from the machine.
-pub(super) const RUN: [&str; 4] = ["service", "socket", "timer", "path"];
+pub(crate) const RUN: [&str; 4] = ["service", "socket", "timer", "path"];
 
 impl Spec {
     pub(super) fn take_units(&mut self, facts: &Facts) {
@@ -142,6 +144,7 @@ fn taken(
         package: fragment.as_ref().and_then(|path| packages.get(path).cloned()),
         programs: unit.exec_start.iter().flatten().filter_map(|word| word.parse().ok()).collect(),
         needs_reload: unit.needs_reload,
+        is_orphan: is_orphan(unit),
         files,
         fragment,
         requires: names(&[&unit.requires, &unit.requisite, &unit.binds_to]),
@@ -149,4 +152,9 @@ fn taken(
         after: names(&[&unit.after]),
         subject,
     }
+}
+
+/// Whether it runs on without its file.
+pub(crate) fn is_orphan(unit: &entity::Unit) -> bool {
+    unit.load_state == "not-found" && !matches!(unit.active_state.as_str(), "inactive" | "failed")
 }
