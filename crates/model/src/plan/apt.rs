@@ -96,9 +96,9 @@ pub fn versions<'t>(told: impl IntoIterator<Item = &'t str>) -> BTreeSet<(&'t st
 #[must_use]
 pub fn is_among(versions: &BTreeSet<(&str, &str)>, action: &Action) -> bool {
     let Action::PutPackage { name, version } = action else { return true };
-    // They are told without the architecture.
-    let name = name.as_str().split_once(':').map_or(name.as_str(), |(name, _)| name);
-    versions.contains(&(name, version.as_str()))
+    // Those of the machine's own architecture are told without it, whatever was asked for.
+    let plain = name.as_str().split_once(':').map_or(name.as_str(), |(name, _)| name);
+    [name.as_str(), plain].into_iter().any(|name| versions.contains(&(name, version.as_str())))
 }
 
 /// Whether a step failed for the reason that no repository has its version.
@@ -150,14 +150,18 @@ mod tests {
     #[test]
     fn versions_that_repositories_have() {
         let told = "     g++ | 4:12.2.0-3 | http://a.example/debian bookworm/main amd64 Packages\n\
-                    \x20   soak |      1.0-1 | http://a.example ./ Packages\nN: Unable to locate";
+                    \x20   soak |      1.0-1 | http://a.example ./ Packages\n\
+                    only32:i386 |        2.0 | http://a.example ./ Packages\nN: Unable to locate";
         let versions = versions(told.lines());
-        assert_eq!(versions, [("g++", "4:12.2.0-3"), ("soak", "1.0-1")].into());
+        let expected = [("g++", "4:12.2.0-3"), ("only32:i386", "2.0"), ("soak", "1.0-1")];
+        assert_eq!(versions, expected.into());
         let put = |name: &str, version: &str| Action::PutPackage {
             name: name.parse().unwrap(),
             version: version.parse().unwrap(),
         };
-        assert!(is_among(&versions, &put("soak:i386", "1.0-1")));
+        assert!(is_among(&versions, &put("soak:amd64", "1.0-1")));
+        assert!(is_among(&versions, &put("only32:i386", "2.0")));
+        assert!(!is_among(&versions, &put("only32:i386", "2.1")));
         assert!(!is_among(&versions, &put("soak", "1.0-2")));
         assert!(is_among(&versions, &Action::RemovePackage("soak".parse().unwrap())));
         let why = format!("{GONE}: soak=1.0-2");

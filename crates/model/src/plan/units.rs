@@ -375,7 +375,10 @@ impl Draft<'_> {
                 }
                 // Before, it would come up again.
                 for other in &unit.wants {
-                    if let Some(stop) = self.stops.get(other).copied() {
+                    // The files of what the host does not have go, and nothing brings it up.
+                    if let Some(stop) = self.stops.get(other).copied()
+                        && spec.units.contains_key(other)
+                    {
                         self.follow(stop, Some(at));
                     }
                 }

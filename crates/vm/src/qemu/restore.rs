@@ -176,8 +176,11 @@ impl Qemu {
             abandon(home, run).await?;
             return Err(error);
         }
-        if let Some((old, _)) = old {
-            abandon(home, old).await?;
+        if let Some((old, _)) = old
+            && let Err(error) = abandon(home, old).await
+        {
+            // The machine is the other one by now, and goes on as such.
+            tracing::warn!(machine = %home.name, error = %model::with_causes(&error), "what a machine was before it was put back is ended with its next change");
         }
         // A monitor answers sooner before the guest goes on.
         let opened = self.open_way_in(home, &mut started, job).await;
