@@ -26,7 +26,7 @@ impl Draft<'_> {
         let there: BTreeMap<String, entity::Unit> =
             self.twin.entities::<entity::Unit>().map(|u| (u.id.clone(), u)).collect();
         self.leave_removed(&there);
-        self.end_orphans(&there);
+        self.end_others(&there);
         self.reload_manager(&there);
         let spec = self.spec;
         for (name, unit) in &spec.units {
@@ -108,9 +108,17 @@ impl Draft<'_> {
         }
     }
 
-    /// What runs on in the twin without its file, as after that was removed while it was started.
-    fn end_orphans(&mut self, there: &BTreeMap<String, entity::Unit>) {
-        for unit in there.values().filter(|unit| is_orphan(unit)) {
+    /// What runs in the twin without a file, as after that was removed while it was started, and
+    /// instances of the host's templates: the host tells of those that it has loaded.
+    fn end_others(&mut self, there: &BTreeMap<String, entity::Unit>) {
+        let spec = self.spec;
+        let is_instance = |unit: &entity::Unit| {
+            let template = unit.fragment_path.as_deref().and_then(|path| path.parse().ok());
+            unit.id.contains('@')
+                && active(Some(unit)) == Some(true)
+                && template.is_some_and(|path: FilePath| spec.files.contains_key(&path))
+        };
+        for unit in there.values().filter(|unit| is_orphan(unit) || is_instance(unit)) {
             let Ok(name) = unit.id.parse::<UnitName>() else { continue };
             let is_ours = RUN.contains(&name.kind())
                 && !Own::keeps_unit(name.as_str())
