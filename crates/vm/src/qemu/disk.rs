@@ -132,16 +132,22 @@ impl Qemu {
     ) -> Result<BTreeMap<MachineName, BTreeSet<u64>>, Error> {
         let mut clones: BTreeMap<_, BTreeSet<u64>> = BTreeMap::new();
         for other in self.names()? {
-            if let Some(layers) = self.stands_on(&self.home(&other)).remove(name) {
+            if let Some(layers) = self.stands_on(&self.home(&other))?.remove(name) {
                 clones.insert(other, layers);
             }
         }
         Ok(clones)
     }
 
-    /// Layers of other machines that this one's lie over. Where the definition can't be read, the
+    /// Layers of other machines that this one's lie over. Where the definition is damaged, the
     /// layers tell it themselves; one that does not can't be used, and so stands on nothing.
-    pub(super) fn stands_on(&self, home: &Home) -> BTreeMap<MachineName, BTreeSet<u64>> {
+    ///
+    /// # Errors
+    /// When it is not known now.
+    pub(super) fn stands_on(
+        &self,
+        home: &Home,
+    ) -> Result<BTreeMap<MachineName, BTreeSet<u64>>, Error> {
         let mut found: BTreeMap<_, BTreeSet<u64>> = BTreeMap::new();
         match home.load() {
             Ok(definition) => {
@@ -151,15 +157,16 @@ impl Qemu {
                     }
                 }
             }
-            Err(_unreadable) => {
+            Err(Error::Definition { .. } | Error::Unknown { .. }) => {
                 for path in home.layers() {
                     if let Some((machine, layer)) = layer::below(&path).as_deref().and_then(other) {
                         found.entry(machine).or_default().insert(layer);
                     }
                 }
             }
+            Err(error) => return Err(error),
         }
-        found
+        Ok(found)
     }
 
     /// Layers that something stands on by itself: snapshots, clones, the machine.
@@ -172,7 +179,11 @@ impl Qemu {
                 Err(_damaged) => roots.extend(definition.layers.keys()),
             }
         }
-        roots.extend(self.clones_of(&home.name)?.into_values().flatten());
+        match self.clones_of(&home.name) {
+            Ok(clones) => roots.extend(clones.into_values().flatten()),
+            // One of another machine may stand on any of them.
+            Err(_unknown) => roots.extend(definition.layers.keys()),
+        }
         Ok(roots)
     }
 

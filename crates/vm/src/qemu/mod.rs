@@ -309,7 +309,8 @@ impl Hypervisor for Qemu {
             let clones = clones.keys().map(MachineName::to_string).collect::<Vec<_>>().join(", ");
             return Err(Error::Cloned { name: name.clone(), clones });
         }
-        let stood_on = self.stands_on(&home);
+        // Where that is not known, layers stay that nothing needs, until the next change there.
+        let stood_on = self.stands_on(&home).unwrap_or_default();
         home::remove(&home.dir)?;
         // The layers it began from may have been kept for it alone. What can't be collected now is
         // when something is done with their machine the next time.

@@ -330,3 +330,29 @@ async fn what_a_snapshot_held_goes_before_anything_is_written() {
     qemu.delete_snapshot(&one.name, &name, &fake::job()).await.unwrap_err();
     assert!(home::entries(&one.dir.join("snapshots")).unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn what_may_be_stood_on_stays_while_that_is_not_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = fake::qemu(dir.path());
+    let one = fake::machine(&qemu, "one", Below::Image);
+    // The machine goes on by itself, and its first layer is the clone's alone.
+    let layer = Layer { below: Below::Image, sealed: None, merged: None };
+    fs::copy(one.layer(1), one.layer(2)).unwrap();
+    one.change(|definition| {
+        definition.layers.insert(2, layer);
+        (definition.active, definition.next) = (2, 3);
+    })
+    .unwrap();
+    let clone = fake::machine(&qemu, "clone", Below::Of { machine: one.name.clone(), layer: 1 });
+    let definition = clone.dir.join("machine.json");
+    fs::remove_file(&definition).unwrap();
+    // Neither damaged nor gone: it can't be read.
+    fs::create_dir(&definition).unwrap();
+    qemu.collect(&one).unwrap();
+    assert!(one.layer(1).exists());
+    assert!(qemu.forget(&one.name).await.is_err());
+    fs::remove_dir_all(&clone.dir).unwrap();
+    qemu.collect(&one).unwrap();
+    assert!(!one.layer(1).exists() && one.layer(2).exists());
+}
