@@ -63,7 +63,7 @@ const PACKAGES: [&str; 20] = [
     "dbus",
 ];
 /// The first words of the names of units.
-const UNITS: [&str; 16] = [
+const UNITS: [&str; 18] = [
     "systemd-",
     "dbus.",
     "dbus-broker.",
@@ -79,7 +79,9 @@ const UNITS: [&str; 16] = [
     "twin-guest.",
     "safetytwin",
     "networking.",
+    "ifup@",
     "user@",
+    "user-runtime-dir@",
 ];
 /// Files and directories that say what this machine is, and how it boots and is reached.
 const FILES: [&str; 20] = [

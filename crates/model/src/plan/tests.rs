@@ -272,18 +272,23 @@ fn what_runs_on_without_its_file_is_ended_where_the_host_has_none() {
 
 #[test]
 fn instances_of_the_hosts_templates_are_those_that_it_has() {
-    let template = r#"file:/etc/systemd/system/a@.service {"role":"unit","mode":"0644","owner":"root","group":"root","content":"0000000000000000000000000000000000000000000000000000000000000003"}"#;
+    let template = |path: &str| {
+        format!(
+            r#"file:{path} {{"role":"unit","mode":"0644","owner":"root","group":"root","content":"0000000000000000000000000000000000000000000000000000000000000003"}}"#
+        )
+    };
     let instance = |name: &str, path: &str| {
         format!(
             r#"unit:{name}.service {{"active_state":"active","load_state":"loaded","fragment_path":"{path}"}}"#
         )
     };
-    let placed = "/etc/systemd/system/a@.service";
+    let (placed, brought) = ("/etc/systemd/system/a@.service", "/lib/systemd/system/b@.service");
+    let templates = [template(placed), template(brought)].join("\n");
     let (one, two) = (instance("a@1", placed), instance("a@2", placed));
-    let own = instance("b@1", "/lib/systemd/system/b@.service");
+    let own = instance("b@1", brought);
     check(
-        &[template, &one].join("\n"),
-        &[template, &one, &two, &own].join("\n"),
+        &[&*templates, &one].join("\n"),
+        &[&*templates, &one, &two, &own].join("\n"),
         &expect![[r#"
         0 stop a@2.service (the host does not have this unit)
     "#]],

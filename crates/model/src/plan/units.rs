@@ -18,6 +18,9 @@ use crate::spec::{
 use crate::{Facts, Kind, Subject, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Where units lie that no package brought.
+const PLACED: [&str; 2] = ["/etc/systemd/system/", "/usr/local/lib/systemd/system/"];
+
 impl Draft<'_> {
     pub(super) fn units(&mut self) {
         if !self.sees(Kind::UNIT) {
@@ -109,14 +112,16 @@ impl Draft<'_> {
     }
 
     /// What runs in the twin without a file, as after that was removed while it was started, and
-    /// instances of the host's templates: the host tells of those that it has loaded.
+    /// instances of templates that somebody placed on the host: it tells of those that it has
+    /// loaded. Those of packages are also started by logins, sockets and devices of the twin's own.
     fn end_others(&mut self, there: &BTreeMap<String, entity::Unit>) {
         let spec = self.spec;
         let is_instance = |unit: &entity::Unit| {
-            let template = unit.fragment_path.as_deref().and_then(|path| path.parse().ok());
+            let path = unit.fragment_path.as_deref().unwrap_or_default();
             unit.id.contains('@')
                 && active(Some(unit)) == Some(true)
-                && template.is_some_and(|path: FilePath| spec.files.contains_key(&path))
+                && PLACED.iter().any(|place| path.starts_with(place))
+                && path.parse().is_ok_and(|path: FilePath| spec.files.contains_key(&path))
         };
         for unit in there.values().filter(|unit| is_orphan(unit) || is_instance(unit)) {
             let Ok(name) = unit.id.parse::<UnitName>() else { continue };
