@@ -54,8 +54,9 @@ impl<K: Ord + Clone, W: Clone> Lacks<K, W> {
     /// It was asked for and is not to be had.
     pub(crate) fn note(&self, key: K, why: W, now: Instant) {
         let mut all = self.all();
-        if all.len() >= MAX {
-            all.clear();
+        if all.len() >= MAX && !all.contains_key(&key) {
+            let oldest = all.iter().min_by_key(|(_, one)| one.since).map(|(key, _)| key.clone());
+            oldest.map(|oldest| all.remove(&oldest));
         }
         let tries = all.get(&key).map_or(0, |before| before.tries).saturating_add(1);
         all.insert(key, Lacking { why, since: now, tries, is_pardoned: false });
@@ -124,5 +125,16 @@ mod tests {
         lacks.note("a", "gone", now);
         now += Duration::from_secs(60);
         assert!(lacks.pardon(|_, _| true, now), "it begins anew");
+    }
+    #[test]
+    fn the_oldest_is_forgotten_where_there_are_too_many() {
+        let lacks = Lacks::new(Again { first: Duration::ZERO, longest: Duration::ZERO });
+        let begun = Instant::now();
+        for number in 0..MAX + 2 {
+            lacks.note(number, (), begun + Duration::from_micros(number as u64));
+        }
+        let known = lacks.known(|_| true);
+        assert_eq!(known.len(), MAX);
+        assert_eq!(known.first(), Some(&(2, ())));
     }
 }

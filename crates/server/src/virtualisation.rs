@@ -24,7 +24,9 @@ pub struct Found {
 /// Looks at this machine, and at the images below a server's data directory. Where its server has
 /// not found out yet, a guest's kernel is booted to see whether KVM works; nothing is changed.
 pub async fn look(data_dir: &Path) -> Found {
-    let store = Store::at(&data_dir.join("images"));
+    let deadline = Instant::now() + LIMIT;
+    let job = Job::new(Arc::new(|_progress| {}), CancellationToken::new(), deadline);
+    let (store, job_) = (Store::at(&data_dir.join("images")), job.clone());
     let read = tokio::task::spawn_blocking(move || {
         let mut images = Vec::new();
         for listed in store.list().unwrap_or_default() {
@@ -32,11 +34,9 @@ pub async fn look(data_dir: &Path) -> Found {
             let digits = || listed.id.as_str().chars().take(12).collect();
             images.push(manifest.names.first().map_or_else(digits, ToString::to_string));
         }
-        (images, store.with_kernel().ok().flatten())
+        (images, store.with_kernel(&job_).ok().flatten())
     });
     let (images, bootable) = read.await.unwrap_or_default();
-    let deadline = Instant::now() + LIMIT;
-    let job = Job::new(Arc::new(|_progress| {}), CancellationToken::new(), deadline);
     let looked = vm::qemu::look(&data_dir.join("twins"), bootable.as_ref(), &job).await;
     let tried = looked.as_ref().ok().and_then(|(_, tried)| *tried);
     let hypervisor = looked.map(|(about, _)| about).map_err(Into::into);

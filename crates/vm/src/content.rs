@@ -51,8 +51,14 @@ struct Stamp {
 
 impl Verified {
     /// Compares a file with its record; says in words what is wrong. It is read once in a
-    /// process, and again when it was touched.
-    pub(crate) fn check(&self, path: &Path, record: &FileRecord) -> Result<(), String> {
+    /// process, and again when it was touched. `go_on` is asked as it is read; whoever says no
+    /// takes the answer for none.
+    pub(crate) fn check(
+        &self,
+        path: &Path,
+        record: &FileRecord,
+        go_on: impl FnMut() -> io::Result<()>,
+    ) -> Result<(), String> {
         let name = path.file_name().unwrap_or_default().display();
         let found = fs::symlink_metadata(path)
             .map_err(|error| format!("its {name} can't be read: {error}"))?;
@@ -65,7 +71,7 @@ impl Verified {
         if is_known {
             return Ok(());
         }
-        let read = FileRecord::of(path, || Ok(()))
+        let read = FileRecord::of(path, go_on)
             .map_err(|error| format!("its {name} can't be read: {error}"))?;
         if read != *record {
             return Err(format!("the content of its {name} has changed"));
@@ -238,10 +244,12 @@ mod tests {
         fs::write(&path, b"one").unwrap();
         let record = FileRecord::of(&path, || Ok(())).unwrap();
         let verified = Verified::default();
-        verified.check(&path, &record).unwrap();
+        let stopped = verified.check(&path, &record, || Err(io::Error::other("cancelled")));
+        assert!(stopped.unwrap_err().contains("cancelled"));
+        verified.check(&path, &record, || Ok(())).unwrap();
         fs::write(&path, b"two").unwrap();
-        assert!(verified.check(&path, &record).unwrap_err().contains("has changed"));
+        assert!(verified.check(&path, &record, || Ok(())).unwrap_err().contains("has changed"));
         fs::write(&path, b"longer").unwrap();
-        assert!(verified.check(&path, &record).unwrap_err().contains("6 bytes"));
+        assert!(verified.check(&path, &record, || Ok(())).unwrap_err().contains("6 bytes"));
     }
 }

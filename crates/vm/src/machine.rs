@@ -352,6 +352,7 @@ impl Error {
             self,
             Self::Unknown { .. }
                 | Self::UnknownSnapshot { .. }
+                | Self::Damaged { .. }
                 | Self::Busy { .. }
                 | Self::Unsupported { .. }
         )

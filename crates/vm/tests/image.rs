@@ -206,16 +206,16 @@ async fn a_damaged_image_is_not_handed_out() {
     *flipped.last_mut().unwrap() ^= 1;
     for (content, wanted) in [(&flipped[..], "content"), (&whole[..whole.len() - 1], "bytes")] {
         fs::write(&image.disk, content).unwrap();
-        let error = lab.store.acquire(&id).unwrap_err().to_string();
+        let error = lab.store.acquire(&id, &lab.job(60)).unwrap_err().to_string();
         assert!(error.contains("damaged") && error.contains(wanted), "{error}");
     }
     fs::write(&image.disk, &whole).unwrap();
-    lab.store.acquire(&id).unwrap();
+    lab.store.acquire(&id, &lab.job(60)).unwrap();
     let manifest = image.disk.with_file_name("manifest.json");
     let text = fs::read_to_string(&manifest).unwrap();
     for other in [text.replace("16777216", "16777728"), text[..50].to_owned(), String::new()] {
         fs::write(&manifest, other).unwrap();
-        assert!(matches!(lab.store.acquire(&id), Err(Error::Damaged { .. })));
+        assert!(matches!(lab.store.acquire(&id, &lab.job(60)), Err(Error::Damaged { .. })));
         assert!(lab.store.list().unwrap()[0].manifest.is_err());
     }
     lab.store.delete(&id, &BTreeMap::new()).unwrap();

@@ -1,5 +1,6 @@
 //! A plan in the making: steps in any order, which then get one.
 
+use super::packages::Lacking;
 use super::step::{Action, Step};
 use super::{Own, Plan, STEPS_MAX};
 use crate::spec::{self, AccountName, Cause, FilePath, Gap, PackageName, Spec, UnitName};
@@ -33,8 +34,8 @@ pub(super) struct Draft<'a> {
     pub(super) users: BTreeMap<AccountName, At>,
     /// Those that come.
     pub(super) packages: BTreeMap<PackageName, At>,
-    /// Those that can't come, and whether the twin has another version of it.
-    pub(super) lacking: BTreeMap<PackageName, bool>,
+    /// Those that can't come.
+    pub(super) lacking: BTreeMap<PackageName, Lacking>,
     pub(super) files: BTreeMap<FilePath, At>,
     pub(super) starts: BTreeMap<UnitName, At>,
     pub(super) stops: BTreeMap<UnitName, At>,

@@ -46,10 +46,9 @@ impl Draft<'_> {
             return;
         }
         let lacking = package.and_then(|package| self.lacking.get(package));
-        if lacking.is_some_and(|is_other| is_systems || !is_other) {
-            let what = "it is of a package that can't come to the twin";
-            let remedy = "give the twin an image with the package";
-            self.gap(subject, Cause::Isolated, what, remedy);
+        if let Some(lacking) = lacking.filter(|lacking| is_systems || !lacking.is_other) {
+            let (cause, what, remedy) = lacking.of_part();
+            self.gap(subject, cause, what, remedy);
             return;
         }
         let action = match &file.body {

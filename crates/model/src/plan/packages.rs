@@ -8,6 +8,31 @@ use crate::spec::{Cause, FIRST_PERSON, PackageName, distribution};
 use crate::{Kind, Subject};
 use std::collections::BTreeMap;
 
+/// A package that can't come to the twin.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lacking {
+    cause: Cause,
+    /// The twin has another version of it.
+    pub(super) is_other: bool,
+}
+
+impl Lacking {
+    /// Why, and what can be done.
+    pub(super) fn of_part(self) -> (Cause, &'static str, &'static str) {
+        let (what, remedy) = match self.cause {
+            Cause::Gone => (
+                "it is of a package whose version no repository has that the twin reaches",
+                "upgrade the package on the host",
+            ),
+            _ => (
+                "it is of a package that can't come to the twin",
+                "give the twin an image with the package",
+            ),
+        };
+        (self.cause, what, remedy)
+    }
+}
+
 impl Draft<'_> {
     pub(super) fn packages(&mut self) {
         if !self.sees(Kind::PACKAGE) {
@@ -44,7 +69,8 @@ impl Draft<'_> {
                 let what = "the twin reaches nothing to have it from";
                 let remedy = "give the twin an image with it: twin image build, --package";
                 self.gap(&subject, Cause::Isolated, what, remedy);
-                self.lacking.insert(name.clone(), twin.is_some());
+                let lacking = Lacking { cause: Cause::Isolated, is_other: twin.is_some() };
+                self.lacking.insert(name.clone(), lacking);
                 continue;
             }
             if self.own.lacks_version(&(name.clone(), wanted.version.clone())) {
@@ -54,7 +80,8 @@ impl Draft<'_> {
                 );
                 let remedy = "upgrade it on the host, or set up a repository that has this version";
                 self.gap(&subject, Cause::Gone, &what, remedy);
-                self.lacking.insert(name.clone(), twin.is_some());
+                let lacking = Lacking { cause: Cause::Gone, is_other: twin.is_some() };
+                self.lacking.insert(name.clone(), lacking);
                 continue;
             }
             let why = match twin {

@@ -462,6 +462,22 @@ fn a_version_that_no_repository_has_is_no_step() {
     let like_that = without("2");
     assert!(like_that.contains("gap package:nginx [gone] no repository that the twin reaches"));
     assert!(!like_that.contains("install nginx"), "{like_that}");
+    // What belongs to it is told so, too.
+    let parts = r#"file:/lib/systemd/system/nginx.service {"role":"unit","package":"nginx","mode":"0644","owner":"root","group":"root","content":"0000000000000000000000000000000000000000000000000000000000000003"}
+        unit:nginx.service {"active_state":"active","load_state":"loaded","fragment_path":"/lib/systemd/system/nginx.service","package":"nginx"}"#;
+    let gone = ("nginx".parse().unwrap(), "2".parse().unwrap());
+    let own = Own::default().without_versions([gone].into());
+    expect![[r#"
+        gap file:/etc/default/nginx [gone] it is of a package whose version no repository has that the twin reaches
+        gap file:/lib/systemd/system/nginx.service [gone] it is of a package whose version no repository has that the twin reaches
+        gap package:nginx [gone] no repository that the twin reaches has its version 2; it is asked for again
+        gap unit:nginx.service [gone] it is of a package whose version no repository has that the twin reaches
+    "#]]
+    .assert_eq(&show(&plan(
+        &spec_of(&facts(&format!("{}\n{parts}", nginx("2")))),
+        &facts(""),
+        &own,
+    )));
     // Of another version that is not to be had nobody asks.
     assert_eq!(without("3"), show(&plan(&spec, &twin, &Own::default())));
     assert!(!without("3").contains("[gone]"));

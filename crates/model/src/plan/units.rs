@@ -204,19 +204,15 @@ impl Draft<'_> {
         if !is_installed
             && (unit.active == Some(true) || unit.enablement == Some(Enablement::Enabled))
         {
-            let (cause, what, remedy) =
-                match unit.package.as_ref().is_some_and(|p| self.lacking.contains_key(p)) {
-                    true => (
-                        Cause::Isolated,
-                        "it is of a package that can't come to the twin",
-                        "give the twin an image with the package",
-                    ),
-                    false => (
-                        Cause::Unpackaged,
-                        "its file is of no package and can't be brought into the twin",
-                        "put it where it is tracked, or make a package of it",
-                    ),
-                };
+            let lacking = unit.package.as_ref().and_then(|package| self.lacking.get(package));
+            let (cause, what, remedy) = lacking.map_or(
+                (
+                    Cause::Unpackaged,
+                    "its file is of no package and can't be brought into the twin",
+                    "put it where it is tracked, or make a package of it",
+                ),
+                |lacking| lacking.of_part(),
+            );
             self.gap(&unit.subject, cause, what, remedy);
         }
         is_installed

@@ -55,15 +55,18 @@ impl Twins {
             Some(meant) => Moment::Saved(Box::new(meant)),
             None => Moment::Now(self.wish(name, &seen, None, None).await?),
         };
-        let subject = name.clone();
+        let clones: Vec<MachineName> = names.iter().map(|own| own.name().clone()).collect();
+        let (subject, all) = (name.clone(), clones.clone());
         let work = async move |this: Self, handle: Handle| {
-            let clones: Vec<MachineName> =
-                names.iter().map(|reserved| reserved.name().clone()).collect();
-            let done = this.branch_off(&subject, moment, &clones, &handle).await;
-            drop(names);
-            done
+            this.branch_off(&subject, moment, &all, &handle).await
         };
-        let run = self.begin((Kind::Clone, name), cause, work).await?;
+        let then = async move |this: Self, _end| {
+            for clone in &clones {
+                this.undo(clone).await;
+            }
+            drop(names);
+        };
+        let run = self.begin_then((Kind::Clone, name), cause, work, then).await?;
         Ok(BegunClones { run, twins, nearest })
     }
 
@@ -166,13 +169,7 @@ impl Twins {
                 (saved.name, saved.kind, None)
             }
         };
-        let mut made = Vec::new();
-        let done = self.all_of_them(of, (&snapshot, holds), (clones, &mut made), handle).await;
-        if done.is_err() {
-            for clone in &made {
-                self.undo(clone).await;
-            }
-        }
+        let done = self.all_of_them(of, (&snapshot, holds), clones, handle).await;
         if is_new {
             self.prune_after(of, handle).await;
         }
@@ -188,13 +185,12 @@ impl Twins {
         &self,
         of: &MachineName,
         (snapshot, holds): (&SnapshotName, Holds),
-        (clones, made): (&[MachineName], &mut Vec<MachineName>),
+        clones: &[MachineName],
         handle: &Handle,
     ) -> Result<(), Failure> {
         let hypervisor = self.hypervisor().await?;
         let mut identities = Vec::new();
         for name in clones {
-            made.push(name.clone());
             let (from, called) = (of.clone(), name.clone());
             let (new, identity) =
                 self.off_thread(move |this| this.introduce_clone(&from, &called)).await?;
@@ -202,7 +198,6 @@ impl Twins {
             if let Err(error) = hypervisor.clone_at(of, snapshot, new, &job).await {
                 if matches!(error, machine::Error::Exists { .. }) {
                     // Whosever it is, it is no half-made clone.
-                    made.pop();
                     self.forget_record(name).await?;
                 }
                 return Err(error.into());
@@ -272,7 +267,7 @@ impl Twins {
         Ok(())
     }
 
-    /// Removes a clone that did not become itself. One that did stays.
+    /// Removes a clone that did not become itself, however its run ended. One that did stays.
     async fn undo(&self, name: &MachineName) {
         let called = name.clone();
         let record = self.off_thread(move |this| this.record(&called)).await;
@@ -347,8 +342,47 @@ pub(super) async fn sweep(twins: &Twins, hypervisor: &dyn Hypervisor) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::twins::fake::{Fake, known, name, over, twins};
+    use crate::runs::Limits;
+    use crate::twins::fake::{Fake, Fate, LONG, known, limited, name, over, twins};
     use std::time::Duration;
+
+    async fn until(what: impl Fn() -> bool) {
+        let met = async {
+            while !what() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(LONG, met).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_half_made_clone_goes_however_its_run_ends() {
+        for (fate, expected) in [
+            (Fate::Fails, "failed web01 went away"),
+            (Fate::Panics, "failed the server made a mistake"),
+            (Fate::NeverEnds, "cancelled"),
+        ] {
+            let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::new());
+            let limits = Limits { grace: Duration::from_millis(1), ..Limits::default() };
+            let twins = limited(dir.path(), &fake, limits);
+            let (of, clone) = (known(&twins, &fake, "web01"), name("try"));
+            let wanted = NewClones { name: Some(clone.to_string()), ..NewClones::default() };
+            let begun = twins.clone_twin(&of, wanted, Cause::Local).await.unwrap();
+            until(|| fake.has(&clone)).await;
+            *fake.fate.lock().unwrap() = fate;
+            fake.clones.add_permits(1);
+            until(|| *fake.fate.lock().unwrap() == Fate::Done).await;
+            if fate == Fate::NeverEnds {
+                twins.inner.runs.cancel(begun.run).unwrap();
+            }
+            let ended = over(&twins, begun.run).await;
+            assert!(ended.starts_with(expected), "{ended}");
+            assert!(!fake.has(&clone), "{fate:?}");
+            assert!(twins.record(&clone).unwrap().is_none(), "{fate:?}");
+            assert!(twins.inner.names.reserve(&clone).is_some(), "{fate:?}");
+            twins.inner.runs.close().await;
+        }
+    }
 
     #[tokio::test]
     async fn a_name_is_one_runs_own() {
@@ -357,12 +391,7 @@ mod tests {
         let [one, two] = ["one", "two"].map(|name| known(&twins, &fake, name));
         let wanted = |name: &str| NewClones { name: Some(name.to_owned()), ..NewClones::default() };
         let first = twins.clone_twin(&one, wanted("try"), Cause::Local).await.unwrap();
-        let made = async {
-            while !fake.has(&name("try")) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(30), made).await.unwrap();
+        until(|| fake.has(&name("try"))).await;
         // The first is not at its end: its clone is half made still.
         for (of, text) in [(&two, "try"), (&two, "one")] {
             let taken = twins.clone_twin(of, wanted(text), Cause::Local).await.unwrap_err();

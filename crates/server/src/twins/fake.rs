@@ -32,7 +32,7 @@ type Outcome<T> = Result<T, Error>;
 /// For what a test waits for.
 pub(super) const LONG: Duration = Duration::from_secs(60);
 
-/// What becomes of the next snapshot, or of the next way back.
+/// What becomes of the next snapshot, clone, or way back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Fate {
     #[default]
@@ -316,7 +316,7 @@ impl Hypervisor for Fake {
         let origin = Some((name.clone(), snapshot.clone()));
         self.machines.lock().unwrap().insert(clone.name, origin);
         self.clones.acquire().await.unwrap().forget();
-        Ok(())
+        self.suffer(name, "be cloned").await
     }
 
     async fn lead_ssh(&self, name: &MachineName, _to: &[Ipv4Addr]) -> Outcome<()> {

@@ -123,7 +123,8 @@ impl Builder {
         let inputs = self.inputs(&origin, &architecture)?;
         if self.reuse {
             let (store, inputs, name) = (store.clone(), inputs.clone(), self.name.clone());
-            let found = job.block(move || match store.by_inputs(&inputs)? {
+            let job_ = job.clone();
+            let found = job.block(move || match store.by_inputs(&inputs, &job_)? {
                 Some(image) => store.call(image, &name).map(Some),
                 None => Ok(None),
             });

@@ -81,8 +81,8 @@ impl Import {
         job: &Job,
         inputs: ImageId,
     ) -> Result<Option<Image>, Error> {
-        let (store, name) = (store.clone(), self.name.clone());
-        job.block(move || match store.by_inputs(&inputs)? {
+        let (store, name, job_) = (store.clone(), self.name.clone(), job.clone());
+        job.block(move || match store.by_inputs(&inputs, &job_)? {
             Some(image) => store.call(image, &name).map(Some),
             None => Ok(None),
         })

@@ -21,6 +21,7 @@ use super::privilege;
 use super::probe::{Format, probe};
 use super::{Error, Job};
 use crate::content::{self, FileRecord, Verified, hold, used};
+use crate::job;
 use rustix::fs::FlockOperation;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -148,11 +149,12 @@ impl Store {
     }
 
     /// The image, verified, to start machines from.
-    pub fn acquire(&self, id: &ImageId) -> Result<Image, Error> {
+    pub fn acquire(&self, id: &ImageId, job: &Job) -> Result<Image, Error> {
         let manifest = self.show(id)?;
         let directory = self.path(id);
         for (name, record) in &manifest.files {
-            let checked = self.verified.check(&directory.join(name), record);
+            let checked = self.verified.check(&directory.join(name), record, || job.go_on());
+            job.check()?;
             checked.map_err(|what| Error::Damaged { id: id.to_string(), what })?;
         }
         let damaged = |what: String| Error::Damaged { id: id.to_string(), what };
@@ -175,12 +177,22 @@ impl Store {
         Ok(Image { manifest, disk, direct })
     }
 
+    /// The same off the async threads.
+    pub(crate) async fn acquire_for<E: From<Error> + From<job::Error> + Send + 'static>(
+        &self,
+        id: &ImageId,
+        job: &Job,
+    ) -> Result<Image, E> {
+        let (this, id, job_) = (self.clone(), id.clone(), job.clone());
+        job.block(move || this.acquire(&id, &job_).map_err(E::from)).await
+    }
+
     /// The newest that brings a kernel and is whole.
-    pub fn with_kernel(&self) -> Result<Option<Image>, Error> {
+    pub fn with_kernel(&self, job: &Job) -> Result<Option<Image>, Error> {
         for image in self.list()? {
             let brings_one =
                 image.manifest.is_ok_and(|manifest| matches!(manifest.boot, Boot::Kernel { .. }));
-            if brings_one && let Ok(image) = self.acquire(&image.id) {
+            if brings_one && let Ok(image) = self.acquire(&image.id, job) {
                 return Ok(Some(image));
             }
         }
@@ -210,12 +222,15 @@ impl Store {
     }
 
     /// An image made from these inputs, when there is a sound one.
-    pub(super) fn by_inputs(&self, inputs: &ImageId) -> Result<Option<Image>, Error> {
+    pub(super) fn by_inputs(&self, inputs: &ImageId, job: &Job) -> Result<Option<Image>, Error> {
         for image in self.list()? {
             if image.manifest.is_ok_and(|manifest| manifest.inputs == *inputs) {
-                match self.acquire(&image.id) {
+                match self.acquire(&image.id, job) {
                     Ok(image) => return Ok(Some(image)),
-                    Err(error) => tracing::warn!(%error, "an image that would do is not used"),
+                    Err(error) => {
+                        job.check()?;
+                        tracing::warn!(%error, "an image that would do is not used");
+                    }
                 }
             }
         }
@@ -313,7 +328,7 @@ impl Draft {
             file.sync_all().map_err(Error::file("write", &path))?;
             let mode = fs::Permissions::from_mode(0o444);
             file.set_permissions(mode).map_err(Error::file("protect", &path))?;
-            let record = FileRecord::of(&path, || job.check().map_err(io::Error::other));
+            let record = FileRecord::of(&path, || job.go_on());
             job.check()?;
             manifest.files.insert(name.to_owned(), record.map_err(Error::file("read", &path))?);
         }
@@ -326,7 +341,7 @@ impl Draft {
             sync_directory(&self.store.directory)?;
         }
         drop(_lock);
-        let image = self.store.acquire(&manifest.digest)?;
+        let image = self.store.acquire(&manifest.digest, job)?;
         manifest.names.iter().try_fold(image, |image, name| self.store.call(image, name))
     }
 }

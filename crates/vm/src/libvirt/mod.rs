@@ -225,8 +225,7 @@ impl Libvirt {
     /// Tells libvirt what the machine is. The image is looked over each time.
     async fn describe(&self, home: &Home, port: u16, job: &Job) -> Outcome<()> {
         let definition = home.load()?;
-        let (images, id) = (self.images.clone(), definition.image.clone());
-        let image = job.block(move || images.acquire(&id).map_err(machine::Error::from)).await?;
+        let image = self.images.acquire_for::<machine::Error>(&definition.image, job).await?;
         let images = (&image, &self.images);
         let found =
             find_acceleration(&self.acceleration, &Trials::of(&self.root), images, job).await?;
@@ -411,8 +410,7 @@ impl Hypervisor for Libvirt {
         }
         let home = self.home(&machine.name);
         self.refuse_foreign(&machine.name).await?;
-        let (images, id) = (self.images.clone(), machine.image.clone());
-        let image = job.block(move || images.acquire(&id).map_err(machine::Error::from)).await?;
+        let image = self.images.acquire_for::<machine::Error>(&machine.image, job).await?;
         let size = machine.disk_bytes.max(image.manifest.virtual_size_bytes);
         let definition = Definition {
             uuid: new_uuid()?,
@@ -653,8 +651,7 @@ impl Hypervisor for Libvirt {
         let of = home.load()?;
         let record = home.record(snapshot)?;
         self.refuse_foreign(&clone.name).await?;
-        let (images, id) = (self.images.clone(), of.image.clone());
-        let image = job.block(move || images.acquire(&id).map_err(machine::Error::from)).await?;
+        let image = self.images.acquire_for::<machine::Error>(&of.image, job).await?;
         let definition = Definition {
             uuid: new_uuid()?,
             mac: clone.mac,

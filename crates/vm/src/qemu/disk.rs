@@ -74,17 +74,31 @@ impl Qemu {
         home: &Home,
         definition: &Definition,
         top: u64,
+        job: &Job,
     ) -> Result<(), Error> {
         let mut at = top;
         loop {
-            match self.verify_one(home, definition, at)? {
+            match self.verify_one(home, definition, at, job)? {
                 Below::Layer(below) => at = *below,
                 Below::Image => return Ok(()),
                 Below::Of { machine, layer } => {
-                    let home = self.home(machine);
-                    return self.verify(&home, &home.load()?, *layer);
+                    return self.verify_origin(&self.home(machine), *layer, job);
                 }
             }
+        }
+    }
+
+    /// The same of a machine whose turn another one may have, and which it merges meanwhile.
+    fn verify_origin(&self, home: &Home, top: u64, job: &Job) -> Result<(), Error> {
+        let mut definition = home.load()?;
+        loop {
+            let found = self.verify(home, &definition, top, job);
+            let Err(Error::Damaged { .. }) = found else { return found };
+            let now = home.load()?;
+            if now.layers == definition.layers {
+                return found;
+            }
+            definition = now;
         }
     }
 
@@ -94,6 +108,7 @@ impl Qemu {
         home: &Home,
         definition: &'a Definition,
         number: u64,
+        job: &Job,
     ) -> Result<&'a Below, Error> {
         let path = home.layer(number);
         let damaged = |what: &str| Error::Damaged { path: path.clone(), what: what.to_owned() };
@@ -104,10 +119,12 @@ impl Qemu {
             return Err(damaged("this layer was never finished"));
         };
         // While it is being merged the file may be the new one before that is written down.
-        let found = match (self.verified.check(&path, sealed), &layer.merged) {
-            (Err(_), Some(merged)) => self.verified.check(&path, merged),
+        let check = |record| self.verified.check(&path, record, || job.go_on());
+        let found = match (check(sealed), &layer.merged) {
+            (Err(_), Some(merged)) => check(merged),
             (found, _) => found,
         };
+        job.check()?;
         found.map_err(|what| damaged(&what))?;
         Ok(&layer.below)
     }
@@ -252,7 +269,7 @@ impl Qemu {
         let (from, job_) = (path.clone(), job.clone());
         let copy = move || {
             for number in [upper, lower] {
-                this.verify_one(&at, &definition, number)?;
+                this.verify_one(&at, &definition, number, &job_)?;
             }
             let needed = [upper, lower].map(|number| length(&at.layer(number)));
             room(&at, needed.into_iter().sum::<u64>() + SPARE_BYTES)?;
@@ -283,6 +300,7 @@ impl Qemu {
             }
         })?;
         fs::rename(&merged.0, &path).map_err(Error::file("name", &path))?;
+        self.verified.know(&path).map_err(Error::file("look at", &path))?;
         self.finish_merges(home)
     }
 
@@ -300,7 +318,7 @@ impl Qemu {
             changed = true;
             let path = home.layer(*number);
             if let (Ok(()), Below::Layer(lower)) =
-                (self.verified.check(&path, &record), &layer.below)
+                (self.verified.check(&path, &record, || Ok(())), &layer.below)
                 && let Some(below) = belows.get(lower)
             {
                 layer.sealed = Some(record);
@@ -409,7 +427,7 @@ mod tests {
             (layer.sealed, layer.merged) = (Some(sealed), Some(new));
         })
         .unwrap();
-        let verify = || qemu.verify(&home, &home.load().unwrap(), 1);
+        let verify = || qemu.verify(&home, &home.load().unwrap(), 1, &fake::job());
         verify().unwrap();
         fs::rename(&merged, &path).unwrap();
         verify().unwrap();

@@ -261,8 +261,11 @@ impl Home {
         content::write_json(&path, manifest, 0o600).map_err(Error::file("write", &path))?;
         let path = self.snapshot(&manifest.name);
         fs::rename(&partial, &path).map_err(Error::file("name", &path))?;
-        content::sync_directory(&self.dir.join("snapshots"))
-            .map_err(Error::file("write", &path))?;
+        if let Err(error) = content::sync_directory(&self.dir.join("snapshots")) {
+            // One that may be gone after a loss of power is none.
+            fs::rename(&path, &partial).map_err(Error::file("remove", &path))?;
+            return Err(Error::file("write", &path)(error));
+        }
         Ok(self.describe(manifest))
     }
 

@@ -34,7 +34,7 @@ mod save;
 
 use crate::content::{self, Verified};
 use crate::freeze::{self, Connecting, Freezer};
-use crate::image::{ImageId, MachineName, SnapshotName, Store};
+use crate::image::{Image, ImageId, MachineName, SnapshotName, Store};
 use crate::job::Job;
 use crate::machine::{
     About, Error, Hypervisor, Line, Listed, Machine, NewClone, NewSnapshot, Seen, Snapshot, Stream,
@@ -77,7 +77,7 @@ pub struct Qemu {
 /// When QEMU is missing or too old.
 pub async fn look(
     root: &Path,
-    image: Option<&crate::image::Image>,
+    image: Option<&Image>,
     job: &Job,
 ) -> Result<(About, Option<Duration>), Error> {
     let version = process::version(job).await?;
@@ -109,13 +109,13 @@ fn about(version: String, known: Option<&Found>) -> About {
 pub(crate) async fn find_acceleration(
     known: &OnceCell<Found>,
     trials: &Trials,
-    (image, images): (&crate::image::Image, &Store),
+    (image, images): (&Image, &Store),
     job: &Job,
 ) -> Result<Found, Error> {
-    let (own, images) = (image.direct.clone(), images.clone());
+    let (own, images, job_) = (image.direct.clone(), images.clone(), job.clone());
     let kernel = move || match own {
         Some(direct) => Ok(Some(direct)),
-        None => Ok(images.with_kernel()?.and_then(|image| image.direct)),
+        None => Ok(images.with_kernel(&job_)?.and_then(|image| image.direct)),
     };
     let find = async {
         if let Some(found) = acceleration::look() {
@@ -186,7 +186,7 @@ impl Qemu {
         Freezer::new(&home.name, home.run(run).join(freeze::MARK), Arc::new(connect))
     }
 
-    async fn acceleration(&self, image: &crate::image::Image, job: &Job) -> Result<Found, Error> {
+    async fn acceleration(&self, image: &Image, job: &Job) -> Result<Found, Error> {
         let images = (image, &self.images);
         find_acceleration(&self.acceleration, &Trials::of(&self.root), images, job).await
     }
@@ -251,8 +251,7 @@ impl Hypervisor for Qemu {
             let what = "memory that is no multiple of 2 MiB";
             return Err(Error::Unsupported { what, hypervisor: "qemu" });
         }
-        let (images, id) = (self.images.clone(), machine.image.clone());
-        let image = job.block(move || images.acquire(&id).map_err(Error::from)).await?;
+        let image: Image = self.images.acquire_for::<Error>(&machine.image, job).await?;
         let size = machine.disk_bytes.max(image.manifest.virtual_size_bytes);
         let definition = Definition::of(&machine, Below::Image);
         self.begin(&machine, &definition, (image.disk, Some(size)), job).await.map(drop)

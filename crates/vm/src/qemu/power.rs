@@ -55,8 +55,7 @@ struct Status {
 
 impl Qemu {
     pub(super) async fn image(&self, definition: &Definition, job: &Job) -> Result<Image, Error> {
-        let (images, id) = (self.images.clone(), definition.hardware.image.clone());
-        job.block(move || images.acquire(&id).map_err(Error::from)).await
+        self.images.acquire_for(&definition.hardware.image, job).await
     }
 
     pub(super) async fn power_on(&self, home: &Home, job: &Job) -> Result<(), Error> {

@@ -59,14 +59,15 @@ impl Qemu {
         let definition = home.load()?;
         let manifest = home.manifest(snapshot)?;
         let (this, at) = (self.clone(), home.clone());
-        let (definition_, manifest_) = (definition.clone(), manifest.clone());
+        let (definition_, manifest_, job_) = (definition.clone(), manifest.clone(), job.clone());
         let check = move || {
-            this.verify(&at, &definition_, manifest_.layer)?;
+            this.verify(&at, &definition_, manifest_.layer, &job_)?;
             let dir = at.snapshot(&manifest_.name);
             let Some(moment) = &manifest_.moment else { return Ok::<_, Error>(()) };
             for (name, record) in [(MEMORY, &moment.memory), (DEVICES, &moment.devices)] {
                 let path = dir.join(name);
-                let checked = this.verified.check(&path, record);
+                let checked = this.verified.check(&path, record, || job_.go_on());
+                job_.check()?;
                 checked.map_err(|what| Error::Damaged { path, what })?;
             }
             Ok(())

@@ -57,6 +57,13 @@ struct Held {
     acceleration: Acceleration,
 }
 
+/// What is all there of a snapshot but for its name.
+struct Unnamed {
+    definition: Definition,
+    wish: NewSnapshot,
+    held: Option<Held>,
+}
+
 impl Qemu {
     pub(super) async fn save(
         &self,
@@ -141,7 +148,8 @@ impl Qemu {
                 }
             }
         };
-        self.finish(home, (definition, wish.clone()), held.filter(|_| live), job).await
+        let unnamed = Unnamed { definition, wish: wish.clone(), held: held.filter(|_| live) };
+        self.finish(home, unnamed, job).await
     }
 
     /// An empty layer, known to the definition so that nobody sweeps it away.
@@ -217,30 +225,19 @@ impl Qemu {
     }
 
     /// Digests what the snapshot is made of, and gives it its name.
-    async fn finish(
-        &self,
-        home: &Home,
-        (definition, wish): (Definition, NewSnapshot),
-        held: Option<Held>,
-        job: &Job,
-    ) -> Result<Snapshot, Error> {
+    async fn finish(&self, home: &Home, unnamed: Unnamed, job: &Job) -> Result<Snapshot, Error> {
         let (this, at, job_) = (self.clone(), home.clone(), job.clone());
         job.block(move || {
-            let name = wish.name.clone();
-            let sealed = this.seal_all(&at, (definition, wish), held, &job_);
+            let name = unnamed.wish.name.clone();
+            let sealed = this.seal_all(&at, unnamed, &job_);
             // Here, since nobody may be waiting any more.
             sealed.map_err(|error| this.give_up(&at, &name, error))
         })
         .await
     }
 
-    fn seal_all(
-        &self,
-        home: &Home,
-        (definition, wish): (Definition, NewSnapshot),
-        held: Option<Held>,
-        job: &Job,
-    ) -> Result<Snapshot, Error> {
+    fn seal_all(&self, home: &Home, unnamed: Unnamed, job: &Job) -> Result<Snapshot, Error> {
+        let Unnamed { definition, wish, held } = unnamed;
         let (pause, old) = (held.as_ref().map(|held| held.pause), definition.active);
         // Also those that a snapshot switched away from which was cut off afterwards.
         let mut sealed = Vec::new();
@@ -275,14 +272,21 @@ impl Qemu {
         };
         job.check()?;
         let snapshot = home.seal(&manifest)?;
-        home.change(|definition| definition.current = Some(manifest.name.clone()))?;
+        if let Err(error) = self.note_sealed(home, &manifest) {
+            // It is there and whole all the same.
+            tracing::warn!(machine = %home.name, snapshot = %manifest.name, error = %model::with_causes(&error), "that a machine was saved last like this could not be written down");
+        }
+        Ok(snapshot)
+    }
+
+    fn note_sealed(&self, home: &Home, manifest: &Manifest) -> Result<(), Error> {
         // What was digested a moment ago is not read again when it is gone back to.
         let sealed = home.snapshot(&manifest.name);
         for name in manifest.moment.iter().flat_map(|_| [MEMORY, DEVICES]) {
             let path = sealed.join(name);
             self.verified.know(&path).map_err(Error::file("look at", &path))?;
         }
-        Ok(snapshot)
+        home.change(|definition| definition.current = Some(manifest.name.clone())).map(drop)
     }
 
     pub(super) async fn delete(
@@ -657,6 +661,6 @@ mod tests {
         assert_eq!(definition.layers.len(), 2);
         assert!(definition.layers[&1].sealed.is_some());
         // As the machine goes on, what was saved does not change.
-        qemu.verify(&home, &definition, manifest.layer).unwrap();
+        qemu.verify(&home, &definition, manifest.layer, &job).unwrap();
     }
 }

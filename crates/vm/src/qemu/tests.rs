@@ -229,10 +229,10 @@ async fn what_is_damaged_is_not_merged_into_what_is_sound() {
         qemu.delete_snapshot(&one.name, &names[0], &fake::job()).await.unwrap();
         let definition = one.load().unwrap();
         assert_eq!(definition.layers, before.layers);
-        let refused = qemu.verify(&one, &definition, 2).unwrap_err();
+        let refused = qemu.verify(&one, &definition, 2, &fake::job()).unwrap_err();
         assert!(matches!(refused, Error::Damaged { .. }), "{refused}");
         flip(&one.layer(damaged));
-        qemu.verify(&one, &definition, 2).unwrap();
+        qemu.verify(&one, &definition, 2, &fake::job()).unwrap();
     }
 }
 
@@ -253,7 +253,7 @@ async fn layers_for_which_there_is_no_room_are_merged_later() {
     qemu.delete_snapshot(&one.name, &names[0], &fake::job()).await.unwrap();
     let definition = one.load().unwrap();
     assert_eq!(definition.layers.len(), 3);
-    qemu.verify(&one, &definition, 2).unwrap();
+    qemu.verify(&one, &definition, 2, &fake::job()).unwrap();
 }
 
 #[tokio::test]

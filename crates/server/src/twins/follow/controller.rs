@@ -215,9 +215,6 @@ impl Twins {
         goal: &Arc<Goal>,
         memory: &mut Memory,
     ) -> Result<Next, Error> {
-        if self.pardon_what_lacks(name, &goal.host) {
-            memory.forget();
-        }
         if let Some(pause) = self.rests(name, goal, memory).await? {
             return Ok(Next::After(pause));
         }
@@ -244,7 +241,7 @@ impl Twins {
         &self,
         name: &MachineName,
         goal: &Goal,
-        memory: &Memory,
+        memory: &mut Memory,
     ) -> Result<Option<Duration>, Error> {
         let default = match self.inner.settings.follows {
             true => goal.unsafe_because,
@@ -262,6 +259,10 @@ impl Twins {
         if let Some(failed) = &standing.failure {
             let left = failed.retry_at().since(clock::now());
             return Ok((!left.is_zero()).then_some(left));
+        }
+        if self.pardon_what_lacks(name, &goal.host) {
+            memory.forget();
+            return Ok(None);
         }
         if !is_so {
             return Ok(None);
