@@ -166,16 +166,31 @@ pub(crate) fn copy(
     Ok(())
 }
 
-/// Writes a document: after a crash it is the old one or the new one.
+/// The first words of the names of documents that are being written.
+const NEW: &str = ".new-";
+
+/// Writes a document: after a crash it is the old one or the new one. What a crash left of the
+/// other one is removed by [`sweep_new`].
 pub(crate) fn write_json(path: &Path, document: &impl Serialize, mode: u32) -> io::Result<()> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    let mut file = tempfile::Builder::new().prefix(NEW).tempfile_in(directory)?;
     serde_json::to_writer_pretty(&mut file, document)?;
     file.write_all(b"\n")?;
     file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     sync_directory(directory)
+}
+
+/// Removes documents that were not written to their end. Nobody else may write there.
+pub(crate) fn sweep_new(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(NEW.as_bytes()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
@@ -219,6 +234,18 @@ pub(crate) fn used(directory: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_crash_left_of_a_document_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("machine.json");
+        write_json(&path, &1, 0o600).unwrap();
+        // As a process that was killed before it gave the new one its name.
+        let half = tempfile::Builder::new().prefix(NEW).tempfile_in(dir.path()).unwrap();
+        let half = half.into_temp_path().keep().unwrap();
+        sweep_new(dir.path()).unwrap();
+        assert!(!half.exists() && path.exists());
+    }
 
     fn record(content: &[u8], hole: u64) -> FileRecord {
         let dir = tempfile::tempdir().unwrap();

@@ -268,6 +268,15 @@ fn what_runs_on_without_its_file_is_ended_where_the_host_has_none() {
         gap unit:made.service [transient] its file was removed while it ran, and nothing can start it like that
     "#]],
     );
+    // The host's file is gone by now, and its systemd has not read that yet.
+    let enabled = r#"unit:made.service {"active_state":"active","load_state":"loaded","enablement":"enabled","fragment_path":"/etc/systemd/system/made.service"}"#;
+    check(
+        enabled,
+        orphan,
+        &expect![[r#"
+            gap unit:made.service [transient] its file was removed, and nothing can enable or disable it like that
+        "#]],
+    );
 }
 
 #[test]

@@ -165,6 +165,12 @@ impl Draft<'_> {
             return;
         }
         let subject = &unit.subject;
+        let is_lost = twin.is_some_and(|twin| twin.load_state == "not-found");
+        if is_lost && wanted != Enablement::Masked && !self.comes(unit) {
+            let what = "its file was removed, and nothing can enable or disable it like that";
+            self.gap(subject, Cause::Transient, what, "put its file back on the host");
+            return;
+        }
         let (action, why) = match wanted {
             Enablement::Enabled => (Action::Enable(name.clone()), "the host's is enabled"),
             Enablement::Disabled => (Action::Disable(name.clone()), "the host's is disabled"),
@@ -184,10 +190,17 @@ impl Draft<'_> {
         }
     }
 
+    /// Whether its file is brought to the twin, or what it is of.
+    fn comes(&self, unit: &Unit) -> bool {
+        let (files, wanted) = (&self.files, &self.spec.files);
+        let path = unit.fragment.as_ref();
+        path.is_some_and(|path| files.contains_key(path) && wanted.contains_key(path))
+            || unit.package.as_ref().is_some_and(|package| self.packages.contains_key(package))
+    }
+
     /// Whether there is something to enable or start in the twin, or will be.
     fn will_be_there(&mut self, unit: &Unit, twin: Option<&entity::Unit>) -> bool {
-        let comes = unit.fragment.as_ref().is_some_and(|path| self.files.contains_key(path))
-            || unit.package.as_ref().is_some_and(|package| self.packages.contains_key(package));
+        let comes = self.comes(unit);
         let masks = unit.enablement == Some(Enablement::Masked);
         if twin.is_some() || comes || masks || unit.active != Some(true) && unit.fragment.is_none()
         {

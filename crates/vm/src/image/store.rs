@@ -295,6 +295,11 @@ impl Store {
                 && hold(&path).map_err(Error::file("lock", &path))?.is_some()
             {
                 sweep_away(&path);
+            } else if name.parse::<ImageId>().is_ok()
+                && let Err(error) = content::sweep_new(&path)
+            {
+                // One that is damaged holds up no other.
+                tracing::warn!(image = name, %error, "what is half written stays in an image");
             }
         }
         Ok(())

@@ -18,7 +18,7 @@ use crate::content;
 use crate::image::{ImageId, MacAddress, MachineName, SnapshotName};
 use crate::left::is_machine;
 use crate::machine::{Error, Kind, Network, Snapshot};
-use crate::qemu::home::{DEFINITION, PARTIAL};
+use crate::qemu::home::{DEFINITION, PARTIAL, sweep_new};
 pub(super) use crate::qemu::home::{entries, remove, sweep_partial};
 use model::Time;
 use serde::de::DeserializeOwned;
@@ -135,6 +135,12 @@ impl Home {
 
     pub(super) fn store(&self, definition: &Definition) -> Result<(), Error> {
         write(&self.dir.join(DEFINITION), definition)
+    }
+
+    /// Removes documents that were not written to their end.
+    pub(super) fn sweep(&self) -> Result<(), Error> {
+        sweep_new(&self.dir)?;
+        sweep_new(&self.dir.join("snapshots"))
     }
 
     fn read<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, Error> {

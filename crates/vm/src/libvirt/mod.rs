@@ -113,6 +113,7 @@ impl Libvirt {
     }
 
     async fn recover(&self, home: &Home) -> Outcome<()> {
+        home.sweep()?;
         let uuid = match self.uuid(home).await {
             Err(machine::Error::Libvirt(Error::Unknown { .. })) => return Ok(()),
             found => found?,

@@ -288,6 +288,7 @@ impl Home {
 
     /// Removes what an operation left that did not get to its end.
     pub(super) fn sweep(&self, definition: &Definition) -> Result<(), Error> {
+        sweep_new(&self.dir)?;
         let snapshots = self.dir.join("snapshots");
         for name in entries(&snapshots)?.iter().filter(|name| name.starts_with(PARTIAL)) {
             remove(&snapshots.join(name))?;
@@ -387,8 +388,14 @@ pub(crate) fn entries(dir: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
+/// Removes documents that were not written to their end. Nobody else may write there.
+pub(crate) fn sweep_new(dir: &Path) -> Result<(), Error> {
+    content::sweep_new(dir).map_err(Error::file("look for what is half written in", dir))
+}
+
 /// Removes the machines of a directory that were never finished. Nobody else may work there.
 pub(crate) fn sweep_partial(root: &Path) -> Result<(), Error> {
+    sweep_new(root)?;
     for name in entries(root)?.iter().filter(|name| name.starts_with(PARTIAL)) {
         tracing::warn!(name, "a machine was never finished, and is removed");
         remove(&root.join(name))?;
