@@ -44,6 +44,9 @@ pub enum Error {
     /// It was done, and is not so.
     #[error("it was done, and is not so: {0}")]
     Unchanged(String),
+    /// A unit starts only on other machines; with systemd's words for it.
+    #[error("{}: {how}", model::plan::conditions::UNMET)]
+    Unmet { how: String },
     #[error("{0}")]
     Unclear(String),
 }

@@ -70,6 +70,17 @@ impl Manager {
         self.get(&state.path, SERVICE, "Result").await.ok().map(text)
     }
 
+    /// Whether a unit was not started since the machine is none that it asks for.
+    pub(super) async fn is_unmet(&self, state: &State) -> bool {
+        let at = |property| self.get(&state.path, UNIT, property);
+        let Ok((checked, met)) = tokio::try_join!(at("ConditionTimestamp"), at("ConditionResult"))
+        else {
+            return false;
+        };
+        let checked = u64::try_from(checked).is_ok_and(|at| at > 0);
+        checked && matches!(bool::try_from(met), Ok(false))
+    }
+
     /// How a unit's file is enabled, as the disk has it now; `None` where there is no such file.
     pub(super) async fn file_state(&self, unit: &UnitName) -> Result<Option<String>, Error> {
         match self.call(PATH, MANAGER, "GetUnitFileState", &(unit.as_str(),)).await {

@@ -57,6 +57,10 @@ async fn run(
     if ended.as_ref().is_ok_and(|ended| ended == "done") && is_so(action, &after, Some(&before)) {
         return Ok(true);
     }
+    if ended.as_ref().is_ok_and(|ended| ended == "done") && manager.is_unmet(&after).await {
+        let how = format!("systemd did not start it ({}, {})", after.active, after.sub);
+        return Err(Error::Unmet { how });
+    }
     journal(unit, tell).await;
     let mut how = vec![after.sub.clone()];
     how.extend(manager.result(&after).await);

@@ -17,6 +17,7 @@
 
 mod accounts;
 pub mod apt;
+pub mod conditions;
 mod containers;
 mod draft;
 mod event;

@@ -1,6 +1,6 @@
 //! What belongs to a twin and not to its host: it stays, whatever the host has or has not.
 
-use crate::spec::{Image, PackageName, PackageVersion};
+use crate::spec::{Image, PackageName, PackageVersion, UnitName};
 use crate::{Facts, Subject};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,6 +12,8 @@ pub struct Own {
     lacks_packages: bool,
     /// Versions of packages that are nowhere where it may look.
     gone: BTreeSet<(PackageName, PackageVersion)>,
+    /// Units that do not start on such a machine.
+    unmet: BTreeSet<UnitName>,
     images: Images,
 }
 
@@ -126,6 +128,12 @@ impl Own {
         Self { gone, ..self }
     }
 
+    /// The same of a twin that is no machine on which these units start.
+    #[must_use]
+    pub fn without_units(self, unmet: BTreeSet<UnitName>) -> Self {
+        Self { unmet, ..self }
+    }
+
     /// The same of a twin that reaches nothing to have images of containers from.
     #[must_use]
     pub fn without_images(self) -> Self {
@@ -146,6 +154,11 @@ impl Own {
     /// Whether no repository that it reaches has this version.
     pub(crate) fn lacks_version(&self, package: &(PackageName, PackageVersion)) -> bool {
         self.gone.contains(package)
+    }
+
+    /// Whether a unit was seen not to start there.
+    pub(crate) fn lacks_conditions_of(&self, unit: &UnitName) -> bool {
+        self.unmet.contains(unit)
     }
 
     /// Why an image can't come to it, if that is so.

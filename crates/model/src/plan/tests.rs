@@ -253,13 +253,7 @@ fn what_another_unit_starts_along_is_stopped_after_that() {
 #[test]
 fn what_runs_on_without_its_file_is_ended_where_the_host_has_none() {
     let orphan = r#"unit:made.service {"active_state":"active","load_state":"not-found"}"#;
-    check(
-        "",
-        orphan,
-        &expect![[r#"
-        0 stop made.service (the host does not have this unit)
-    "#]],
-    );
+    check("", orphan, &expect![""]);
     check(orphan, orphan, &expect![[""]]);
     check(
         orphan,
@@ -275,6 +269,89 @@ fn what_runs_on_without_its_file_is_ended_where_the_host_has_none() {
         orphan,
         &expect![[r#"
             gap unit:made.service [transient] its file was removed, and nothing can enable or disable it like that
+        "#]],
+    );
+}
+
+#[test]
+fn what_can_not_run_in_the_twin_is_told_and_not_started() {
+    let unit = r#"file:/etc/systemd/system/app.service {"role":"unit","mode":"0644","owner":"root","group":"root","content":"0000000000000000000000000000000000000000000000000000000000000003"}
+        unit:app.service {"active_state":"active","load_state":"loaded","fragment_path":"/etc/systemd/system/app.service","exec_start":[["/usr/local/bin/app","-v"]]}"#;
+    let program = r#"file:/usr/local/bin/app {"role":"program","withheld":"binary","mode":"0755"}"#;
+    let host = [unit, program].join("\n");
+    let stopped = unit.replace(r#""active""#, r#""inactive""#);
+    check(
+        &host,
+        "",
+        &expect![[r#"
+            0 write /etc/systemd/system/app.service (the host has this file)
+            1 reload systemd (files of units changed) after [0]
+            gap file:/usr/local/bin/app [unpackaged] a unit runs it, no package brings it, and it is binary
+            gap unit:app.service [unpackaged] what it runs can't be brought into the twin: /usr/local/bin/app
+        "#]],
+    );
+    // Somebody put it there by hand.
+    check(
+        &host,
+        &[&*stopped, program].join("\n"),
+        &expect![[r#"
+            0 start app.service (the host's runs)
+            gap file:/usr/local/bin/app [unpackaged] a unit runs it, no package brings it, and it is binary
+        "#]],
+    );
+    let unmet = Own::default().without_units(["app.service".parse().unwrap()].into());
+    let show = |twin: &str| show(&plan(&spec_of(&facts(unit)), &facts(twin), &unmet));
+    expect![[r#"
+        gap unit:app.service [hardware] the twin is no machine on which it starts: its conditions are not met
+    "#]]
+    .assert_eq(&show(&stopped));
+    // With something new there it may be one.
+    expect![[r#"
+        0 write /etc/systemd/system/app.service (the host has this file)
+        1 reload systemd (files of units changed) after [0]
+        2 start app.service (the host's runs) needs [0, 1]
+    "#]]
+    .assert_eq(&show(""));
+    assert_eq!(show(unit), "");
+}
+
+#[test]
+fn an_instance_that_nothing_has_loaded_is_not_disabled() {
+    let template = r#"file:/etc/systemd/system/a@.service {"role":"unit","mode":"0644","owner":"root","group":"root","content":"0000000000000000000000000000000000000000000000000000000000000003"}"#;
+    let failed = r#"unit:a@1.service {"active_state":"failed","enablement":"disabled","load_state":"loaded","fragment_path":"/etc/systemd/system/a@.service"}"#;
+    check(&[template, failed].join("\n"), template, &expect![""]);
+}
+
+#[test]
+fn a_file_of_another_that_a_command_names_counts_for_it() {
+    let unit = |since: &str| {
+        format!(
+            r#"unit:worker.service {{"active_state":"active","load_state":"loaded","fragment_path":"/etc/systemd/system/worker.service","exec_start":[["/opt/w","-c","/etc/other/app.conf"]],"since":"2026-11-20T{since}Z"}}"#
+        )
+    };
+    let config = |content: u8, modified: &str| {
+        format!(
+            r#"file:/etc/other/app.conf {{"role":"config","mode":"0644","owner":"root","group":"root","content":"{content:064x}","modified_at":"2026-11-20T{modified}Z"}}"#
+        )
+    };
+    check(
+        &[config(2, "10:00:00"), unit("11:00:00")].join("\n"),
+        &[config(1, "08:00:00"), unit("09:00:00")].join("\n"),
+        &expect![[r#"
+            0 write /etc/other/app.conf (its content is another on the host)
+            1 restart worker.service (its configuration changed, and the host's was started since) needs [0]
+        "#]],
+    );
+}
+
+#[test]
+fn a_container_whose_command_is_not_known_is_not_made() {
+    let web = r#"container:web {"image":"lab/busybox:1","state":"running","command":["serve","--token=redacted:0123456789abcdef"],"networks":["bridge"]}"#;
+    check(
+        web,
+        "",
+        &expect![[r#"
+            gap container:web [secret] a secret is in its command
         "#]],
     );
 }

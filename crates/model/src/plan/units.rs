@@ -13,7 +13,7 @@ use super::own::Own;
 use super::step::Action;
 use crate::entity::{self, Entity};
 use crate::spec::{
-    Cause, Enablement, FilePath, RUN, Spec, Unit, UnitName, is_orphan, is_unit_file,
+    Body, Cause, Enablement, FilePath, RUN, Spec, Unit, UnitName, is_orphan, is_unit_file,
 };
 use crate::{Facts, Kind, Subject, Time};
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,6 +116,9 @@ impl Draft<'_> {
     /// loaded. Those of packages are also started by logins, sockets and devices of the twin's own.
     fn end_others(&mut self, there: &BTreeMap<String, entity::Unit>) {
         let spec = self.spec;
+        if !self.may_remove(Kind::UNIT) {
+            return;
+        }
         let is_instance = |unit: &entity::Unit| {
             let path = unit.fragment_path.as_deref().unwrap_or_default();
             unit.id.contains('@')
@@ -130,6 +133,9 @@ impl Draft<'_> {
                 && !unit.id.starts_with(crate::spec::PREFIX);
             if is_ours && !self.spec.units.contains_key(&name) {
                 let (subject, _) = unit.to_item();
+                if self.stays(&subject) {
+                    continue;
+                }
                 let why = "the host does not have this unit";
                 let stop = self.add(&subject, Action::Stop(name.clone()), why);
                 self.stops.insert(name, stop);
@@ -162,6 +168,10 @@ impl Draft<'_> {
         }
         let Some(wanted) = unit.enablement.filter(|wanted| there != Some(*wanted)) else { return };
         if unmasked.is_some() && wanted == Enablement::Disabled || !self.will_be_there(unit, twin) {
+            return;
+        }
+        // What is not listed there, as an instance that nothing has loaded, is not enabled.
+        if wanted == Enablement::Disabled && twin.is_none() && !self.comes(unit) {
             return;
         }
         let subject = &unit.subject;
@@ -236,6 +246,9 @@ impl Draft<'_> {
         let there = active(twin);
         let comes =
             unit.package.as_ref().is_some_and(|package| self.packages.contains_key(package));
+        if wanted && there != Some(true) && self.tell_unable(name, unit) {
+            return;
+        }
         match (wanted, there) {
             // Nothing masked can be started, not even once more.
             (true, _) if unit.enablement == Some(Enablement::Masked) => {
@@ -278,6 +291,40 @@ impl Draft<'_> {
             }
             (false, _) => {}
         }
+    }
+
+    /// Tells of one that can't run in the twin, whatever is done.
+    fn tell_unable(&mut self, name: &UnitName, unit: &Unit) -> bool {
+        if unit.enablement == Some(Enablement::Masked) || unit.is_orphan {
+            return false;
+        }
+        if let Some(program) = self.lacking_program(unit) {
+            let what = format!("what it runs can't be brought into the twin: {program}");
+            let remedy = "make a package of it, or put it into the twin by hand";
+            self.gap(&unit.subject, Cause::Unpackaged, &what, remedy);
+            return true;
+        }
+        // What is new there may be what it asks for.
+        let is_as_before = self.files.is_empty() && self.packages.is_empty();
+        if is_as_before && self.own.lacks_conditions_of(name) {
+            let what = "the twin is no machine on which it starts: its conditions are not met";
+            let remedy = "systemctl status in the twin tells which; it is tried again";
+            self.gap(&unit.subject, Cause::Hardware, what, remedy);
+            return true;
+        }
+        false
+    }
+
+    /// A program of a unit that does not come, and that nobody put into the twin.
+    fn lacking_program(&self, unit: &Unit) -> Option<FilePath> {
+        let is_lacking = |path: &&FilePath| {
+            let file = self.spec.files.get(*path);
+            let stays_away = file.is_some_and(|file| {
+                file.role == "program" && matches!(file.body, Body::Withheld { .. })
+            });
+            stays_away && self.twin.get(&super::files::subject(path)).is_none()
+        };
+        unit.programs.iter().find(is_lacking).cloned()
     }
 
     fn bring_up(&mut self, name: &UnitName, unit: &Unit, (action, why): (Action, &str)) {
@@ -428,10 +475,10 @@ fn configuration(spec: &Spec, name: &UnitName, unit: &Unit) -> BTreeSet<FilePath
     let is_its = |path: &FilePath| path.as_str().starts_with(&directory);
     let files = spec.files.iter().filter(|(path, file)| {
         let is_packages = unit.package.is_some() && file.package == unit.package;
+        let is_named = unit.programs.contains(*path);
         match file.role.as_str() {
-            "config" | "environment" => is_packages || is_its(path),
-            "program" => unit.programs.contains(*path),
-            _ => false,
+            "config" | "environment" => is_named || is_packages || is_its(path),
+            _ => is_named,
         }
     });
     files

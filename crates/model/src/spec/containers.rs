@@ -105,6 +105,11 @@ impl Container {
         form(self) == form(other) && self.environment.iter().all(is_same)
     }
 
+    /// Whether it can't be run as it is, since words of its command are not known.
+    fn has_secret_command(&self) -> bool {
+        self.command.iter().chain(&self.entrypoint).any(|word| word.as_str().contains(MARK))
+    }
+
     /// As facts tell it.
     ///
     /// # Errors
@@ -151,7 +156,9 @@ impl Spec {
             match Container::of(&seen) {
                 Ok((name, container)) => {
                     self.tell_of_container(&subject, &container);
-                    self.containers.insert(name, container);
+                    if !container.has_secret_command() {
+                        self.containers.insert(name, container);
+                    }
                 }
                 Err(error) => self.unsafe_gap(&subject, &error),
             }
@@ -171,8 +178,7 @@ impl Spec {
                 "make it in the twin by hand, or name them legible",
             );
         }
-        if container.command.iter().chain(&container.entrypoint).any(|w| w.as_str().contains(MARK))
-        {
+        if container.has_secret_command() {
             let what = "a secret is in its command";
             self.gap(subject, Cause::Secret, what, "make it in the twin by hand");
         }

@@ -143,11 +143,12 @@ impl Twins {
         if let Some(info) = self.host(name).and_then(|host| self.inner.history.host(&host)) {
             // What is in the twin, where that is known; else its host's newest.
             let reached = self.reached(name);
-            if reached.is_some() {
+            let is_mixed = self.is_mixed(name);
+            if reached.is_some() && !is_mixed {
                 labels.insert(REACHED.to_owned(), true.to_string());
             }
-            // What a twin began as is no version of its host.
-            if wish.name.as_str() != BASE || reached.is_some() {
+            // What a twin began as is no version of its host, nor is what is between two.
+            if !is_mixed && (wish.name.as_str() != BASE || reached.is_some()) {
                 let version = reached.unwrap_or(info.head);
                 labels.insert(VERSION.to_owned(), version.0.to_string());
             }

@@ -12,6 +12,7 @@
 //! - What came while a run was on is one round, to the newest version.
 //! - What is remembered of a guest is forgotten when anything else was done to it.
 //! - A version of which nothing is to be done is reached only where the last look said so.
+//! - What was changed is looked at again a little later, and what is reached from time to time.
 
 use super::cycle::Goal;
 use super::pace::Pace;
@@ -41,6 +42,8 @@ const BUSY: Duration = Duration::from_millis(250);
 const SETTLING: Duration = Duration::from_millis(20);
 /// How long a look at a guest holds, as far as nobody changed it.
 const FRESH: Duration = Duration::from_secs(600);
+/// After something was changed in a guest: what was started may have ended by then.
+const SECOND_LOOK: Duration = Duration::from_secs(20);
 
 /// Who is woken when something happened to a host or its twin. Clones are the same.
 #[derive(Debug, Clone, Default)]
@@ -94,6 +97,11 @@ struct Memory {
     spec: Option<(Spec, bool)>,
     /// Of the guest, and when it was looked at.
     facts: Option<(Facts, Instant)>,
+    /// When the guest is to be looked at whatever is known of it, and whether that is for what
+    /// was changed there last.
+    look_at: Option<(Instant, bool)>,
+    /// How often in a row what came true did not last.
+    relapses: u32,
     touched: u64,
     pace: Pace,
 }
@@ -102,6 +110,16 @@ impl Memory {
     fn forget(&mut self) {
         self.spec = None;
         self.facts = None;
+    }
+
+    /// Whether it is time to see whether what was so is so still.
+    fn is_to_look(&self) -> bool {
+        self.look_at.is_some_and(|(at, _)| at <= Instant::now())
+    }
+
+    fn until_look(&self) -> Duration {
+        let left = self.look_at.map(|(at, _)| at.duration_since(Instant::now()));
+        left.unwrap_or(RESCAN).min(RESCAN)
     }
 
     /// Whether that was led to last, and is so.
@@ -218,15 +236,19 @@ impl Twins {
         if let Some(pause) = self.rests(name, goal, memory).await? {
             return Ok(Next::After(pause));
         }
-        let known = memory.facts.take().filter(|(_, at)| at.elapsed() < FRESH);
-        if let Some((facts, at)) = known {
+        if memory.is_to_look() {
+            if let Some(pause) = self.look_again(name, goal, memory).await? {
+                return Ok(Next::After(pause));
+            }
+        } else if let Some((facts, at)) = memory.facts.take().filter(|(_, at)| at.elapsed() < FRESH)
+        {
             let seen = self.compare(name, Arc::clone(goal), Some(facts)).await?;
             let is_nothing = seen.plan.is_empty();
             memory.facts = Some((seen.facts, at));
             if is_nothing {
                 self.has_reached(name, goal).await?;
                 memory.spec = Some((plain(goal), true));
-                return Ok(Next::After(RESCAN));
+                return Ok(Next::After(memory.until_look()));
             }
         }
         let pause = memory.pace.wait(Instant::now());
@@ -234,6 +256,33 @@ impl Twins {
             return Ok(Next::After(pause));
         }
         self.lead_there(name, goal, memory).await
+    }
+
+    /// Sees whether what came true is so still; for how long nothing is to be done then.
+    async fn look_again(
+        &self,
+        name: &MachineName,
+        goal: &Arc<Goal>,
+        memory: &mut Memory,
+    ) -> Result<Option<Duration>, Error> {
+        let now = Instant::now();
+        let is_of_change = memory.look_at.is_some_and(|(_, is_of_change)| is_of_change);
+        memory.look_at = Some((now + FRESH, false));
+        let seen = self.compare(name, Arc::clone(goal), None).await?;
+        if seen.plan.is_empty() {
+            self.note_look(name, &seen, None).await?;
+            memory.relapses = 0;
+            (memory.spec, memory.facts) = (Some((plain(goal), true)), Some((seen.facts, now)));
+            return Ok(Some(RESCAN));
+        }
+        if is_of_change && memory.of(goal) == Some(true) {
+            memory.relapses = memory.relapses.saturating_add(1);
+            self.note_look(name, &seen, Some(memory.relapses)).await?;
+            memory.facts = Some((seen.facts, now));
+            return Ok(Some(BUSY));
+        }
+        memory.facts = Some((seen.facts, now));
+        Ok(None)
     }
 
     /// For how long nothing is to be done, whatever the twin is.
@@ -264,11 +313,11 @@ impl Twins {
             memory.forget();
             return Ok(None);
         }
-        if !is_so {
+        if !is_so || memory.is_to_look() {
             return Ok(None);
         }
         self.has_reached(name, goal).await?;
-        Ok(Some(RESCAN))
+        Ok(Some(memory.until_look()))
     }
 
     /// A version of which nothing had to be brought to the twin.
@@ -305,6 +354,7 @@ impl Twins {
         memory.pace.ended(Instant::now());
         let spec = plain(seen.as_ref().map_or(goal, |seen| &seen.goal));
         memory.spec = Some((spec, seen.is_some()));
+        memory.look_at = Some((Instant::now() + SECOND_LOOK, true));
         memory.facts = seen.map(|seen| (seen.facts, Instant::now()));
         // Its end is told a little later, and there may be news by now.
         Ok(Next::After(Duration::from_millis(50)))

@@ -1,6 +1,7 @@
 //! One round: what the host is, what the twin is, what leads from one to the other; that done,
 //! and looked at.
 
+use super::gone::is_no_fault;
 use super::standing::{Compared, Failed, Mode, Reached, Standing};
 use crate::clock;
 use crate::runs::{self, Failure, Handle, Stream as Says};
@@ -11,7 +12,7 @@ use crate::twins::guest::{fresh_id, within};
 use crate::twins::snapshots::{Wish, free_name};
 use crate::twins::{Saving, Twins};
 use model::entity::{Collector, Platform};
-use model::plan::{Fidelity, Outcome, Own, Plan, apt, on_its_way, plan};
+use model::plan::{Fidelity, Outcome, Own, Plan, on_its_way, plan};
 use model::spec::{Cause, Spec, leave_out_passing};
 use model::{Facts, HostId, Kind, Significance, Time, Version};
 use std::sync::Arc;
@@ -129,7 +130,7 @@ impl Twins {
         let machine = name.clone();
         self.off_thread(move |this| {
             let own = this.own(&goal.twin, &goal.spec, &facts)?;
-            let own = own.without_versions(this.inner.gone.of(&machine));
+            let own = this.inner.gone.known_of(&machine, own);
             let own = match is_isolated {
                 true => this.cut_off(own, &goal.host),
                 false => own,
@@ -277,7 +278,11 @@ impl Twins {
             if *name == seen.goal.twin {
                 // Written down first: a server that comes after this one waits for it.
                 let under_way = Some(run.clone());
-                self.change_standing(name, |standing| standing.under_way = under_way).await?;
+                let begin = |standing: &mut Standing| {
+                    standing.under_way = under_way;
+                    standing.is_mixed = true;
+                };
+                self.change_standing(name, begin).await?;
             }
             let done = self.carry_out(name, &run, (&seen.plan, images), handle).await?;
             self.inner.gone.learn(name, &seen.plan, &done);
@@ -371,6 +376,10 @@ impl Twins {
         let newest = newest.max();
         let now = clock::now();
         let called = if names.iter().any(|one| one.as_str() == BASE) {
+            // What is in between two versions is no moment of its host that anybody asks for.
+            if self.is_mixed(name) {
+                return Ok(());
+            }
             let (host, reached) = (goal.host.clone(), self.reached(name));
             let is_major = self.off_thread(move |this| this.is_major(&host, reached)).await?;
             if !is_worth_saving(newest, is_major, now) {
@@ -406,6 +415,31 @@ impl Twins {
             standing.under_way = None;
             if let Some(trouble) = trouble {
                 trouble.note(standing, looked_at);
+            }
+        })
+        .await
+    }
+
+    /// Writes down what was seen of a twin that follows, and that what came true in it did not
+    /// last, if that was so, how often in a row.
+    pub(super) async fn note_look(
+        &self,
+        name: &MachineName,
+        seen: &Comparison,
+        relapses: Option<u32>,
+    ) -> Result<(), Error> {
+        let (noted, at) = (seen.noted(), seen.looked_at);
+        let step = left(&seen.plan).step;
+        self.settle_standing(name, move |standing| {
+            // It may be put back just now.
+            if matches!(standing.mode, Mode::Held(_)) {
+                return;
+            }
+            noted(standing);
+            if let Some(tries) = relapses {
+                let output = vec!["it came true, and did not last".to_owned()];
+                standing.is_mixed = true;
+                standing.failure = Some(Failed { at, step, output, tries });
             }
         })
         .await
@@ -456,6 +490,7 @@ impl Comparison {
                     false => before.and_then(|before| before.took),
                 };
                 standing.reached = Some(Reached { version, took });
+                standing.is_mixed = false;
             }
             standing.compared = Some(compared);
         }
@@ -478,12 +513,12 @@ impl Trouble {
     }
 }
 
-/// The first step that failed, and what it said. What is nowhere to be had is a gap from now on.
+/// The first step that failed, and what it said. What can't be there is a gap from now on.
 fn first_trouble(plan: &Plan, done: &CarriedOut) -> Option<Trouble> {
     done.outcomes.iter().enumerate().find_map(|(at, outcome)| {
         let step = plan.steps().get(at).map(|step| &step.action);
         let why = match outcome {
-            Outcome::Failed(why) if step.is_some_and(|step| apt::is_gone(step, why)) => {
+            Outcome::Failed(why) if step.is_some_and(|step| is_no_fault(step, why)) => {
                 return None;
             }
             Outcome::Failed(why) => why.clone(),

@@ -235,4 +235,9 @@ impl Twins {
     pub(super) fn reached(&self, name: &MachineName) -> Option<Version> {
         self.inner.standings.get(name).ok()?.reached.map(|reached| reached.version)
     }
+
+    /// Whether a twin is between two versions of its host.
+    pub(super) fn is_mixed(&self, name: &MachineName) -> bool {
+        self.inner.standings.get(name).is_ok_and(|standing| standing.is_mixed)
+    }
 }

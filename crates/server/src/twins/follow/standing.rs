@@ -67,6 +67,8 @@ pub(in crate::twins) struct Standing {
     pub(super) failure: Option<Failed>,
     /// A plan that is being carried out in the guest, by its name there.
     pub(super) under_way: Option<String>,
+    /// Something of a newer version was brought to it since it was last seen to be at one.
+    pub(super) is_mixed: bool,
     /// Why it does not follow though nobody decided so.
     #[serde(skip)]
     pub(super) unsafe_because: Option<String>,
@@ -230,6 +232,7 @@ fn is_same_after_a_restart(before: &Standing, after: &Standing) -> bool {
         && before.compared == after.compared
         && before.failure == after.failure
         && before.under_way == after.under_way
+        && before.is_mixed == after.is_mixed
 }
 
 #[cfg(test)]
