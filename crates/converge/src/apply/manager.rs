@@ -70,6 +70,11 @@ impl Manager {
         self.get(&state.path, SERVICE, "Result").await.ok().map(text)
     }
 
+    /// Has systemd keep what it knows of a unit for as long as this is connected.
+    pub(super) async fn hold(&self, unit: &UnitName) -> Result<(), Error> {
+        self.call(PATH, MANAGER, "RefUnit", &(unit.as_str(),)).await.map(drop)
+    }
+
     /// Whether a unit was not started since the machine is none that it asks for.
     pub(super) async fn is_unmet(&self, state: &State) -> bool {
         let at = |property| self.get(&state.path, UNIT, property);

@@ -52,6 +52,11 @@ async fn run(
     if is_so(action, &before, None) {
         return Ok(false);
     }
+    if matches!(action, Action::Start(_) | Action::Restart(_)) {
+        // Why one did not start is known no more once it is forgotten. One that can't be held
+        // starts all the same.
+        manager.hold(unit).await.ok();
+    }
     let ended = manager.job(method, unit, JOB).await;
     let after = manager.state(unit).await?;
     if ended.as_ref().is_ok_and(|ended| ended == "done") && is_so(action, &after, Some(&before)) {
