@@ -372,6 +372,15 @@ fn instances_of_the_hosts_templates_are_those_that_it_has() {
     let templates = [template(placed), template(brought)].join("\n");
     let (one, two) = (instance("a@1", placed), instance("a@2", placed));
     let own = instance("b@1", brought);
+    let enabled = own.replace(r#""active""#, r#""inactive","enablement":"enabled""#);
+    let host = [&*templates, &one].join("\n");
+    check(
+        &host,
+        &[&*host, &enabled].join("\n"),
+        &expect![[r#"
+            0 disable b@1.service (the host does not have this unit)
+        "#]],
+    );
     check(
         &[&*templates, &one].join("\n"),
         &[&*templates, &one, &two, &own].join("\n"),

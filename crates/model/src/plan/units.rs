@@ -114,6 +114,7 @@ impl Draft<'_> {
     /// What runs in the twin without a file, as after that was removed while it was started, and
     /// instances of templates that somebody placed on the host: it tells of those that it has
     /// loaded. Those of packages are also started by logins, sockets and devices of the twin's own.
+    /// Instances that are enabled it tells of in any case.
     fn end_others(&mut self, there: &BTreeMap<String, entity::Unit>) {
         let spec = self.spec;
         if !self.may_remove(Kind::UNIT) {
@@ -126,19 +127,26 @@ impl Draft<'_> {
                 && PLACED.iter().any(|place| path.starts_with(place))
                 && path.parse().is_ok_and(|path: FilePath| spec.files.contains_key(&path))
         };
-        for unit in there.values().filter(|unit| is_orphan(unit) || is_instance(unit)) {
+        let why = "the host does not have this unit";
+        for unit in there.values() {
             let Ok(name) = unit.id.parse::<UnitName>() else { continue };
+            let (subject, _) = unit.to_item();
             let is_ours = RUN.contains(&name.kind())
                 && !Own::keeps_unit(name.as_str())
-                && !unit.id.starts_with(crate::spec::PREFIX);
-            if is_ours && !self.spec.units.contains_key(&name) {
-                let (subject, _) = unit.to_item();
-                if self.stays(&subject) {
-                    continue;
-                }
-                let why = "the host does not have this unit";
+                && !unit.id.starts_with(crate::spec::PREFIX)
+                && !self.stays(&subject);
+            if !is_ours || self.spec.units.contains_key(&name) {
+                continue;
+            }
+            // Where its file goes, that is seen to already.
+            if (is_orphan(unit) || is_instance(unit)) && !self.stops.contains_key(&name) {
                 let stop = self.add(&subject, Action::Stop(name.clone()), why);
-                self.stops.insert(name, stop);
+                self.stops.insert(name.clone(), stop);
+            }
+            let goes = unit.fragment_path.as_deref().and_then(|path| path.parse().ok());
+            let goes = goes.is_some_and(|path: FilePath| self.files.contains_key(&path));
+            if unit.id.contains('@') && unit.enablement.as_deref() == Some("enabled") && !goes {
+                self.add(&subject, Action::Disable(name), why);
             }
         }
     }
