@@ -334,6 +334,7 @@ if [ ${#chosen[@]} -gt 0 ]; then
     done
 else
     programs
+    export SAFETYTWIN_PATIENCE=5 # The rows slow each other down.
     declare -A row_of=()
     for step in "${building[@]}"; do row_of[$step]=building; done
     for step in "${playing[@]}"; do row_of[$step]=playing; done

@@ -21,21 +21,11 @@ current() { [ "$(following state)" = current ]; }
 # The version that the host has now, or a later one, was seen in the twin.
 reached() { [ "$(following version)" -ge "$1" ] && current; }
 active() { [ "$(on_guest systemctl is-active "$1")" = "$2" ]; }
-fails() { ! "$@"; }
 tells() { twin "$1" "$name" --json | jq -e "$2"; }
 
-# within SECONDS WHAT COMMAND...: the command succeeds before the time is over; says when.
-within() {
-    local limit=$1 what=$2 begin
-    shift 2
-    begin=$(now_ms)
-    if until_true "$limit" "$@"; then
-        ok "$what ($(($(now_ms) - begin)) ms)"
-    else
-        bad "$what (not within $limit s)"
-        "$@" 2>&1 | sed 's/^/        | /' | tail -n 12 || true
-        api "twins/$name" | jq .following | sed 's/^/        | /'
-    fi
+explain() {
+    show_out
+    api "twins/$name" | jq .following | sed 's/^/        | /'
 }
 
 # follows WHAT COMMAND...: the host's change shows in the twin, and then in what is told of it.
@@ -43,9 +33,9 @@ within() {
 follows() {
     local what=$1 now
     shift
-    within 240 "$what" "$@"
+    within 240000 "$what" "$@"
     now=$(version)
-    within 120 "… and is seen there by a look, which counts" reached "$now"
+    within 120000 "… and is seen there by a look, which counts" reached "$now"
     printf '        the host'"'"'s change was seen in the twin after %s ms\n' "$(following took_ms)"
 }
 
@@ -62,7 +52,7 @@ watch() {
     on_host mkdir -p /etc/safetytwin
     printf '%s\n' "server: $url" "$@" | on_host sh -c 'cat >/etc/safetytwin/agent.yaml'
     on_host systemd-run --quiet --unit=safetytwin-agent --property=Type=notify /usr/local/bin/twin-agent
-    within 20 'the host is watched' version
+    within 20000 'the host is watched' version
 }
 
 end_following() {

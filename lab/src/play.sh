@@ -1,54 +1,15 @@
 # shellcheck shell=bash disable=SC2154
-# What the labs with real guests share: checks that say what came true, and a server with its
-# image. They set `work`, `binaries` and `image` first.
+# What the labs with real guests share: checks, and a server with its image. They set `here`, `work`,
+# `binaries` and `image` first.
+
+# shellcheck source=lab/src/checks.sh
+. "$here/src/checks.sh"
 
 data=$work/data
 server_pid=
-passed=0
-failed=0
-
-now_ms() { date +%s%3N; }
-ok() { passed=$((passed + 1)); printf 'ok      %s\n' "$*"; }
-bad() { failed=$((failed + 1)); printf 'FAILED  %s\n' "$*"; }
-
-# check WHAT COMMAND...: the command succeeds; says how long it took.
-check() {
-    local what=$1 begin
-    shift
-    begin=$(now_ms)
-    if "$@" >"$work/out" 2>&1 </dev/null; then
-        ok "$what ($(($(now_ms) - begin)) ms)"
-    else
-        bad "$what"
-        sed 's/^/        | /' "$work/out" | tail -n 12
-    fi
-}
-
-# refused WHAT WORDS COMMAND...: the command fails, and says why in these words.
-refused() {
-    local what=$1 words=$2
-    shift 2
-    if ! "$@" >"$work/out" 2>&1 </dev/null && grep -qF -- "$words" "$work/out"; then
-        ok "$what"
-    else
-        bad "$what"
-        sed 's/^/        | /' "$work/out" | tail -n 12
-    fi
-}
-
-# until_true SECONDS COMMAND...: waits for it.
-until_true() {
-    local until=$((SECONDS + $1))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $until ] || return 1
-        sleep 0.005
-    done
-}
 
 twin() { timeout 900 "$binaries/twin" --server "$url" "$@" </dev/null; }
 guest() { timeout 60 "$binaries/twin" --server "$url" ssh "$@" </dev/null; }
-is() { [ "$("${@:2}")" = "$1" ]; }
 # says WORDS COMMAND...: the command succeeds, and says this.
 says() {
     local words=$1
@@ -56,10 +17,6 @@ says() {
     if "$@" >"$work/said" 2>&1 && grep -qF -- "$words" "$work/said"; then return; fi
     cat "$work/said"
     return 1
-}
-
-free_port() {
-    python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
 start_server() {
@@ -112,10 +69,4 @@ prepare() {
     cp -al "$image" "$data/images/" 2>/dev/null || cp -a "$image" "$data/images/"
     port=$(free_port)
     url=http://127.0.0.1:$port
-}
-
-# What all came to, which is the exit status.
-summary() {
-    printf '\n%s passed, %s failed\n' "$passed" "$failed"
-    [ "$failed" -eq 0 ]
 }
