@@ -260,13 +260,18 @@ impl Follower {
                 }
                 () = shutdown.cancelled() => return Ok(()),
             };
-            match event {
+            // All that came so far in one go, so that none that changes all the time goes before
+            // others, and those who follow units are told of many at once.
+            let mut stale = Stale::default();
+            stale.note(event);
+            while let Some(event) = watch.pending().await? {
+                stale.note(event);
+            }
+            self.read_some(&systemd, stale.units).await?;
+            if stale.files {
                 // One command of systemctl may ask for several.
-                UnitEvent::Resync => {
-                    resync_soon = true;
-                    resync.as_mut().reset(Instant::now() + RESYNC_AFTER);
-                }
-                UnitEvent::Changed(id) => self.read_one(&systemd, id).await?,
+                resync_soon = true;
+                resync.as_mut().reset(Instant::now() + RESYNC_AFTER);
             }
         }
     }
@@ -290,9 +295,7 @@ impl Follower {
                 stale.note(event);
             }
             let Stale { units, files } = std::mem::take(&mut stale);
-            for id in units {
-                self.read_one(systemd, id).await?;
-            }
+            self.read_some(systemd, units).await?;
             if files {
                 self.renew(systemd).await?;
             }
@@ -330,6 +333,17 @@ impl Follower {
         Ok(())
     }
 
+    async fn read_some(&mut self, systemd: &Systemd, units: BTreeSet<String>) -> Result<(), Error> {
+        if units.is_empty() {
+            return Ok(());
+        }
+        for id in units {
+            self.read_one(systemd, id).await?;
+        }
+        self.publish();
+        Ok(())
+    }
+
     async fn read_one(&mut self, systemd: &Systemd, id: String) -> Result<(), Error> {
         match systemd.unit(&id).await? {
             Some(unit) => {
@@ -345,7 +359,6 @@ impl Follower {
                 None => self.sink.some(Vec::new(), vec![Subject::escaped(Kind::UNIT, &id)]).await,
             },
         }
-        self.publish();
         Ok(())
     }
 
