@@ -186,7 +186,8 @@ step_follow() {
     lab/follow "$binaries" "$image"
 }
 
-# The packaged server's unit with twins, under real systemd.
+# The packaged server's unit with twins, under real systemd; what each kind of network reaches; and
+# twins of images from elsewhere.
 step_service() {
     need_root 'the lab' || return 1
     [ "$(id -u)" -eq 0 ] || return 0
@@ -195,6 +196,8 @@ step_service() {
     programs
     image=$(lab/guest-image)
     lab/service "$binaries" "$image"
+    lab/networks "$binaries" "$image"
+    lab/foreign "$binaries" "$image"
 }
 
 step_endtoend() {

@@ -197,6 +197,12 @@ fn twins(app: &App, registry: &mut Registry) {
             state.get_or_create(&label).set(i64::from(*one == following.state));
         }
     }
+    let starved: Family<TwinLabel, Gauge> = Family::default();
+    for name in app.twins.starved() {
+        starved.get_or_create(&TwinLabel { twin: name.to_string() }).set(1);
+    }
+    let help = "1 for a twin that stands still since its disk could not be written";
+    registry.register("twin_starved", help, starved);
     let help = "Since the host's first change that is not in its twin; 0 where all are";
     registry.register("twin_lag_seconds", help, lag);
     let help = "From a host's change until it was seen in its twin, of the last one brought there";

@@ -220,6 +220,7 @@ impl Server {
         tasks.spawn(vms::controller::run(Arc::clone(&app), messages));
         let (twins, stopping) = (app.twins.clone(), app.shutdown.clone());
         tasks.spawn(twins::consoles::bound(twins.clone(), stopping.clone()));
+        tasks.spawn(twins::starved::watch(twins.clone(), stopping.clone()));
         tasks.spawn(async move {
             // Cut off by the end of the server, it is done at the next start.
             let found = stopping.clone().run_until_cancelled_owned(twins.find_again()).await;

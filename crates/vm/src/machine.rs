@@ -226,8 +226,27 @@ pub struct Seen {
 pub enum State {
     Running,
     Stopped,
-    /// It has power and does not go on, for this reason: the disk is full, its kernel panicked.
+    /// It has power and does not go on, for this reason: its kernel panicked.
     Stuck(String),
+    /// It stands still since its disk could not be written, most likely for want of room. Started
+    /// it goes on where it was.
+    Starved,
+}
+
+impl State {
+    /// Why it does not go on, though it has power.
+    #[must_use]
+    pub fn why_stuck(&self) -> Option<String> {
+        match self {
+            Self::Running | Self::Stopped => None,
+            Self::Stuck(why) => Some(why.clone()),
+            Self::Starved => Some(
+                "its disk could not be written, most likely for want of room; where there is some \
+                 it goes on"
+                    .to_owned(),
+            ),
+        }
+    }
 }
 
 /// What a snapshot holds.

@@ -38,6 +38,7 @@ pub(super) enum Fate {
     #[default]
     Done,
     Refused,
+    NoRoom,
     Fails,
     Panics,
     NeverEnds,
@@ -53,6 +54,8 @@ pub(crate) struct Fake {
     /// Of each machine; none can be deleted.
     snapshots: Mutex<Vec<Snapshot>>,
     pub(super) fate: Mutex<Fate>,
+    /// Machines whose disk was full, and whether they go on.
+    starved: Mutex<BTreeMap<MachineName, bool>>,
     /// What a clone waits for once it is there.
     pub(super) clones: Semaphore,
 }
@@ -136,6 +139,7 @@ impl Fake {
             guests: Mutex::default(),
             snapshots: Mutex::default(),
             fate: Mutex::default(),
+            starved: Mutex::default(),
             clones: Semaphore::new(0),
         })
     }
@@ -167,10 +171,17 @@ impl Fake {
         match fate {
             Fate::Done => Ok(()),
             Fate::Refused => Err(Error::Busy { name: name.clone() }),
+            Fate::NoRoom => {
+                Err(Error::Full { directory: "/".into(), needed_bytes: 2, free_bytes: 1 })
+            }
             Fate::Fails => Err(Error::Gone { name: name.clone(), doing }),
             Fate::Panics => panic!("as a test wants it"),
             Fate::NeverEnds => std::future::pending().await,
         }
+    }
+
+    pub(super) fn starves(&self, name: &MachineName) {
+        self.starved.lock().unwrap().insert(name.clone(), false);
     }
 
     pub(super) fn damage(&self, name: &MachineName) {
@@ -226,9 +237,10 @@ impl Hypervisor for Fake {
 
     async fn show(&self, name: &MachineName) -> Outcome<Seen> {
         Ok(Seen {
-            state: match self.guest(name) {
-                Some(_) => State::Running,
-                None => State::Stopped,
+            state: match (self.guest(name), self.starved.lock().unwrap().get(name)) {
+                (_, Some(false)) => State::Starved,
+                (Some(_), _) | (_, Some(true)) => State::Running,
+                (None, None) => State::Stopped,
             },
             image: "0a".repeat(32).parse().unwrap(),
             memory_bytes: 1 << 30,
@@ -249,7 +261,10 @@ impl Hypervisor for Fake {
     }
 
     async fn start(&self, name: &MachineName, _job: &Job) -> Outcome<()> {
-        nothing(name, "start")
+        match self.starved.lock().unwrap().get_mut(name) {
+            Some(goes_on) => Ok(*goes_on = true),
+            None => nothing(name, "start"),
+        }
     }
 
     async fn shut_down(&self, _name: &MachineName, _job: &Job) -> Outcome<()> {

@@ -7,6 +7,7 @@
 //!   record: who gets in, by which keys known     access: the keys themselves
 //!   follow: brings what changes on the host      channel: what the guest's agent is asked for it
 //!   ansible: plans by Ansible, where that is to carry them out
+//!   starved: those that a full disk stopped go on when there is room
 //!   reach: how SSH gets in     relay: packages and images of containers for those that reach nothing
 //! ```
 //!
@@ -41,6 +42,7 @@ pub mod relay;
 mod retention;
 mod settings;
 mod snapshots;
+pub(crate) mod starved;
 mod view;
 
 pub use error::Error;
@@ -100,6 +102,7 @@ struct Inner {
     wakers: Wakers,
     hypervisor: OnceCell<Arc<dyn Hypervisor>>,
     consoles: Arc<Mutex<BTreeSet<MachineName>>>,
+    starved: Mutex<BTreeSet<MachineName>>,
 }
 
 /// What twins work with, and others, too.
@@ -167,6 +170,7 @@ impl Twins {
             wakers,
             hypervisor: OnceCell::new(),
             consoles: Arc::default(),
+            starved: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
     }

@@ -8,7 +8,7 @@ use crate::runs::{self, Cause, Failure, Handle, Kind, RunId};
 use api::twin::NewTwin;
 use std::time::Duration;
 use vm::image::MachineName;
-use vm::machine::{self, State};
+use vm::machine;
 
 /// For starting a machine: its image is read once to see that it is whole, and KVM is tried.
 const START: Duration = Duration::from_secs(600);
@@ -120,7 +120,7 @@ impl Twins {
             handle.step(&format!("Taking the power from {name}"));
             hypervisor.power_off(name).await?;
         } else {
-            if let State::Stuck(what) = hypervisor.show(name).await?.state {
+            if let Some(what) = hypervisor.show(name).await?.state.why_stuck() {
                 let text =
                     format!("{name} is stuck: {what}. End it with: twin stop --force {name}");
                 return Err(Failure::new(text));

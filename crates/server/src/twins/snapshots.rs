@@ -222,8 +222,11 @@ impl Twins {
             let hypervisor = this.hypervisor().await?;
             // First: whatever becomes of it, it does not follow.
             let (before, why) = this.is_put_back(&subject, &to).await?;
+            let was = hypervisor.show(&subject).await?.current;
             if let Err(error) = hypervisor.revert(&subject, &to, &handle.job(DEADLINE)).await {
-                if error.is_refusal() {
+                if error.is_refusal()
+                    || may_be_still(&error) && this.is_still(&subject, was, &to).await
+                {
                     let as_before = move |standing: &mut Standing| {
                         // Somebody may have decided otherwise.
                         if standing.held_because() == Some(why.as_str()) {
@@ -266,6 +269,18 @@ impl Twins {
             Ok((before, why))
         })
         .await
+    }
+
+    /// Whether a twin that could not be put back is what it was. Of one that stood at this snapshot
+    /// before, that can't be told.
+    async fn is_still(
+        &self,
+        name: &MachineName,
+        was: Option<SnapshotName>,
+        to: &SnapshotName,
+    ) -> bool {
+        was.as_ref() != Some(to)
+            && matches!(self.seen(name).await, Ok(Some(seen)) if seen.current == was)
     }
 
     /// A twin that was put back stays there, until somebody lets it follow.
@@ -361,6 +376,12 @@ impl Twins {
     }
 }
 
+/// Whether this may have come before a twin was put back, as well as after it.
+fn may_be_still(error: &machine::Error) -> bool {
+    use machine::Error::{Full, Image, Job};
+    matches!(error, Full { .. } | Image(_) | Job(_))
+}
+
 fn saved(snapshot: &Snapshot) -> Saved {
     let weight = snapshot.labels.get(WEIGHT).and_then(|text| text.parse().ok());
     Saved {
@@ -427,6 +448,7 @@ mod tests {
         check(Fate::NeverEnds, "cancelled", unknown).await;
         check(Fate::Panics, "failed the server made a mistake", unknown).await;
         check(Fate::Refused, "failed web01 is busy", "current at Some(2): ").await;
+        check(Fate::NoRoom, "failed 1 bytes are free", "current at Some(2): ").await;
     }
 
     #[tokio::test]

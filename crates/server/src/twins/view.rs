@@ -92,22 +92,14 @@ impl Twins {
     }
 
     pub(crate) async fn state(&self, name: &MachineName) -> Result<TwinState, Error> {
-        Ok(match self.known(name).await?.state {
-            State::Running => TwinState::Running,
-            State::Stopped => TwinState::Stopped,
-            State::Stuck(_) => TwinState::Stuck,
-        })
+        Ok(state(&self.known(name).await?.state))
     }
 
     async fn describe(&self, name: &MachineName, seen: Seen) -> Result<twin::Twin, Error> {
         let called = name.clone();
         let record = self.off_thread(move |this| this.record(&called)).await?;
         let about = self.about().await?;
-        let (state, reason) = match seen.state {
-            State::Running => (TwinState::Running, None),
-            State::Stopped => (TwinState::Stopped, None),
-            State::Stuck(reason) => (TwinState::Stuck, Some(reason)),
-        };
+        let (state, reason) = (state(&seen.state), seen.state.why_stuck());
         let ssh = seen.ssh_port.zip(record).map(|(port, record)| self.way_in(name, port, &record));
         let origin = |(machine, snapshot): (MachineName, SnapshotName)| Origin {
             twin: machine.to_string(),
@@ -171,6 +163,14 @@ impl Twins {
     ) -> Result<twin::Snapshot, Error> {
         let current = self.known(name).await?.current;
         Ok(snapshot(self.found(name, wanted).await?, current.as_ref()))
+    }
+}
+
+fn state(state: &State) -> TwinState {
+    match state {
+        State::Running => TwinState::Running,
+        State::Stopped => TwinState::Stopped,
+        State::Stuck(_) | State::Starved => TwinState::Stuck,
     }
 }
 

@@ -28,6 +28,12 @@ pub enum Error {
     TimedOut { uri: Uri, doing: &'static str, seconds: u64 },
     #[error("libvirt at {uri} has not answered {CALLS} earlier calls yet")]
     Busy { uri: Uri },
+    #[error(
+        "libvirt at {uri} runs machines as user {user}, who may not work in {directory}; have it \
+         run them as the server's user, with user and group in /etc/libvirt/qemu.conf and a \
+         restart of libvirtd, or use qemu:///session"
+    )]
+    Stranger { uri: Uri, user: u32, directory: PathBuf },
     #[error("no such machine or snapshot: {what}")]
     Unknown { what: String },
     #[error(
@@ -120,6 +126,10 @@ impl Connection {
         // The library prints errors by default; they are returned here.
         QUIET.call_once(virt::error::clear_error_callback);
         Self { uri, cached: Arc::default(), calls: Arc::new(Semaphore::new(CALLS)) }
+    }
+
+    pub(super) fn uri(&self) -> &Uri {
+        &self.uri
     }
 
     /// To libvirt's own driver for tests.

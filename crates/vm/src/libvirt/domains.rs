@@ -12,7 +12,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
-use virt::domain::{Domain, DomainState};
+use virt::domain::{Domain, DomainPausedReason, DomainState, DomainStateReason};
+use virt::enumutil::Enum;
 use virt::error::ErrorNumber;
 use virt::sys;
 
@@ -42,6 +43,8 @@ impl Uuid {
 pub(super) enum State {
     Running,
     Paused,
+    /// Paused by libvirt, since its disk could not be written.
+    Starved,
     Stopped,
 }
 
@@ -67,6 +70,17 @@ impl Domains {
         let ask = |connect: &virt::connect::Connect| connect.lib_version();
         let version = self.connection.call("ask for the version", SHORT, ask).await?;
         Ok((version / 1_000_000, version / 1000 % 1000, version % 1000))
+    }
+
+    /// As which user the daemon runs machines, where it says so.
+    pub(super) async fn runs_as(&self) -> Result<Option<u32>, Error> {
+        let ask = |connect: &virt::connect::Connect| connect.capabilities();
+        let told = self.connection.call("ask what it can do", SHORT, ask).await?;
+        Ok(xml::runs_as(&told))
+    }
+
+    pub(super) fn uri(&self) -> &Uri {
+        self.connection.uri()
     }
 
     /// The names of all domains, also of those that are not ours.
@@ -109,11 +123,14 @@ impl Domains {
 
     pub(super) async fn state(&self, uuid: &Uuid) -> Result<State, Error> {
         let state = self.on(uuid, "ask for the machine's state", SHORT, |domain| domain.state());
-        let (state, _reason) = state.await?;
+        let (state, reason) = state.await?;
+        let starved = Enum::Known(DomainPausedReason::IOError);
+        let starved = reason == Enum::Known(DomainStateReason::Paused(starved));
         Ok(match state.known() {
             Some(DomainState::Running | DomainState::Blocked | DomainState::Shutdown) => {
                 State::Running
             }
+            Some(DomainState::Paused) if starved => State::Starved,
             Some(DomainState::Paused | DomainState::PMSuspended) => State::Paused,
             _ => State::Stopped,
         })

@@ -48,6 +48,7 @@ use home::{Definition, Home, Record};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,6 +104,7 @@ impl Libvirt {
             _lock: Arc::new(lock),
         };
         libvirt.domains.version().await?;
+        libvirt.refuse_strangers().await?;
         home::sweep_partial(&libvirt.root)?;
         for name in libvirt.names()? {
             if let Err(error) = libvirt.recover(&libvirt.home(&name)).await {
@@ -110,6 +112,18 @@ impl Libvirt {
             }
         }
         Ok(libvirt)
+    }
+
+    /// Machines make sockets and logs in directories that are the server's user's alone.
+    async fn refuse_strangers(&self) -> Outcome<()> {
+        let Some(user) = self.domains.runs_as().await? else { return Ok(()) };
+        let found =
+            fs::metadata(&self.root).map_err(machine::Error::file("look at", &self.root))?;
+        if user == 0 || user == found.uid() {
+            return Ok(());
+        }
+        let (uri, directory) = (self.domains.uri().clone(), self.root.clone());
+        Err(Error::Stranger { uri, user, directory }.into())
     }
 
     async fn recover(&self, home: &Home) -> Outcome<()> {
@@ -258,7 +272,7 @@ impl Libvirt {
         let uuid = home.load()?.uuid;
         match self.state(home).await? {
             State::Running => return Ok(()),
-            State::Paused => return Ok(self.domains.resume(&uuid).await?),
+            State::Paused | State::Starved => return Ok(self.domains.resume(&uuid).await?),
             State::Stopped => self.freezer(home, &uuid).forget()?,
         }
         job.step(format!("Starting {} by way of libvirt", home.name));
@@ -471,7 +485,8 @@ impl Hypervisor for Libvirt {
         let definition = home.load()?;
         let state = match self.state(&home).await? {
             State::Running => machine::State::Running,
-            State::Paused => machine::State::Stuck("it was paused, or its disk is full".to_owned()),
+            State::Paused => machine::State::Stuck("it was paused; start it".to_owned()),
+            State::Starved => machine::State::Starved,
             State::Stopped => machine::State::Stopped,
         };
         let (mut ssh_port, mut acceleration) = (None, None);

@@ -145,6 +145,14 @@ fn disk(device: &str, format: &str, path: &Path, target: (&str, &str)) -> Elemen
         .child(Element::new("target").attribute("dev", target.0).attribute("bus", target.1))
 }
 
+/// As which user machines run, of what a daemon says that it can do.
+pub(super) fn runs_as(capabilities: &str) -> Option<u32> {
+    let (_, dac) = capabilities.split_once("<model>dac</model>")?;
+    let (label, _) = dac.split_once("</baselabel>")?;
+    let (_, label) = label.split_once("<baselabel type='")?.1.split_once("'>")?;
+    label.trim_start_matches('+').split_once(':')?.0.parse().ok()
+}
+
 /// The files that a description names, as they are called there.
 pub(super) fn files(description: &str) -> impl Iterator<Item = String> {
     let files = description.split("<source file='").skip(1);
@@ -259,6 +267,17 @@ mod tests {
         for others in ["", mine, &format!("{mine}{domain}"), &domain] {
             assert!(!is_own_snapshot(others), "{others}");
         }
+    }
+
+    #[test]
+    fn whom_machines_run_as_is_read() {
+        let other = "<secmodel><model>selinux</model><baselabel type='kvm'>a:b:c</baselabel>";
+        let told = format!(
+            "{other}</secmodel><secmodel>\n<model>dac</model>\n<doi>0</doi>\n\
+             <baselabel type='kvm'>+64055:+994</baselabel><baselabel type='qemu'>+1:+1</baselabel>"
+        );
+        assert_eq!(runs_as(&told), Some(64055));
+        assert_eq!(runs_as(other), None);
     }
 
     #[test]

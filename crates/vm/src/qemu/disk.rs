@@ -89,7 +89,7 @@ impl Qemu {
     }
 
     /// The same of a machine whose turn another one may have, and which it merges meanwhile.
-    fn verify_origin(&self, home: &Home, top: u64, job: &Job) -> Result<(), Error> {
+    pub(super) fn verify_origin(&self, home: &Home, top: u64, job: &Job) -> Result<(), Error> {
         let mut definition = home.load()?;
         loop {
             let found = self.verify(home, &definition, top, job);

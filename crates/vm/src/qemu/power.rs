@@ -5,7 +5,7 @@
 //! ```
 
 use super::command::{self, Command, Memory};
-use super::home::{Definition, Home, entries, remove};
+use super::home::{Below, Definition, Home, entries, remove};
 use super::process::{self, Process};
 use super::qmp::{self, Qmp};
 use super::recover::put_right;
@@ -61,9 +61,10 @@ impl Qemu {
     pub(super) async fn power_on(&self, home: &Home, job: &Job) -> Result<(), Error> {
         let definition = home.load()?;
         match self.look(home).await?.state {
-            State::Running | State::Stuck(_) => return self.go_on(home, definition).await,
             State::Stopped => {}
+            _ => return self.go_on(home, definition).await,
         }
+        self.check_disk(home, &definition, job).await?;
         let image = self.image(&definition, job).await?;
         let found = self.acceleration(&image, job).await?;
         job.step(format!("Starting {} with {}", home.name, found.acceleration.as_str()));
@@ -87,6 +88,31 @@ impl Qemu {
         let mut started = self.spawn(home, start, job).await?;
         self.open_way_in(home, &mut started, job).await?;
         home.sweep(&home.load()?)
+    }
+
+    /// Compares what its disk stands on, of itself and of others, with what it was when it was
+    /// saved: what is damaged is not booted.
+    async fn check_disk(
+        &self,
+        home: &Home,
+        definition: &Definition,
+        job: &Job,
+    ) -> Result<(), Error> {
+        let (this, at, definition) = (self.clone(), home.clone(), definition.clone());
+        let job_ = job.clone();
+        job.block(move || {
+            // What it writes to has no digest.
+            let written = definition.unsealed(definition.active);
+            let top = written.last().copied().unwrap_or(definition.active);
+            match definition.layers.get(&top).map(|layer| &layer.below) {
+                Some(Below::Layer(below)) => this.verify(&at, &definition, *below, &job_),
+                Some(Below::Of { machine, layer }) => {
+                    this.verify_origin(&this.home(machine), *layer, &job_)
+                }
+                Some(Below::Image) | None => Ok(()),
+            }
+        })
+        .await
     }
 
     /// Starts a QEMU in a run's directory. When that fails, nothing of it is left.
@@ -266,10 +292,7 @@ fn state(status: &str) -> State {
         "running" | "suspended" => State::Running,
         passed if STANDS.contains(&passed) => State::Running,
         "shutdown" => State::Stopped,
-        "io-error" => State::Stuck(
-            "its disk could not be written, most likely for want of space; make room and start it"
-                .to_owned(),
-        ),
+        "io-error" => State::Starved,
         "guest-panicked" => State::Stuck("its kernel panicked".to_owned()),
         other => State::Stuck(format!("QEMU says {other}")),
     }

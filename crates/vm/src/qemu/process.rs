@@ -244,13 +244,33 @@ pub(super) fn removed_files(run: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// What a run's process holds in memory; zero when it is gone.
-pub(super) fn resident_bytes(run: &Path) -> u64 {
+/// What a run's process has of memory at most, also of that which lies in files; zero when it is
+/// gone.
+pub(super) fn memory_bytes(run: &Path) -> u64 {
     let read = || {
-        let status = fs::read_to_string(format!("/proc/{}/statm", number(run)?)).ok()?;
-        status.split_whitespace().nth(1)?.parse::<u64>().ok()
+        let process = number(run)?;
+        let status = fs::read_to_string(format!("/proc/{process}/statm")).ok()?;
+        let resident = status.split_whitespace().nth(1)?.parse::<u64>().ok()?;
+        let maps = fs::read_to_string(format!("/proc/{process}/maps")).ok()?;
+        Some(resident * rustix::param::page_size() as u64 + maps.lines().map(of_saved).sum::<u64>())
     };
-    read().unwrap_or(0) * rustix::param::page_size() as u64
+    read().unwrap_or(0)
+}
+
+/// What lies on disk of a saved memory that is mapped so; where that is not known, all of it.
+fn of_saved(mapping: &str) -> u64 {
+    let Some((_, path)) = mapping.split_once('/').filter(|(_, path)| is_memory(path)) else {
+        return 0;
+    };
+    match fs::metadata(format!("/{path}")) {
+        Ok(found) => found.blocks() * 512,
+        Err(_) => u64::from(u32::MAX) << 8,
+    }
+}
+
+/// Of a snapshot, also of one that is gone.
+fn is_memory(path: &str) -> bool {
+    path.trim_end_matches(" (deleted)").ends_with("/memory")
 }
 
 /// A socket's path through an open directory, short whatever the directory's is. The directory

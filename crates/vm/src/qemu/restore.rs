@@ -123,13 +123,13 @@ impl Qemu {
         job: &Job,
     ) -> Result<(), Error> {
         job.line("the snapshot holds the disk alone: the machine boots from it".to_owned());
-        self.cut_power(home).await?;
+        // Stored first: where that fails, it runs on.
         home.change(|definition| {
             definition.active = layer;
             definition.run = None;
             definition.current = Some(snapshot.clone());
         })?;
-        Ok(())
+        self.cut_power(home).await
     }
 
     /// Makes a machine what it was in a saved moment, on this layer. Its guest stands still yet.

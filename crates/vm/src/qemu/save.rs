@@ -32,8 +32,9 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Left free on the disk beside what a snapshot needs.
-pub(super) const SPARE_BYTES: u64 = 64 << 20;
+/// Left free on the disk beside what a snapshot needs: for what guests write meanwhile, and for the
+/// history, which stops at 128 MiB.
+pub(super) const SPARE_BYTES: u64 = 256 << 20;
 /// After a migration, for QEMU to put away what it needed for it.
 const GO_ON: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_micros(500);
@@ -61,6 +62,8 @@ struct Held {
 struct Unnamed {
     definition: Definition,
     wish: NewSnapshot,
+    pause: Duration,
+    /// Of a live one.
     held: Option<Held>,
 }
 
@@ -82,8 +85,9 @@ impl Qemu {
                 let (name, doing) = (home.name.clone(), "save its memory, or save its disk alone");
                 return Err(Error::NotRunning { name, doing });
             }
-            (State::Stuck(what), _) => {
+            (stuck, _) => {
                 let (name, doing) = (home.name.clone(), "save it");
+                let what = stuck.why_stuck().unwrap_or_default();
                 return Err(Error::Refused { name, doing, what });
             }
         }
@@ -122,7 +126,9 @@ impl Qemu {
         if let Some((run, _)) = &run
             && live
         {
-            room(home, process::resident_bytes(&home.run(*run)) + SPARE_BYTES)?;
+            // It goes into the file whole, but for pages that it never had.
+            let had = process::memory_bytes(&home.run(*run));
+            room(home, had.min(definition.hardware.memory_bytes) + SPARE_BYTES)?;
         }
         let new = self.add_layer(home, Below::Layer(old), job).await?;
         let held = match &run {
@@ -148,7 +154,9 @@ impl Qemu {
                 }
             }
         };
-        let unnamed = Unnamed { definition, wish: wish.clone(), held: held.filter(|_| live) };
+        let pause = held.as_ref().map(|held| held.pause).unwrap_or_default();
+        let held = held.filter(|_| live);
+        let unnamed = Unnamed { definition, wish: wish.clone(), pause, held };
         self.finish(home, unnamed, job).await
     }
 
@@ -237,8 +245,8 @@ impl Qemu {
     }
 
     fn seal_all(&self, home: &Home, unnamed: Unnamed, job: &Job) -> Result<Snapshot, Error> {
-        let Unnamed { definition, wish, held } = unnamed;
-        let (pause, old) = (held.as_ref().map(|held| held.pause), definition.active);
+        let Unnamed { definition, wish, pause, held } = unnamed;
+        let old = definition.active;
         // Also those that a snapshot switched away from which was cut off afterwards.
         let mut sealed = Vec::new();
         for number in definition.unsealed(old) {
@@ -259,13 +267,12 @@ impl Qemu {
                 }
             }
         })?;
-        let pause = pause.unwrap_or_default().as_micros();
         let manifest = Manifest {
             format: Manifest::FORMAT,
             name: wish.name,
             at: wish.at,
             labels: wish.labels,
-            pause_us: u64::try_from(pause).unwrap_or(u64::MAX),
+            pause_us: u64::try_from(pause.as_micros()).unwrap_or(u64::MAX),
             layer: old,
             hardware,
             moment,

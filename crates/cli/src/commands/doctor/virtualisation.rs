@@ -6,13 +6,48 @@ use server::virtualisation::{About, Acceleration, Found, look};
 use std::path::Path;
 use std::time::Duration;
 
+/// What else twins are made and reached with: the program, its package, what for, and whether only
+/// images need it.
+const PROGRAMS: [(&str, &str, &str, bool); 5] = [
+    ("qemu-img", "qemu-utils", "makes disks", false),
+    ("ssh-keygen", "openssh-client", "makes the keys to get in", false),
+    ("passt", "passt", "is the network of twins with nat or open", false),
+    ("mmdebstrap", "mmdebstrap", "builds images", true),
+    ("mke2fs", "e2fsprogs", "builds images", true),
+];
+
 /// Below it a twin with a few snapshots has no room.
 const ROOM: u64 = 8 << 30;
 
 pub(super) async fn checks(data_dir: &Path) -> Vec<Check> {
     let free = rustix::fs::statvfs(data_dir).ok();
     let free = free.map(|space| space.f_bavail.saturating_mul(space.f_frsize));
-    findings(&look(data_dir).await, free, data_dir)
+    let found = look(data_dir).await;
+    let mut checks = findings(&found, free, data_dir);
+    if found.hypervisor.is_ok() {
+        checks.extend(programs(&found, is_installed));
+    }
+    checks
+}
+
+/// Whether there is such a program where servers look for it.
+fn is_installed(program: &str) -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&paths).chain(["/usr/sbin".into(), "/sbin".into()]);
+    places.into_iter().any(|place| place.join(program).is_file())
+}
+
+fn programs(found: &Found, is_installed: impl Fn(&str) -> bool) -> Option<Check> {
+    let wanted = PROGRAMS.iter().filter(|(.., builds)| !builds || found.images.is_empty());
+    let missing: Vec<_> = wanted.filter(|(program, ..)| !is_installed(program)).collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let says: Vec<_> =
+        missing.iter().map(|(program, _, what, _)| format!("{program}, which {what}")).collect();
+    let packages: Vec<_> = missing.iter().map(|(_, package, ..)| *package).collect();
+    let mend = format!("sudo apt-get install {}", packages.join(" "));
+    Some(Check::warning("twins", format!("missing: {}", says.join("; ")), mend))
 }
 
 fn findings(found: &Found, free: Option<u64>, data_dir: &Path) -> Vec<Check> {
@@ -91,6 +126,36 @@ mod tests {
             })
             .collect();
         expected.assert_eq(&shown.concat());
+    }
+
+    #[test]
+    fn programs_that_are_missing_are_told_with_their_packages() {
+        let check = |images: &[&str], there: &[&str], expected: &Expect| {
+            let images = images.iter().map(|&name| name.to_owned()).collect();
+            let hypervisor = Err(server::twins::Error::NoKeygen);
+            let found = Found { hypervisor, tried: None, images };
+            let found = programs(&found, |program| there.contains(&program));
+            let told = found.map(|check| {
+                format!("{:?} {} | {}", check.level, check.says, check.mend.unwrap_or_default())
+            });
+            expected.assert_eq(&told.unwrap_or_default());
+        };
+        let most = ["qemu-img", "ssh-keygen"];
+        check(&["debian"], &["qemu-img", "ssh-keygen", "passt"], &expect![[""]]);
+        check(
+            &["debian"],
+            &most,
+            &expect![
+                "Warning missing: passt, which is the network of twins with nat or open | sudo apt-get install passt"
+            ],
+        );
+        check(
+            &[],
+            &most,
+            &expect![
+                "Warning missing: passt, which is the network of twins with nat or open; mmdebstrap, which builds images; mke2fs, which builds images | sudo apt-get install passt mmdebstrap e2fsprogs"
+            ],
+        );
     }
 
     #[test]
