@@ -190,6 +190,8 @@ entity! {
         mounts: Vec<String>,
         /// Values are redacted.
         environment: BTreeMap<String, String>,
+        /// Variables that are as its image has them.
+        inherited: Vec<String>,
         networks: Vec<String>,
         labels: BTreeMap<String, String>,
         links: Vec<String>,
@@ -198,6 +200,8 @@ entity! {
         memory_limit_bytes: Option<i64>,
         cpu_limit_millis: Option<i64>,
         privileged: bool,
+        /// What else it was made with, by the names that `docker run` has: `cap-add`, `device`.
+        options: Vec<String>,
     }
 }
 

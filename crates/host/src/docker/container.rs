@@ -9,7 +9,36 @@ use model::Time;
 use model::entity::Container;
 use model::redact::Redactor;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// What Docker calls what a container can be made with, `docker run`, and what it is for most.
+const OPTIONS: [(&str, &str, &[&str]); 24] = [
+    ("CapAdd", "cap-add", &[]),
+    ("CapDrop", "cap-drop", &[]),
+    ("CgroupParent", "cgroup-parent", &[]),
+    ("CpuShares", "cpu-shares", &[]),
+    ("CpusetCpus", "cpuset-cpus", &[]),
+    ("DeviceRequests", "gpus", &[]),
+    ("Devices", "device", &[]),
+    ("Dns", "dns", &[]),
+    ("DnsOptions", "dns-option", &[]),
+    ("DnsSearch", "dns-search", &[]),
+    ("ExtraHosts", "add-host", &[]),
+    ("GroupAdd", "group-add", &[]),
+    ("Init", "init", &[]),
+    ("IpcMode", "ipc", &["private", "shareable"]),
+    ("MemoryReservation", "memory-reservation", &[]),
+    ("OomKillDisable", "oom-kill-disable", &[]),
+    ("PidMode", "pid", &[]),
+    ("ReadonlyRootfs", "read-only", &[]),
+    ("Runtime", "runtime", &["runc", "io.containerd.runc.v2"]),
+    ("SecurityOpt", "security-opt", &[]),
+    ("Sysctls", "sysctl", &[]),
+    ("Ulimits", "ulimit", &[]),
+    ("UsernsMode", "userns", &[]),
+    ("VolumesFrom", "volumes-from", &[]),
+];
 
 /// One line of the list of containers.
 #[derive(Debug, Deserialize)]
@@ -37,6 +66,15 @@ pub(super) struct Image {
     #[serde(deserialize_with = "or_default")]
     repo_digests: Vec<String>,
     size: Option<u64>,
+    #[serde(deserialize_with = "or_default")]
+    config: ImageConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct ImageConfig {
+    #[serde(deserialize_with = "or_default")]
+    env: Vec<String>,
 }
 
 impl Image {
@@ -47,6 +85,11 @@ impl Image {
     /// Bytes of its layers, as far as the engine knows.
     pub(super) fn bytes(&self) -> u64 {
         self.size.unwrap_or_default()
+    }
+
+    /// One of which nothing else is known.
+    pub(super) fn of_id(id: &str) -> Self {
+        Self { id: id.to_owned(), ..Self::default() }
     }
 
     /// `sha256:…`, by which the registry knows it.
@@ -101,6 +144,7 @@ struct Health {
 #[serde(default, rename_all = "PascalCase")]
 struct Config {
     image: Option<String>,
+    hostname: Option<String>,
     user: Option<String>,
     working_dir: Option<String>,
     #[serde(deserialize_with = "or_default")]
@@ -129,6 +173,9 @@ struct HostConfig {
     tmpfs: BTreeMap<String, String>,
     #[serde(deserialize_with = "or_default")]
     port_bindings: Ports,
+    network_mode: Option<String>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -154,7 +201,7 @@ struct NetworkSettings {
     #[serde(deserialize_with = "or_default")]
     ports: Ports,
     #[serde(deserialize_with = "or_default")]
-    networks: BTreeMap<String, serde_json::Value>,
+    networks: BTreeMap<String, Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -198,12 +245,12 @@ fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::E
     })
 }
 
-pub(super) fn container(
-    seen: Inspected,
-    image_digest: Option<String>,
-    redactor: &Redactor,
-) -> Container {
+pub(super) fn container(seen: Inspected, image: Option<&Image>, redactor: &Redactor) -> Container {
+    // Its id where it is in no registry.
+    let image_digest = image.map(|image| image.digest().unwrap_or_else(|| seen.image.clone()));
+    let of_image = image.map(|image| &*image.config.env).unwrap_or_default();
     let (entrypoint, command) = command(&seen.config, redactor);
+    let options = options(&seen.host_config, &seen.config, &seen.id);
     let ports = ports(&seen.host_config.port_bindings, &seen.network_settings.ports);
     let text = |text: Option<String>| {
         text.filter(|text| !text.is_empty()).map(|text| printable(text.as_bytes()))
@@ -228,7 +275,9 @@ pub(super) fn container(
         ports,
         mounts: mounts(&seen.mounts, &seen.host_config.tmpfs),
         environment: environment(&seen.config.env, redactor),
-        networks: seen.network_settings.networks.keys().map(|n| printable(n.as_bytes())).collect(),
+        inherited: inherited(&seen.config.env, of_image),
+        networks: networks(&seen.host_config, &seen.network_settings),
+        options,
         labels: labels(&seen.config.labels, redactor),
         links: seen.host_config.links.iter().map(|link| self::link(link)).collect(),
         restart_policy: restart_policy(&seen.host_config.restart_policy),
@@ -266,6 +315,50 @@ fn environment(assignments: &[String], redactor: &Redactor) -> BTreeMap<String, 
         Some((name, printable(value.as_bytes())))
     };
     assignments.iter().filter_map(pair).collect()
+}
+
+/// Variables that nobody set for it: they are as its image has them.
+fn inherited(assignments: &[String], of_image: &[String]) -> Vec<String> {
+    let same = assignments.iter().filter(|assignment| of_image.contains(assignment));
+    let names = same.filter_map(|assignment| Some(assignment.split_once('=')?.0));
+    names.map(|name| printable(name.as_bytes())).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// One that is in the network of another has none itself, and names that.
+fn networks(made: &HostConfig, settings: &NetworkSettings) -> Vec<String> {
+    let of_another = made.network_mode.as_deref().filter(|mode| mode.starts_with("container:"));
+    let own = settings.networks.keys().map(String::as_str);
+    let all: BTreeSet<_> = own.chain(of_another).map(|name| printable(name.as_bytes())).collect();
+    all.into_iter().collect()
+}
+
+/// What it was made with that the fields of a container don't have, as `docker run` calls it.
+fn options(made: &HostConfig, config: &Config, id: &str) -> Vec<String> {
+    let is_set = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Bool(true) => true,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+    };
+    let set = OPTIONS.iter().filter(|(key, ..)| made.rest.get(*key).is_some_and(is_set));
+    let mut options: BTreeSet<&str> = set
+        .filter(|(key, _, usual)| {
+            let text = made.rest.get(*key).and_then(Value::as_str);
+            !text.is_some_and(|text| usual.contains(&text))
+        })
+        .map(|(_, option, _)| *option)
+        .collect();
+    // One that nobody named is called after its id.
+    let hostname = config.hostname.as_deref().unwrap_or_default();
+    if !hostname.is_empty()
+        && !id.starts_with(hostname)
+        && made.network_mode.as_deref() != Some("host")
+    {
+        options.insert("hostname");
+    }
+    options.into_iter().map(str::to_owned).collect()
 }
 
 /// A label is judged like a line of a configuration file, so that its name counts.

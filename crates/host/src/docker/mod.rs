@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Where Docker listens.
@@ -139,8 +139,8 @@ pub struct Docker {
     socket: PathBuf,
     redactor: Redactor,
     deadline: Duration,
-    /// Digests by the id of the image, which says exactly what the image is.
-    digests: Mutex<BTreeMap<String, String>>,
+    /// By the id of the image, which says exactly what the image is.
+    images: Mutex<BTreeMap<String, Arc<Image>>>,
 }
 
 impl Docker {
@@ -148,7 +148,7 @@ impl Docker {
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>, redactor: Redactor) -> Self {
         let (socket, deadline) = (socket.into(), DEADLINE);
-        Self { socket, redactor, deadline, digests: Mutex::default() }
+        Self { socket, redactor, deadline, images: Mutex::default() }
     }
 
     /// The same with another deadline for each request.
@@ -216,8 +216,8 @@ impl Docker {
             Err(error) if error.is_not_found() => return Ok(None),
             inspected => inspected?,
         };
-        let digest = self.digest(&inspected.image).await?;
-        Ok(Some(container::container(inspected, digest, &self.redactor)))
+        let image = self.inspected(&inspected.image).await?;
+        Ok(Some(container::container(inspected, image.as_deref(), &self.redactor)))
     }
 
     /// Starts to watch. What happens from here on is reported, so watch first, then read.
@@ -228,32 +228,32 @@ impl Docker {
         Watch::start(&self.socket).await
     }
 
-    /// The digest of an image in its registry, or its id where it has none.
-    async fn digest(&self, image: &str) -> Result<Option<String>, Error> {
-        if image.is_empty() || !is_id(image) {
+    /// An image by its id.
+    async fn inspected(&self, id: &str) -> Result<Option<Arc<Image>>, Error> {
+        if id.is_empty() || !is_id(id) {
             return Ok(None);
         }
-        if let Some(known) = self.known(|digests| digests.get(image).cloned()) {
+        if let Some(known) = self.known(|images| images.get(id).cloned()) {
             return Ok(Some(known));
         }
-        let digest = match self.get::<Image>(&format!("/images/{image}/json")).await {
-            Ok(inspected) => inspected.digest().unwrap_or_else(|| image.to_owned()),
+        let image = match self.get::<Image>(&format!("/images/{id}/json")).await {
+            Ok(inspected) => Arc::new(inspected),
             // Deleted by force under a container that still has it.
-            Err(error) if error.is_not_found() => image.to_owned(),
+            Err(error) if error.is_not_found() => Arc::new(Image::of_id(id)),
             Err(error) => return Err(error),
         };
-        self.known(|digests| {
-            if digests.len() >= IMAGES_MAX {
-                digests.clear();
+        self.known(|images| {
+            if images.len() >= IMAGES_MAX {
+                images.clear();
             }
-            digests.insert(image.to_owned(), digest.clone());
+            images.insert(id.to_owned(), Arc::clone(&image));
         });
-        Ok(Some(digest))
+        Ok(Some(image))
     }
 
-    fn known<T>(&self, with: impl FnOnce(&mut BTreeMap<String, String>) -> T) -> T {
-        // A map of strings is never left half-changed by a panic.
-        with(&mut self.digests.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    fn known<T>(&self, with: impl FnOnce(&mut BTreeMap<String, Arc<Image>>) -> T) -> T {
+        // A map is never left half-changed by a panic.
+        with(&mut self.images.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
     fn late(&self, request: String) -> Error {

@@ -21,10 +21,37 @@ fn show(container: &Container) -> String {
 #[test]
 fn a_captured_container() {
     let inspected: Inspected = serde_json::from_str(INSPECT).unwrap();
-    let container = container::container(inspected, Some("sha256:1".into()), &redactor());
+    let image = r#"{"RepoDigests":["a@sha256:1"],"Config":{"Env":["PATH=/usr/bin:/bin"]}}"#;
+    let image: Image = serde_json::from_str(image).unwrap();
+    let container = container::container(inspected, Some(&image), &redactor());
     let shown = show(&container);
     expect_test::expect_file!["../../tests/fixtures/docker/inspect.expected"].assert_eq(&shown);
     assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn what_else_a_container_was_made_with() {
+    let check = |made: &str, hostname: &str, options: &[&str], networks: &[&str]| {
+        let json = format!(
+            r#"{{"Id":"0a1b2c","Config":{{"Hostname":"{hostname}"}},"HostConfig":{made},
+            "NetworkSettings":{{"Networks":{{}}}}}}"#
+        );
+        let inspected: Inspected = serde_json::from_str(&json).unwrap();
+        let seen = container::container(inspected, None, &redactor());
+        assert_eq!((seen.options, seen.networks), (strings(options), strings(networks)), "{made}");
+    };
+    let usual = r#"{"CapAdd":null,"CapDrop":[],"Devices":[],"Init":false,"IpcMode":"private",
+        "Runtime":"runc","CpuShares":0,"PidMode":"","Sysctls":{}}"#;
+    check(usual, "0a1b", &[], &[]);
+    let many = r#"{"CapAdd":["NET_ADMIN"],"Sysctls":{"a":"b"},"Init":true,"IpcMode":"host",
+        "CpuShares":7,"Runtime":"kata","NetworkMode":"container:ff00"}"#;
+    let options = ["cap-add", "cpu-shares", "hostname", "init", "ipc", "runtime", "sysctl"];
+    check(many, "web", &options, &["container:ff00"]);
+    check(r#"{"NetworkMode":"host"}"#, "web", &[], &[]);
+}
+
+fn strings(list: &[&str]) -> Vec<String> {
+    list.iter().map(|&text| text.to_owned()).collect()
 }
 
 #[test]

@@ -73,6 +73,9 @@ pub struct Container {
     pub mounts: BTreeSet<Mount>,
     /// `None` where the value is a secret, which is not known.
     pub environment: BTreeMap<Variable, Option<Word>>,
+    /// Variables that are as its image has them, and are not set.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub inherited: BTreeSet<Variable>,
     pub networks: BTreeSet<ContainerName>,
     pub labels: BTreeMap<Word, Word>,
     pub restart_policy: Option<Word>,
@@ -88,21 +91,39 @@ impl Container {
     #[must_use]
     pub fn has_form_of(&self, other: &Self) -> bool {
         let form = |c: &Self| {
-            // A value that is not known on either side says nothing.
-            let keys: BTreeSet<Variable> = c.environment.keys().cloned().collect();
             let mut form = c.clone();
             form.standing = None;
             form.environment.clear();
-            (form, keys)
+            form.inherited.clear();
+            form.ports.clear();
+            form
         };
-        let is_same = |(name, value): (&Variable, &Option<Word>)| match (
-            value,
-            other.environment.get(name),
-        ) {
-            (Some(one), Some(Some(two))) => one == two,
-            _ => true,
+        form(self) == form(other) && self.has_ports_of(other) && self.has_environment_of(other)
+    }
+
+    /// Ports that its engine chose are gone while a container does not run.
+    fn has_ports_of(&self, other: &Self) -> bool {
+        match other.standing {
+            Some(Standing::Stopped) => other.ports.is_subset(&self.ports),
+            _ => other.ports == self.ports,
+        }
+    }
+
+    /// What an image brings is its own matter, and a value that is not known on either side says
+    /// nothing.
+    fn has_environment_of(&self, other: &Self) -> bool {
+        let brings = |one: &Self, two: &Self| {
+            let own = one.environment.keys().filter(|name| !one.inherited.contains(*name));
+            own.into_iter().all(|name| two.environment.contains_key(name))
         };
-        form(self) == form(other) && self.environment.iter().all(is_same)
+        let is_same = |(name, value): (&Variable, &Option<Word>)| {
+            let inherited = self.inherited.contains(name) && other.inherited.contains(name);
+            match (value, other.environment.get(name)) {
+                (Some(one), Some(Some(two))) if !inherited => one == two,
+                _ => true,
+            }
+        };
+        brings(self, other) && brings(other, self) && self.environment.iter().all(is_same)
     }
 
     /// Whether it can't be run as it is, since words of its command are not known.
@@ -132,6 +153,7 @@ impl Container {
             ports: seen.ports.iter().map(|p| port(p)).collect::<Result<_, _>>()?,
             mounts: seen.mounts.iter().map(|m| mount(m)).collect::<Result<_, _>>()?,
             environment: environment.collect::<Result<_, TextError>>()?,
+            inherited: seen.inherited.iter().map(|n| n.parse()).collect::<Result<_, _>>()?,
             networks: seen.networks.iter().map(|n| n.parse()).collect::<Result<_, _>>()?,
             labels: labels.collect::<Result<_, _>>()?,
             restart_policy: word(&seen.restart_policy)?,
@@ -155,7 +177,7 @@ impl Spec {
             let (subject, _) = seen.to_item();
             match Container::of(&seen) {
                 Ok((name, container)) => {
-                    self.tell_of_container(&subject, &container);
+                    self.tell_of_container(&subject, &container, &seen.options);
                     if !container.has_secret_command() {
                         self.containers.insert(name, container);
                     }
@@ -165,8 +187,11 @@ impl Spec {
         }
     }
 
-    fn tell_of_container(&mut self, subject: &Subject, container: &Container) {
-        let unknown = container.environment.iter().filter(|(_, value)| value.is_none());
+    fn tell_of_container(&mut self, subject: &Subject, container: &Container, options: &[String]) {
+        let unknown = container.environment.iter().filter(|(name, value)| {
+            // Those of the image the twin's image has, too.
+            value.is_none() && !container.inherited.contains(*name)
+        });
         let names: Vec<&str> = unknown.map(|(name, _)| name.as_str()).collect();
         if !names.is_empty() {
             let what =
@@ -181,6 +206,12 @@ impl Spec {
         if container.has_secret_command() {
             let what = "a secret is in its command";
             self.gap(subject, Cause::Secret, what, "make it in the twin by hand");
+        }
+        if !options.is_empty() {
+            let what =
+                format!("options that it was made with are not followed: {}", options.join(", "));
+            let remedy = "make it in the twin by hand, if it does not do without them";
+            self.gap(subject, Cause::Option, &what, remedy);
         }
         let has_data = container.mounts.iter().any(|mount| !matches!(mount, Mount::Memory { .. }));
         if has_data {
@@ -260,6 +291,49 @@ mod tests {
         };
         let taken = Container::of(&seen).map(drop).map_err(|error| error.to_string());
         assert_eq!(taken, expected.map_err(str::to_owned));
+    }
+
+    fn container(environment: &[(&str, &str)], inherited: &[&str], state: &str) -> Container {
+        let pair = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        let seen = entity::Container {
+            name: "web".into(),
+            image: "a:1".into(),
+            state: state.into(),
+            environment: environment.iter().map(pair).collect(),
+            inherited: inherited.iter().map(|&name| name.to_owned()).collect(),
+            ..entity::Container::default()
+        };
+        Container::of(&seen).unwrap().1
+    }
+
+    #[test]
+    fn what_an_image_brings_is_neither_set_nor_compared() {
+        let check = |host: &Container, twin: &Container, expected: bool| {
+            assert_eq!(twin.has_form_of(host), expected, "{twin:?} {host:?}");
+        };
+        let host = container(&[("A", "1"), ("V", "redacted:0")], &["V"], "running");
+        check(&host, &container(&[("A", "1"), ("V", "2")], &["V"], "running"), true);
+        check(&host, &container(&[("A", "1"), ("W", "2")], &["W"], "running"), true);
+        check(&host, &container(&[("A", "2"), ("V", "2")], &["V"], "running"), false);
+        check(&host, &container(&[("A", "1"), ("B", "1")], &[], "running"), false);
+        check(&host, &container(&[("V", "2")], &["V"], "running"), false);
+        // Of a host whose agent does not tell which are its image's.
+        let older = container(&[("A", "1"), ("V", "redacted:0")], &[], "running");
+        check(&older, &container(&[("A", "1"), ("V", "2")], &["V"], "running"), true);
+        let form = host.form();
+        assert_eq!(form["Env"], serde_json::json!(["A=1"]));
+    }
+
+    #[test]
+    fn ports_that_an_engine_chose_are_not_missed_while_it_is_stopped() {
+        let with = |ports: &[&str], state: &str| {
+            let ports = ports.iter().map(|text| port(text).unwrap()).collect();
+            Container { ports, ..container(&[], &[], state) }
+        };
+        let chosen = ["0.0.0.0:32768->80/tcp"];
+        assert!(with(&chosen, "running").has_form_of(&with(&[], "exited")));
+        assert!(!with(&chosen, "running").has_form_of(&with(&[], "running")));
+        assert!(!with(&[], "exited").has_form_of(&with(&chosen, "exited")));
     }
 
     #[test]

@@ -68,6 +68,7 @@ impl Container {
         let environment: Vec<String> = self
             .environment
             .iter()
+            .filter(|(name, _)| !self.inherited.contains(*name))
             .map(|(name, value)| {
                 format!("{name}={}", value.as_ref().map_or("", |value| value.as_str()))
             })

@@ -313,6 +313,10 @@ impl Extras {
                 Some(observed) => observed.fields(),
                 None => usual(subject),
             };
+            // What is declared is to be set, whatever an image brings.
+            if item.fields().contains_key("environment") {
+                fields.remove("inherited");
+            }
             fields.extend(item.fields());
             merged.put(subject.clone(), Item::new(&fields));
         }

@@ -25,6 +25,8 @@ pub enum Cause {
     Transient,
     /// Its name or a value of it is not what such a thing can have.
     Name,
+    /// An option of a thing that is not understood; the thing is there without it.
+    Option,
     /// A package or an image, and the twin reaches nothing to have it from.
     Isolated,
     /// A version of a package that no repository has which the twin reaches.
@@ -49,6 +51,7 @@ impl Cause {
             Self::UserManager => "user_manager",
             Self::Transient => "transient",
             Self::Name => "name",
+            Self::Option => "option",
             Self::Isolated => "isolated",
             Self::Gone => "gone",
             Self::Own => "own",
