@@ -16,6 +16,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use vm::image::seed::HostKey;
 use vm::image::{MachineName, PublicKey};
 
@@ -28,11 +29,14 @@ const HALF: &str = ".partial-";
 #[derive(Debug, Clone)]
 pub(super) struct Access {
     directory: PathBuf,
+    /// Held while the key that opens all twins is looked for or made: two first twins at once would
+    /// each be given another.
+    login: Arc<Mutex<()>>,
 }
 
 impl Access {
     pub(super) fn new(directory: PathBuf) -> Self {
-        Self { directory }
+        Self { directory, login: Arc::default() }
     }
 
     /// The file of the key that opens all twins.
@@ -46,6 +50,7 @@ impl Access {
 
     /// The public half of the key that opens all twins, which is made if need be. Blocks.
     pub(super) fn login(&self) -> Result<PublicKey, Error> {
+        let _turn = self.login.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.login_file().with_extension(PUBLIC);
         match fs::read_to_string(&path) {
             Ok(text) => return public(&text),
@@ -163,6 +168,17 @@ fn public(text: &str) -> Result<PublicKey, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn twins_that_are_made_at_once_are_opened_by_one_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let access = Access::new(dir.path().join("access"));
+        let keys: Vec<PublicKey> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| access.login().unwrap())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+    }
 
     #[test]
     fn keys_are_made_once_and_are_nobody_elses() {
