@@ -262,7 +262,10 @@ impl Hypervisor for Fake {
 
     async fn start(&self, name: &MachineName, _job: &Job) -> Outcome<()> {
         match self.starved.lock().unwrap().get_mut(name) {
-            Some(goes_on) => Ok(*goes_on = true),
+            Some(goes_on) => {
+                *goes_on = true;
+                Ok(())
+            }
             None => nothing(name, "start"),
         }
     }

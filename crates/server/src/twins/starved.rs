@@ -98,7 +98,7 @@ mod tests {
         fake.starves(&one);
         let state = async |name| twins.state(name).await.unwrap();
         twins.let_starved_go_on(u64::MAX).await.unwrap();
-        assert_eq!(twins.starved().into_iter().collect::<Vec<_>>(), [one.clone()]);
+        assert_eq!(twins.starved(), [one.clone()].into());
         assert_eq!(state(&one).await, TwinState::Stuck, "there is no room");
         twins.let_starved_go_on(0).await.unwrap();
         assert_eq!(
