@@ -396,7 +396,7 @@ fn volumes(one: &Value) -> Vec<String> {
     let Some(Value::Array(list)) = one.get("volumes") else { return Vec::new() };
     let volume = |value: &Value| -> Option<String> {
         if let Some(text) = as_text(value) {
-            return Some(text);
+            return Some(mount(&text));
         }
         let destination = text(value, "destination").or_else(|| text(value, "target"))?;
         let source = text(value, "source").unwrap_or_default();
@@ -409,6 +409,21 @@ fn volumes(one: &Value) -> Vec<String> {
     list.iter().filter_map(volume).collect()
 }
 
+/// `/src:/dst:ro` as Docker is told it, `data:/dst` for a volume; what is neither stays as it is.
+fn mount(text: &str) -> String {
+    let mut parts = text.splitn(3, ':');
+    let (Some(source), Some(destination)) = (parts.next(), parts.next()) else {
+        return text.to_owned();
+    };
+    if source.is_empty() || !destination.starts_with('/') {
+        return text.to_owned();
+    }
+    let kind = if source.starts_with('/') { "bind" } else { "volume" };
+    let mut options = parts.next().unwrap_or_default().split(',');
+    let access = if options.any(|option| option == "ro") { " ro" } else { "" };
+    format!("{kind} {source} -> {destination}{access}")
+}
+
 fn process(one: &Value, redactor: &Redactor, processes: &mut BTreeMap<String, Process>) {
     let Some(name) = text(one, "name") else { return };
     let arguments = redactor.arguments(&words(one, "cmdline"));
@@ -418,9 +433,12 @@ fn process(one: &Value, redactor: &Redactor, processes: &mut BTreeMap<String, Pr
     let key = format!("{name}\0{arguments:?}\0{user:?}\0{working_directory:?}");
     let hash = model::ContentId::of(key.as_bytes()).to_string();
     let id = format!("{name}#{}", hash.get(..8).unwrap_or_default());
+    // The first word is what was run, where it says all of it.
+    let executable = arguments.first().filter(|word| word.starts_with('/')).cloned();
     let group = processes.entry(id.clone()).or_insert_with(|| Process {
         id,
         name,
+        executable,
         arguments,
         user,
         working_directory,
@@ -552,6 +570,21 @@ mod tests {
             r#"{"services":[{"name":"db","type":"docker","image":"mysql:8","ports":[{"container_port":"3306/tcp","host_port":"3306"}, 80], "cpu_percent": 9.5}]}"#,
             r#"unnamed: container:db ["image", "ports"]"#,
         );
+    }
+
+    #[test]
+    fn volumes_and_programs_are_told_as_agents_tell_them() {
+        let body = br#"{"services":[{"name":"db","type":"docker","volumes":["/srv:/data:ro,z","data:/v","/anon",
+            {"source":"/a","destination":"/b","read_only":true}]}],
+            "processes":[{"name":"p","pid":7,"cmdline":["/usr/bin/p","-x"]},{"name":"q","pid":8,"cmdline":["q"]}]}"#;
+        let facts = parse(body, &redactor()).unwrap().facts;
+        let mounts: Vec<_> = facts.entities::<Container>().flat_map(|one| one.mounts).collect();
+        assert_eq!(
+            mounts,
+            ["bind /srv -> /data ro", "volume data -> /v", "/anon", "bind /a -> /b ro"]
+        );
+        let programs: Vec<_> = facts.entities::<Process>().map(|one| one.executable).collect();
+        assert_eq!(programs, [Some("/usr/bin/p".to_owned()), None]);
     }
 
     #[test]

@@ -222,6 +222,8 @@ entity! {
         /// Name of the parent process.
         parent: Option<String>,
         pids: Vec<i64>,
+        /// Those of them that another of them started, as workers are by what they work for.
+        forked: Vec<i64>,
         /// Of the oldest of them.
         started_at: Option<Time>,
         /// Open files that say what it works on: databases, models, logs of its own.

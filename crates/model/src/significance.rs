@@ -18,9 +18,10 @@ pub enum Significance {
 }
 
 /// Fields whose change alone is minor, whatever they belong to.
-const MINOR_FIELDS: [&str; 18] = [
+const MINOR_FIELDS: [&str; 19] = [
     "main_pid",
     "pids",
+    "forked",
     "count",
     "since",
     "changed_at",

@@ -115,7 +115,7 @@ fn connections(app: &App, registry: &mut Registry) {
 
 fn history(app: &App, registry: &mut Registry) -> Result<(), store::Error> {
     let stats = app.history.stats();
-    let gauges: [(&str, &str, u64); 9] = [
+    let gauges: [(&str, &str, u64); 11] = [
         ("history_hosts", "Hosts with a history", stats.hosts),
         ("history_versions", "Versions ever recorded", stats.versions),
         ("history_bytes", "Bytes of the history on disk", stats.disk_bytes),
@@ -125,6 +125,16 @@ fn history(app: &App, registry: &mut Registry) -> Result<(), store::Error> {
         ("history_failures", "Failed commits since the start", stats.failures),
         ("history_reopened", "Times the store was opened anew after a failure", stats.reopened),
         ("heads_cached_bytes", "Bytes of newest states kept in memory", stats.heads_cached_bytes),
+        (
+            "keyframes_cached_bytes",
+            "Bytes of older states kept in memory, 64 MiB at most",
+            stats.keyframes_cached_bytes,
+        ),
+        (
+            "rendered_cached_bytes",
+            "Bytes of answers kept in memory, 32 MiB at most",
+            app.rendered.bytes(),
+        ),
     ];
     for (name, help, value) in gauges {
         let gauge: Gauge = Gauge::default();

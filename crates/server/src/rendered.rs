@@ -50,6 +50,10 @@ impl Rendered {
         self.0.get(key)
     }
 
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.weight()
+    }
+
     pub(crate) fn forget(&self, host: &HostId) {
         self.0.retain(|key, _| match key {
             Key::State { host: Life(of, _), .. } => of != host,

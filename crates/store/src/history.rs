@@ -335,6 +335,7 @@ impl History {
         let counters = &shared.counters;
         let (commit_p50, commit_p99) = counters.latency();
         let heads = shared.heads();
+        let keyframes = shared.bases.lock().unwrap_or_else(PoisonError::into_inner);
         Stats {
             hosts: metas.iter().filter(|meta| meta.state.head > Version(0)).count() as u64,
             versions: metas.iter().map(|meta| meta.state.head.0).sum(),
@@ -351,6 +352,7 @@ impl History {
             commit_p99,
             heads_cached: heads.len() as u64,
             heads_cached_bytes: heads.weight() as u64,
+            keyframes_cached_bytes: keyframes.weight() as u64,
             path: shared.path.clone(),
         }
     }

@@ -272,6 +272,7 @@ pub struct Stats {
     pub commit_p99: Duration,
     pub heads_cached: u64,
     pub heads_cached_bytes: u64,
+    pub keyframes_cached_bytes: u64,
     pub path: PathBuf,
 }
 

@@ -21,8 +21,8 @@ use tokio::runtime::Runtime;
 pub fn host_docker(data: &[u8]) {
     let [inspected, listed, image] = parts(data);
     if let Ok(seen) = serde_json::from_slice::<Inspected>(inspected) {
-        let digest = serde_json::from_slice::<Image>(image).ok().and_then(|image| image.digest());
-        printable(&[container::container(seen, digest, &redactor())]);
+        let image = serde_json::from_slice::<Image>(image).ok();
+        printable(&[container::container(seen, image.as_ref(), &redactor())]);
     }
     let _ids: Option<Vec<Summary>> = serde_json::from_slice(listed).ok();
 }

@@ -387,6 +387,10 @@ impl Scanner {
         let parent = oldest.and_then(|entry| self.process(entry.parent));
         let files: BTreeSet<&str> =
             members().flat_map(|entry| &entry.files).map(|f| &**f).collect();
+        let is_forked = |pid: &&u32| {
+            let parent = self.entries.get(*pid).map(|entry| entry.parent);
+            parent.is_some_and(|parent| group.members.binary_search(&parent).is_ok())
+        };
         let identity = &group.identity;
         let process = entity::Process {
             id: group.id.to_string(),
@@ -400,6 +404,7 @@ impl Scanner {
             container: identity.container.clone(),
             parent: parent.map(|parent| parent.name()),
             pids: group.members.iter().map(|&pid| i64::from(pid)).collect(),
+            forked: group.members.iter().filter(is_forked).map(|&pid| i64::from(pid)).collect(),
             started_at: oldest.and_then(|entry| self.started_at(entry.start_ticks)),
             open_files: files.into_iter().take(FILES_KEPT).map(str::to_owned).collect(),
         };

@@ -123,6 +123,18 @@ fn processes_that_are_the_same_thing_are_one_item() {
 }
 
 #[test]
+fn workers_are_told_from_what_they_work_for() {
+    let (_directory, root) = machine();
+    let stat = root.proc("41/stat");
+    let of_another = fs::read_to_string(&stat).unwrap().replacen("(web) S 1 ", "(web) S 40 ", 1);
+    fs::write(&stat, of_another).unwrap();
+    let mut scanner = Scanner::new(&root).unwrap();
+    scanner.scan(now(1), &redactor()).unwrap();
+    let web = scanner.groups().find(|group| group.process.name == "web").unwrap().process;
+    assert_eq!((web.pids, web.forked), (vec![40, 41], vec![41]));
+}
+
+#[test]
 fn what_a_process_becomes() {
     let (_directory, root) = machine();
     let proc = root.proc("");

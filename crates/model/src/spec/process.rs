@@ -116,12 +116,15 @@ impl Spec {
             self.gap(&subject, Cause::Data, what, "start it anew on the host");
             return;
         }
-        if process.pids.len() > GROUP_MAX {
-            let what = format!("only {GROUP_MAX} of {} equal ones are made", process.pids.len());
+        // Workers are started by what they work for, in the twin, too.
+        let own: Vec<i64> =
+            process.pids.iter().filter(|pid| !process.forked.contains(pid)).copied().collect();
+        if own.len() > GROUP_MAX {
+            let what = format!("only {GROUP_MAX} of {} equal ones are made", own.len());
             self.gap(&subject, Cause::Data, &what, "let one unit start them");
         }
-        for pid in process.pids.iter().take(GROUP_MAX) {
-            if let Some((name, made)) = unit(&subject, process, executable, *pid) {
+        for pid in own.into_iter().take(GROUP_MAX) {
+            if let Some((name, made)) = unit(&subject, process, executable, pid) {
                 self.processes.insert(name, made);
             }
         }
@@ -281,6 +284,20 @@ mod tests {
         let units = spec.processes.iter().map(|(name, made)| format!("{name}\n{}", made.text));
         let gaps = spec.gaps.iter().map(|gap| format!("{}: {}\n", gap.subject, gap.what));
         expected.assert_eq(&units.chain(gaps).collect::<String>());
+    }
+
+    #[test]
+    fn workers_are_left_to_what_they_work_for() {
+        let many = entity::Process {
+            pids: vec![42, 43, 44, 50],
+            forked: vec![43, 44],
+            ..process(&["stray"])
+        };
+        let mut facts = Facts::default();
+        facts.put_entity(&many);
+        let spec = Spec::of(&facts, &Extras::default(), None);
+        let names: Vec<_> = spec.processes.keys().map(|name| name.as_str()).collect();
+        assert_eq!(names, ["digital_twin_stray_42.service", "digital_twin_stray_50.service"]);
     }
 
     #[test]
