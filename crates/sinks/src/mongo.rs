@@ -1,9 +1,9 @@
 //! Documents of VMs in a collection of MongoDB that others use, too.
 //!
-//! A batch of documents is read by their uuids, compared ([`crate::document`]), and what differs
-//! is set, each document by one atomic update. One that is not there is inserted under an id that
-//! follows from its uuid: a batch that is sent again, since its answer was lost, makes no second
-//! document.
+//! A batch of documents is read by their uuids, or that of many by one look at all; what differs
+//! ([`crate::document`]) is set, each document by one atomic update. One that is not there is
+//! inserted under an id that follows from its uuid: a batch that is sent again, since its answer
+//! was lost, makes no second document.
 //!
 //! # Invariants
 //! - No document is deleted, and no field but ours is set.

@@ -6,16 +6,25 @@ use crate::error::Error;
 use crate::lease::Lease;
 use model::Time;
 use mongodb::bson::oid::ObjectId;
-use mongodb::bson::{Bson, DateTime, Document, doc};
+use mongodb::bson::raw::RawBsonRef;
+use mongodb::bson::{Bson, DateTime, Document, RawDocument, doc};
 use mongodb::error::ErrorKind;
 use mongodb::options::{ClientOptions, Credential, ServerAddress};
 use mongodb::{Client, Collection, Database};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
 use tokio::time::timeout;
+
+mod glance;
+
+use glance::Glance;
 
 /// Documents that are read and written at once.
 const BATCH: usize = 500;
+/// So many at once are not looked for each by itself.
+const MANY: usize = 50;
 /// How often a batch is read anew because documents came or went meanwhile.
 const ROUNDS: usize = 5;
 /// Characters of a server's reason.
@@ -31,6 +40,7 @@ pub(super) struct Driver {
     db: Database,
     collection: String,
     timeout: Duration,
+    glance: Arc<Mutex<Glance>>,
 }
 
 /// What a document that is there is, and under which id.
@@ -66,16 +76,17 @@ impl Driver {
             .server_selection_timeout(timeout / 2)
             .build();
         let client = Client::with_options(options).map_err(|error| unusable(error.to_string()))?;
-        Ok(Self { server, db: client.database(&db), collection, timeout })
+        let glance = Arc::default();
+        Ok(Self { server, db: client.database(&db), collection, timeout, glance })
     }
 
     pub(super) async fn load(&self, hosts: &[String]) -> Result<Loaded, Error> {
         let mut loaded = Loaded::default();
         let filter = doc! { "esxi_host_addr": { "$in": hosts } };
-        self.find(filter, |document| match document::read(&fields(document)) {
+        self.find(filter, |id, fields| match document::read(&fields) {
             Ok(document) => loaded.documents.push(document),
             Err(field) => {
-                let id = id_of(document).to_string().chars().take(60).collect::<String>();
+                let id = id.to_string().chars().take(60).collect::<String>();
                 loaded.unreadable.push(format!("document {id}: its `{field}` is no text"));
             }
         })
@@ -90,8 +101,13 @@ impl Driver {
         let mut tally = Tally::default();
         for batch in documents.chunks(BATCH) {
             let mut is_done = false;
-            for _ in 0..ROUNDS {
-                is_done = self.batch(batch, &mut tally).await?;
+            for round in 0..ROUNDS {
+                let stored = match round {
+                    0 if batch.len() >= MANY => self.stored_of_many(batch).await?,
+                    _ => self.stored(&uuids(batch)).await?,
+                };
+                self.glance.lock().await.forget(batch.iter().map(|one| one.uuid.as_str()));
+                is_done = self.batch(batch, &stored, &mut tally).await?;
                 if is_done {
                     break;
                 }
@@ -112,12 +128,16 @@ impl Driver {
     }
 
     /// False: documents came or went meanwhile.
-    async fn batch(&self, batch: &[&VmDocument], tally: &mut Tally) -> Result<bool, Error> {
-        let stored = self.stored(batch).await?;
+    async fn batch(
+        &self,
+        batch: &[&VmDocument],
+        stored: &Stored,
+        tally: &mut Tally,
+    ) -> Result<bool, Error> {
         let (known, new): (Vec<&VmDocument>, Vec<&VmDocument>) =
             batch.iter().partition(|document| stored.contains_key(&document.uuid));
         let came = self.insert_all(&new, tally).await?;
-        let went = self.update_all(&known, &stored, tally).await?;
+        let went = self.update_all(&known, stored, tally).await?;
         Ok(!came && !went)
     }
 
@@ -179,40 +199,85 @@ impl Driver {
         Ok(answer.matched + answer.errors.len() < changes.len())
     }
 
+    /// [`Self::stored`], by a look at the whole collection that many batches share.
+    async fn stored_of_many(&self, batch: &[&VmDocument]) -> Result<Stored, Error> {
+        let uuids = uuids(batch);
+        let mut glance = self.glance.lock().await;
+        if !glance.is_fresh() {
+            *glance = Glance::default();
+            if self.count().await? > glance::AT_MOST {
+                return self.stored(&uuids).await;
+            }
+            let begun = Instant::now();
+            self.scan(doc! {}, |document| glance.add(document)).await?;
+            glance.is_complete(begun);
+        }
+        let mut known = glance.tell(uuids.iter().copied());
+        drop(glance);
+        if !known.unclear.is_empty() {
+            let unclear: Vec<&str> = known.unclear.iter().map(String::as_str).collect();
+            known.stored.extend(self.stored(&unclear).await?);
+        }
+        Ok(known.stored)
+    }
+
+    async fn count(&self) -> Result<u64, Error> {
+        let collection: Collection<Document> = self.db.collection(&self.collection);
+        self.within(async { collection.estimated_document_count().await }).await
+    }
+
     /// Of each uuid the document that we made, else the first.
-    async fn stored(&self, batch: &[&VmDocument]) -> Result<Stored, Error> {
+    async fn stored(&self, uuids: &[&str]) -> Result<Stored, Error> {
         let mut stored = Stored::new();
-        let made: Vec<ObjectId> = batch.iter().map(|document| object_id(&document.uuid)).collect();
+        let made: Vec<ObjectId> = uuids.iter().map(|uuid| object_id(uuid)).collect();
         // By ids they are found without looking at all there are; one alone by any server.
         let by_id = match made.as_slice() {
             [one] => doc! { "_id": one },
             _ => doc! { "_id": { "$in": made } },
         };
-        self.find(by_id, |document| {
-            let fields = fields(document);
-            if let Some(Field::Text(uuid)) = fields.get("uuid")
-                && *id_of(document) == Bson::ObjectId(object_id(uuid))
+        self.find(by_id, |id, fields| {
+            if let Some(uuid) = uuid(&fields)
+                && id == Bson::ObjectId(object_id(uuid))
             {
-                stored.insert(uuid.clone(), (id_of(document).clone(), fields));
+                stored.insert(uuid.to_owned(), (id, fields));
             }
         })
         .await?;
-        let rest = batch.iter().filter(|document| !stored.contains_key(&document.uuid));
-        let rest: Vec<&str> = rest.map(|document| document.uuid.as_str()).collect();
+        let rest = uuids.iter().filter(|uuid| !stored.contains_key(**uuid));
+        let rest: Vec<&str> = rest.copied().collect();
         if rest.is_empty() {
             return Ok(stored);
         }
-        self.find(doc! { "uuid": { "$in": rest } }, |document| {
-            let fields = fields(document);
-            if let Some(Field::Text(uuid)) = fields.get("uuid") {
-                stored.entry(uuid.clone()).or_insert_with(|| (id_of(document).clone(), fields));
+        self.find(doc! { "uuid": { "$in": rest } }, |id, fields| {
+            if let Some(uuid) = uuid(&fields) {
+                stored.entry(uuid.to_owned()).or_insert((id, fields));
             }
         })
         .await?;
         Ok(stored)
     }
 
-    async fn find(&self, filter: Document, mut each: impl FnMut(&Document)) -> Result<(), Error> {
+    async fn find(
+        &self,
+        filter: Document,
+        mut each: impl FnMut(Bson, Fields),
+    ) -> Result<(), Error> {
+        self.scan(filter, |document| match found(document) {
+            Some((id, fields)) => {
+                each(id, fields);
+                true
+            }
+            None => false,
+        })
+        .await
+    }
+
+    /// What of each is ours, those with lesser ids first. False of `each`: it is no document.
+    async fn scan(
+        &self,
+        filter: Document,
+        mut each: impl FnMut(&RawDocument) -> bool,
+    ) -> Result<(), Error> {
         let collection: Collection<Document> = self.db.collection(&self.collection);
         let projection: Document =
             document::FIELDS.iter().map(|field| ((*field).to_owned(), Bson::from(1))).collect();
@@ -220,8 +285,9 @@ impl Driver {
             async { collection.find(filter).projection(projection).sort(doc! { "_id": 1 }).await };
         let mut cursor = self.within(found).await?;
         while self.within(cursor.advance()).await? {
-            let document = Document::try_from(cursor.current());
-            each(&document.map_err(|_bson| self.unclear("a document that is none"))?);
+            if !each(cursor.current()) {
+                return Err(self.unclear("a document that is none"));
+            }
         }
         Ok(())
     }
@@ -376,21 +442,38 @@ fn object_id(uuid: &str) -> ObjectId {
     ObjectId::from_bytes(bytes)
 }
 
-fn id_of(document: &Document) -> &Bson {
-    document.get("_id").unwrap_or(&Bson::Null)
+fn uuids<'a>(documents: &[&'a VmDocument]) -> Vec<&'a str> {
+    documents.iter().map(|document| document.uuid.as_str()).collect()
 }
 
-fn fields(document: &Document) -> Fields {
-    let read = |field: &'static str| {
-        let value = match document.get(field)? {
-            Bson::String(text) => Field::Text(text.clone()),
-            Bson::Boolean(flag) => Field::Flag(*flag),
-            Bson::Null => Field::Null,
+fn uuid(fields: &Fields) -> Option<&str> {
+    match fields.get("uuid")? {
+        Field::Text(uuid) => Some(uuid),
+        Field::Flag(_) | Field::Null | Field::Other => None,
+    }
+}
+
+/// The id of a document, and what of it is ours; absent where these bytes are no document.
+fn found(document: &RawDocument) -> Option<(Bson, Fields)> {
+    let mut id = Bson::Null;
+    let mut fields = Fields::new();
+    for element in document {
+        let (name, value) = element.ok()?;
+        if name.as_str() == "_id" {
+            id = Bson::try_from(value).ok()?;
+        }
+        let Some(field) = document::FIELDS.iter().find(|field| **field == name.as_str()) else {
+            continue;
+        };
+        let value = match value {
+            RawBsonRef::String(text) => Field::Text(text.to_owned()),
+            RawBsonRef::Boolean(flag) => Field::Flag(flag),
+            RawBsonRef::Null => Field::Null,
             _ => Field::Other,
         };
-        Some((field, value))
-    };
-    document::FIELDS.iter().filter_map(|field| read(field)).collect()
+        fields.insert(field, value);
+    }
+    Some((id, fields))
 }
 
 fn bson(fields: &Fields) -> Document {

@@ -194,6 +194,34 @@ async fn what_others_keep_there_stays_as_it_is() {
 }
 
 #[tokio::test]
+async fn a_look_at_all_is_not_believed_for_what_was_written_since() {
+    let server = server(&[]).await;
+    let (sink, vms) = (sink(&server), collection(&server).await);
+    // Of the service before: to be found by their uuids only.
+    let theirs = (0..100).map(|vm| doc! { "_id": vm, "uuid": format!("u{vm:03}"), "group": "g" });
+    vms.insert_many(theirs).await.unwrap();
+    let named = |name: &str| -> Vec<VmDocument> {
+        (0..200).map(|vm| document(&format!("u{vm:03}"), &format!("{name}-{vm}"))).collect()
+    };
+    assert_eq!(counts(&sink.write(&named("a")).await.unwrap()), (100, 100, 100));
+    assert_eq!(counts(&sink.write(&named("b")).await.unwrap()), (0, 200, 200));
+    // By a few at a time in between, and back.
+    for few in named("a").chunks(20) {
+        assert_eq!(counts(&sink.write(few).await.unwrap()), (0, 20, 20));
+    }
+    assert_eq!(counts(&sink.write(&named("b")).await.unwrap()), (0, 200, 200));
+    // Somebody takes one away meanwhile.
+    vms.delete_one(doc! { "uuid": "u007" }).await.unwrap();
+    assert_eq!(counts(&sink.write(&named("a")).await.unwrap()), (1, 199, 199));
+    let stored = all(&vms).await;
+    assert_eq!(stored.len(), 200);
+    assert_eq!(stored.values().filter(|one| one.get_str("group").is_ok()).count(), 99);
+    for document in named("a") {
+        assert_eq!(one(&vms, &document.uuid).await.get_str("name").unwrap(), document.name);
+    }
+}
+
+#[tokio::test]
 async fn ten_thousand_are_written_in_batches() {
     const VMS: usize = 10_000;
     let server = server(&[]).await;
@@ -229,7 +257,7 @@ async fn ten_thousand_are_written_in_batches() {
 
 #[tokio::test]
 async fn a_server_that_is_killed_has_each_document_once() {
-    const VMS: usize = 4_000;
+    const VMS: usize = 12_000;
     let mut server = server(&[]).await;
     let sink = sink(&server);
     let documents: Vec<VmDocument> =
