@@ -29,7 +29,7 @@ impl Sockets {
     /// Of arguments without the program.
     pub(super) fn of(vmm: Vmm, words: &[String]) -> Self {
         match vmm {
-            Vmm::Qemu => qemu(words),
+            Vmm::Qemu | Vmm::Stratovirt => qemu(words),
             Vmm::CloudHypervisor => {
                 let api = value(words, "--api-socket").and_then(|text| {
                     let options = Options::of(text);
@@ -42,7 +42,7 @@ impl Sockets {
                 let api = value(words, "--api-sock").unwrap_or(FIRECRACKER);
                 Self { api: (!has_none).then(|| api.into()), agent: None }
             }
-            Vmm::Crosvm | Vmm::Kvmtool | Vmm::Stratovirt => Self::default(),
+            Vmm::Crosvm | Vmm::Kvmtool => Self::default(),
         }
     }
 }
@@ -194,5 +194,6 @@ mod tests {
         check(Vmm::Firecracker, "--id a", Some("/run/firecracker.socket"));
         check(Vmm::Firecracker, "--no-api --config-file c", None);
         check(Vmm::Crosvm, "run --socket /run/x", None);
+        check(Vmm::Stratovirt, "-machine microvm -qmp unix:/run/s,server,nowait", Some("/run/s"));
     }
 }

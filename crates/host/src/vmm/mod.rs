@@ -178,20 +178,21 @@ impl Monitor {
         let path = self.sockets.api.as_deref().ok_or(Error::NoSocket(self.vmm))?;
         let asked = async {
             match self.vmm {
-                Vmm::Qemu => {
+                Vmm::Qemu | Vmm::Stratovirt => {
                     let stream = socket::connect(root, self, path).await?;
                     let channel = self.sockets.agent.as_ref().map(|channel| channel.id.as_str());
                     qmp::ask(stream, channel).await.map_err(|source| broken(path, source))
                 }
                 Vmm::CloudHypervisor => rest::cloud_hypervisor(root, self, path).await,
                 Vmm::Firecracker => rest::firecracker(root, self, path).await,
-                other => Err(Error::NoSocket(other)),
+                other @ (Vmm::Crosvm | Vmm::Kvmtool) => Err(Error::NoSocket(other)),
             }
         };
         match tokio::time::timeout(limit, asked).await {
             Ok(asked) => asked,
             Err(_)
-                if self.vmm == Vmm::Qemu && looks.turn(root, path, late).await == Turn::Behind =>
+                if matches!(self.vmm, Vmm::Qemu | Vmm::Stratovirt)
+                    && looks.turn(root, path, late).await == Turn::Behind =>
             {
                 Err(Error::Taken { path: path.to_owned() })
             }

@@ -1,4 +1,4 @@
-//! QEMU's machine protocol: a greeting, then questions and answers, with events in between.
+//! QEMU's machine protocol, which stratovirt speaks in part: a greeting, then questions and answers, with events in between.
 
 use super::lines::Lines;
 use super::word;
@@ -15,7 +15,10 @@ pub(super) async fn ask(stream: UnixStream, channel: Option<&str>) -> io::Result
     }
     execute(&mut lines, "qmp_capabilities").await?;
     let status = execute(&mut lines, "query-status").await?;
-    let processors = execute(&mut lines, "query-cpus-fast").await?;
+    let processors = match execute(&mut lines, "query-cpus-fast").await? {
+        None => execute(&mut lines, "query-cpus").await?,
+        processors => processors,
+    };
     let memory = execute(&mut lines, "query-memory-size-summary").await?;
     // An error where there is no balloon.
     let balloon = execute(&mut lines, "query-balloon").await?;

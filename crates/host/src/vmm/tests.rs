@@ -140,6 +140,40 @@ async fn what_qemu_says() {
     assert!(matches!(place.guest(Some(9)).await, Err(Error::NoChannel(Vmm::Qemu))));
 }
 
+/// Speaks as much QMP as stratovirt's documentation has.
+async fn stratovirt(stream: UnixStream) {
+    let mut stream = BufReader::new(stream);
+    let greeting = json!({"QMP": {"version": {"StratoVirt": {"major": 2}}, "capabilities": []}});
+    stream.write_all(format!("{greeting}\r\n").as_bytes()).await.unwrap();
+    let mut line = String::new();
+    while stream.read_line(&mut line).await.is_ok_and(|count| count > 0) {
+        let asked: Value = serde_json::from_str(&line).unwrap();
+        let answer = match asked["execute"].as_str().unwrap() {
+            "qmp_capabilities" => json!({"return": {}}),
+            "query-status" => json!({"return": {"status": "paused", "running": false}}),
+            "query-cpus" => json!({"return": [{"CPU": 0, "thread_id": 7}]}),
+            "query-balloon" => json!({"return": {"actual": 256 << 20}}),
+            _ => json!({"error": {"class": "CommandNotFound", "desc": ""}}),
+        };
+        stream.write_all(format!("{answer}\r\n").as_bytes()).await.unwrap();
+        line.clear();
+    }
+}
+
+#[tokio::test]
+async fn what_stratovirt_says() {
+    let mut place = Place::new(&["/usr/bin/stratovirt", "-qmp", "unix:/qmp,server,nowait"]);
+    place.listen("qmp", stratovirt);
+    let said = VmmLoad {
+        runs: Some(false),
+        status: Some("paused".into()),
+        vcpus: Some(1),
+        balloon_memory_bytes: Some(256 << 20),
+        ..VmmLoad::default()
+    };
+    assert_eq!(place.ask().await.unwrap(), said);
+}
+
 #[tokio::test]
 async fn what_is_in_the_way_of_a_guest() {
     let check = |error: Result<(), Error>, layer: Layer, text: &str| {
