@@ -240,7 +240,7 @@ impl Teller<'_> {
         }
         self.named("health", "health");
         if !self.phrases.is_empty() && self.changed("image") {
-            self.hush(&["image_digest"]);
+            self.hush(&["image_digest", "image_id"]);
         }
     }
 

@@ -174,6 +174,8 @@ entity! {
         image: String,
         /// Digest of the image in the registry, or its local id where it has none.
         image_digest: Option<String>,
+        /// What its engine calls the image that it was made from, whatever has its name now.
+        image_id: Option<String>,
         state: String,
         health: Option<String>,
         exit_code: Option<i64>,

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 /// Field names of the model when this was written; the first 31 take one byte. Others are
 /// stored as text.
-const FIELDS: [&str; 156] = [
+const FIELDS: [&str; 157] = [
     "main_pid",
     "pids",
     "since",
@@ -163,6 +163,7 @@ const FIELDS: [&str; 156] = [
     "modified_at",
     "directories",
     "missing",
+    "image_id",
 ];
 
 /// Kinds of the model when this was written. Others are stored as text.

@@ -17,7 +17,8 @@ const ANSWER_MAX: u64 = 4 << 20;
 pub(super) async fn change(machine: &Machine, action: &Action) -> Result<bool, Error> {
     let engine = Engine { socket: &machine.docker };
     match action {
-        Action::PutImage(image) => engine.put_image(image, machine.relay).await,
+        Action::PutImage(image) => engine.put_image(image, machine.relay, false).await,
+        Action::RenewImage(image) => engine.put_image(image, machine.relay, true).await,
         Action::CreateContainer { name, container } => engine.create(name, container).await,
         Action::StartContainer(name) => engine.stand(name, "start", &["running"]).await,
         Action::StopContainer(name) => {
@@ -56,7 +57,13 @@ impl Answer {
 }
 
 impl Engine<'_> {
-    async fn put_image(&self, image: &Image, relay: Option<u16>) -> Result<bool, Error> {
+    /// `anew`: one that is there does not do.
+    async fn put_image(
+        &self,
+        image: &Image,
+        relay: Option<u16>,
+        anew: bool,
+    ) -> Result<bool, Error> {
         let before = self.image(image).await?;
         if let Some(port) = relay
             && let Some(offered) = Offered::ask(port, image).await?
@@ -71,15 +78,17 @@ impl Engine<'_> {
                 None => Err(Error::Unclear(format!("the engine loaded {image}, and has none"))),
             };
         }
-        if before.is_some() {
+        if before.is_some() && !anew {
             return Ok(false);
         }
         self.ask("POST", &image.path_to_fetch(), None).await?.accepted("fetch the image")?;
         // What fails while it is fetched is told in the answer's body, with status 200.
-        if self.image(image).await?.is_some() {
-            return Ok(true);
+        match self.image(image).await? {
+            Some(after) => Ok(before != Some(after)),
+            None => {
+                Err(Error::Unclear(format!("the engine has no image {image}, and can't get it")))
+            }
         }
-        Err(Error::Unclear(format!("the engine has no image {image}, and can't get it")))
     }
 
     /// The id of an image, if there is one of the name.

@@ -275,6 +275,7 @@ async fn act(
         | Action::Restart(_)
         | Action::Reload(_) => units::change(root, action, tell).await,
         Action::PutImage(_)
+        | Action::RenewImage(_)
         | Action::CreateContainer { .. }
         | Action::StartContainer(_)
         | Action::StopContainer(_)

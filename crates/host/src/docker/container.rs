@@ -263,6 +263,7 @@ pub(super) fn container(seen: Inspected, image: Option<&Image>, redactor: &Redac
         container_id: printable(seen.id.as_bytes()),
         image: text(seen.config.image).unwrap_or_default(),
         image_digest,
+        image_id: text(Some(seen.image)),
         health: seen.state.health.and_then(|health| text(health.status)).filter(|h| h != "none"),
         exit_code: seen.state.exit_code.filter(|_| ended),
         pid: seen.state.pid.filter(|&pid| pid > 0),

@@ -47,8 +47,10 @@ impl Draft<'_> {
         images: &mut BTreeMap<Image, usize>,
     ) {
         let subject = crate::Subject::escaped(Kind::CONTAINER, name.as_str());
+        let there = self.made_of(&wanted.image);
+        let renews = there.iter().any(|one| !one.has_image_of(wanted));
         if let Some(lack) = self.own.lacks_image(&wanted.image)
-            && !self.has_image(&wanted.image)
+            && (there.is_empty() || renews)
         {
             self.gap(&subject, Cause::Isolated, &lack.what, &lack.remedy);
             return;
@@ -56,8 +58,16 @@ impl Draft<'_> {
         let image = match images.get(&wanted.image) {
             Some(at) => *at,
             None => {
-                let action = Action::PutImage(wanted.image.clone());
-                let at = self.add(&subject, action, "a container is made from it");
+                let image = wanted.image.clone();
+                let at = match renews {
+                    true => {
+                        let why = "the host's container is made from another one of this name";
+                        self.add(&subject, Action::RenewImage(image), why)
+                    }
+                    false => {
+                        self.add(&subject, Action::PutImage(image), "a container is made from it")
+                    }
+                };
                 images.insert(wanted.image.clone(), at);
                 at
             }
@@ -78,10 +88,11 @@ impl Draft<'_> {
         self.stand(name, wanted, Some(Standing::Stopped), Some(at));
     }
 
-    /// Whether a container of the twin's was made from it.
-    fn has_image(&self, image: &Image) -> bool {
+    /// The twin's containers that were made from an image of this name.
+    fn made_of(&self, image: &Image) -> Vec<Container> {
         let there = self.twin.entities::<entity::Container>();
-        there.filter_map(|seen| Container::of(&seen).ok()).any(|(_, one)| one.image == *image)
+        let there = there.filter_map(|seen| Container::of(&seen).ok());
+        there.map(|(_, one)| one).filter(|one| one.image == *image).collect()
     }
 
     /// Lets it run or not, as the host's does.

@@ -113,10 +113,16 @@ impl Plan {
     /// What of it puts images into the engine, which needs nothing else.
     #[must_use]
     pub fn images(&self) -> Self {
-        let is_image = |step: &&Step| matches!(step.action, Action::PutImage(_));
+        let is_image = |step: &&Step| step.action.image().is_some();
         let steps = self.steps.iter().filter(is_image).cloned();
         let alone = |step: Step| Step { needs: Vec::new(), after: Vec::new(), ..step };
         Self { steps: steps.map(alone).collect(), gaps: Vec::new() }
+    }
+
+    /// Whether another image has a name in the twin that it has on the host.
+    #[must_use]
+    pub fn renews_images(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.action, Action::RenewImage(_)))
     }
 
     /// Those that it removes.

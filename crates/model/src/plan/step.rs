@@ -69,6 +69,8 @@ pub enum Action {
     Reload(UnitName),
     /// The image is in the twin's engine.
     PutImage(Image),
+    /// The image that has the name on the host now is in the twin's engine.
+    RenewImage(Image),
     CreateContainer {
         name: ContainerName,
         container: Box<Container>,
@@ -91,12 +93,21 @@ pub struct PutFile {
 }
 
 impl Action {
+    /// The image that it puts into the engine.
+    #[must_use]
+    pub fn image(&self) -> Option<&Image> {
+        match self {
+            Self::PutImage(image) | Self::RenewImage(image) => Some(image),
+            _ => None,
+        }
+    }
+
     /// How long it may take.
     #[must_use]
     pub fn within(&self) -> Duration {
         match self {
             Self::PutPackage { .. } | Self::RemovePackage(_) => super::apt::WITHIN,
-            Self::PutImage(_) => Duration::from_secs(900),
+            Self::PutImage(_) | Self::RenewImage(_) => Duration::from_secs(900),
             Self::Start(_)
             | Self::Stop(_)
             | Self::Restart(_)
@@ -133,6 +144,7 @@ impl fmt::Display for Action {
             Self::Restart(unit) => write!(f, "restart {unit}"),
             Self::Reload(unit) => write!(f, "reload {unit}"),
             Self::PutImage(image) => write!(f, "have image {image}"),
+            Self::RenewImage(image) => write!(f, "have image {image} as it is now"),
             Self::CreateContainer { name, .. } => write!(f, "create container {name}"),
             Self::StartContainer(name) => write!(f, "start container {name}"),
             Self::StopContainer(name) => write!(f, "stop container {name}"),

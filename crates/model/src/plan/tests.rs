@@ -442,6 +442,45 @@ fn containers_are_made_anew_when_they_are_to_be_others() {
 }
 
 #[test]
+fn containers_are_made_anew_when_their_image_is_another_one_of_the_name() {
+    let web = |image: &str| {
+        format!(r#"container:web {{"image":"a:1","state":"running","image_id":"{image}"}}"#)
+    };
+    let twin = |own: &str, made_from: &str| {
+        let label = format!(r#""labels":{{"safetytwin.made-from":"{made_from}"}}"#);
+        format!(r#"container:web {{"image":"a:1","state":"running","image_id":"{own}",{label}}}"#)
+    };
+    check(
+        &web("sha256:b"),
+        &web("sha256:a"),
+        &expect![[r#"
+        0 have image a:1 as it is now (the host's container is made from another one of this name)
+        1 remove container web (the host's is another) needs [0]
+        2 create container web (the host has this container) needs [0, 1]
+        3 start container web (so is the host's) needs [2]
+    "#]],
+    );
+    // Another engine's name for the same image; and one that does not tell.
+    check(&web("sha256:b"), &twin("sha256:x", "sha256:b"), &expect![""]);
+    check(r#"container:web {"image":"a:1","state":"running"}"#, &web("x"), &expect![""]);
+    // One name, two images: the newer one's comes.
+    let of = |name: &str, id: &str, day: u8| {
+        let made = format!("2024-07-0{day}T00:00:00Z");
+        format!(
+            r#"container:{name} {{"image":"a:1","state":"exited","image_id":"{id}","created_at":"{made}"}}"#
+        )
+    };
+    let host = [of("one", "sha256:a", 1), of("two", "sha256:b", 2)].join("\n");
+    check(
+        &host,
+        &host,
+        &expect![[r#"
+        gap container:one [gone] its image is not the one that has the name since two was made
+    "#]],
+    );
+}
+
+#[test]
 fn a_stray_process_comes_and_goes() {
     let host = r#"
         unit:a.service {"active_state":"inactive","load_state":"loaded"}

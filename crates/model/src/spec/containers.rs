@@ -4,7 +4,7 @@ use super::{Cause, Spec};
 use crate::checked;
 use crate::entity::{self, Entity};
 use crate::redact::MARK;
-use crate::{Facts, Subject, TextError};
+use crate::{Facts, Kind, Subject, TextError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -65,6 +65,9 @@ pub enum Mount {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
     pub image: Image,
+    /// What the host's engine calls the image that has this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_from: Option<Word>,
     pub entrypoint: Vec<Word>,
     pub command: Vec<Word>,
     pub user: Option<Word>,
@@ -86,6 +89,9 @@ pub struct Container {
     pub standing: Option<Standing>,
 }
 
+/// The label by which a twin's container tells what its host's was made from.
+pub(super) const MADE_FROM: &str = "safetytwin.made-from";
+
 impl Container {
     /// Whether the other is the same but for whether it runs.
     #[must_use]
@@ -96,9 +102,20 @@ impl Container {
             form.environment.clear();
             form.inherited.clear();
             form.ports.clear();
+            form.made_from = None;
             form
         };
-        form(self) == form(other) && self.has_ports_of(other) && self.has_environment_of(other)
+        form(self) == form(other)
+            && self.has_image_of(other)
+            && self.has_ports_of(other)
+            && self.has_environment_of(other)
+    }
+
+    /// Whether both were made from the same image, as far as is known.
+    #[must_use]
+    pub fn has_image_of(&self, other: &Self) -> bool {
+        let known = self.made_from.as_ref().zip(other.made_from.as_ref());
+        self.image == other.image && known.is_none_or(|(one, two)| one == two)
     }
 
     /// Ports that its engine chose are gone while a container does not run.
@@ -143,9 +160,13 @@ impl Container {
             false => text.parse().map(Some),
         };
         let environment = seen.environment.iter().map(|(n, v)| Ok((n.parse()?, value(v)?)));
-        let labels = seen.labels.iter().map(|(n, v)| Ok::<_, TextError>((n.parse()?, v.parse()?)));
+        let mut labels = seen.labels.clone();
+        // Of a twin's: engines do not all have the same name for the same image.
+        let made_from = labels.remove(MADE_FROM).or_else(|| seen.image_id.clone());
+        let labels = labels.iter().map(|(n, v)| Ok::<_, TextError>((n.parse()?, v.parse()?)));
         let container = Self {
             image: seen.image.parse()?,
+            made_from: word(&made_from)?,
             entrypoint: words(&seen.entrypoint)?,
             command: words(&seen.command)?,
             user: word(&seen.user)?,
@@ -184,6 +205,32 @@ impl Spec {
                 }
                 Err(error) => self.unsafe_gap(&subject, &error),
             }
+        }
+        self.tell_of_images(facts);
+    }
+
+    /// By its name one of several images comes to the twin, for all containers that were made from
+    /// one of that name.
+    fn tell_of_images(&mut self, facts: &Facts) {
+        let made = |name: &ContainerName| {
+            facts.entity::<entity::Container>(name.as_str()).and_then(|seen| seen.created_at)
+        };
+        let mut last: BTreeMap<&Image, (&ContainerName, &Container)> = BTreeMap::new();
+        for (name, container) in &self.containers {
+            let before = last.entry(&container.image).or_insert((name, container));
+            if made(name) > made(before.0) {
+                *before = (name, container);
+            }
+        }
+        let others = self.containers.iter().filter_map(|(name, container)| {
+            let (newest, one) = last.get(&container.image)?;
+            (!container.has_image_of(one)).then(|| (name.clone(), (*newest).clone()))
+        });
+        for (name, newest) in others.collect::<Vec<_>>() {
+            let subject = Subject::escaped(Kind::CONTAINER, name.as_str());
+            let what =
+                format!("its image is not the one that has the name since {newest} was made");
+            self.gap(&subject, Cause::Gone, &what, "make it anew on the host, from the newer one");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Containers and images in the words of an engine's HTTP interface, whoever asks it.
 
-use super::containers::{Container, ContainerName, Image, Mount, Port, Word};
+use super::containers::{Container, ContainerName, Image, MADE_FROM, Mount, Port, Word};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -73,8 +73,9 @@ impl Container {
                 format!("{name}={}", value.as_ref().map_or("", |value| value.as_str()))
             })
             .collect();
-        let labels: BTreeMap<&str, &str> =
+        let mut labels: BTreeMap<&str, &str> =
             self.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        labels.extend(self.made_from.as_ref().map(|id| (MADE_FROM, id.as_str())));
         let policy = self.restart_policy.as_ref().map_or("no", |policy| policy.as_str());
         let (policy, retries) = policy.split_once(':').unwrap_or((policy, "0"));
         let mut host = json!({

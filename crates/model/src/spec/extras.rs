@@ -317,6 +317,10 @@ impl Extras {
             if item.fields().contains_key("environment") {
                 fields.remove("inherited");
             }
+            // Another one is not the one that the host's was made from.
+            if item.fields().contains_key("image") {
+                fields.remove("image_id");
+            }
             fields.extend(item.fields());
             merged.put(subject.clone(), Item::new(&fields));
         }

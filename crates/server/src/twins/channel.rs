@@ -13,7 +13,7 @@ use super::relay::images::Gathered;
 use super::{Twins, Way};
 use crate::runs::{self, Failure, Handle, Stream as Says};
 use api::guest::{self, Answer, Apply, Ask, Happened, Look, Since, ask};
-use model::plan::{Event, Outcome, Plan};
+use model::plan::{Action, Event, Outcome, Plan};
 use model::spec::Spec;
 use model::{ContentId, Facts};
 use std::collections::BTreeMap;
@@ -94,10 +94,20 @@ impl Twins {
         if self.inner.settings.way == Way::Native {
             return self.carry_out_there(name, run, (plan, relay), handle).await;
         }
-        if has_images {
+        let first = plan.images();
+        if has_images || first.renews_images() {
             // Ansible finds them there; what did not come is told by its own step.
-            let first = plan.images();
-            self.carry_out_there(name, &fresh_id(), (&first, relay), handle).await?;
+            let done = self.carry_out_there(name, &fresh_id(), (&first, relay), handle).await?;
+            // But one of the same name would be taken for it.
+            let steps = first.steps().iter().zip(&done.outcomes);
+            let failed = steps.filter_map(|(step, outcome)| match (&step.action, outcome) {
+                (Action::RenewImage(image), Outcome::Failed(why)) => Some((image, why)),
+                _ => None,
+            });
+            if let Some((image, why)) = failed.into_iter().next() {
+                let what = format!("the twin's image {image} is another than the host's");
+                return Err(Failure::new(format!("{what}, and that did not come: {why}")));
+            }
         }
         self.carry_out_by_ansible(name, (plan, relay), handle).await
     }

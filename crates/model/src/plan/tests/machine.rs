@@ -201,7 +201,9 @@ impl Machine<'_> {
                 let now = self.now();
                 self.edit_unit(unit.as_str(), |unit| unit.changed_at = now);
             }
-            Action::PutImage(image) => drop(self.images.insert(image.to_string())),
+            Action::PutImage(image) | Action::RenewImage(image) => {
+                _ = self.images.insert(image.to_string());
+            }
             Action::CreateContainer { name, container } => {
                 assert!(self.images.contains(container.image.as_str()));
                 assert!(self.facts.entity::<Container>(name.as_str()).is_none());

@@ -15,7 +15,8 @@ const IS_MISSING: &str = "twin_seen.status == 404";
 
 pub(super) fn of(action: &Action) -> Vec<Task> {
     match action {
-        Action::PutImage(image) => put_image(image),
+        // The guest's agent had it come anew before.
+        Action::PutImage(image) | Action::RenewImage(image) => put_image(image),
         Action::CreateContainer { name, container } => create(name, container),
         Action::StartContainer(name) => stand(name, "start", "['running']"),
         Action::StopContainer(name) => stand(name, "stop", "['exited', 'created', 'dead']"),

@@ -160,6 +160,7 @@ fn of(action: &Action, apt: &Apt<'_>) -> Vec<Task> {
         Action::Restart(unit) => vec![systemd(unit, "state", Yaml::own("restarted"))],
         Action::Reload(unit) => vec![systemd(unit, "state", Yaml::own("reloaded"))],
         Action::PutImage(_)
+        | Action::RenewImage(_)
         | Action::CreateContainer { .. }
         | Action::StartContainer(_)
         | Action::StopContainer(_)

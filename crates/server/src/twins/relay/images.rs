@@ -98,10 +98,7 @@ impl Twins {
             return Ok(gathered);
         }
         let lacking = self.inner.container_images.lacking(host);
-        for image in plan.steps().iter().filter_map(|step| match &step.action {
-            Action::PutImage(image) => Some(image),
-            _ => None,
-        }) {
+        for image in plan.steps().iter().filter_map(|step| step.action.image()) {
             if image.is_of_registry() || lacking.contains_key(image) {
                 continue;
             }
