@@ -146,7 +146,7 @@ fn larger_things() {
         r#"{"image":"mysql:8","image_digest":"a","container_id":"1"}"#,
         r#"{"image":"mysql:9","image_digest":"b","container_id":"2"}"#,
         &expect![
-            "recreated, image mysql:8 → mysql:9 | Neutral | container_id created_at image image_digest"
+            "recreated, image mysql:8 → mysql:9 | Neutral | container_id created_at image image_digest image_id"
         ],
     );
     check(
