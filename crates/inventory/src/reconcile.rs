@@ -4,7 +4,8 @@
 //!             listed                          not listed, on a node that was listed
 //!   none      register                        -
 //!   present   (refresh, rename, move)         complete: orphan, or held by the breaker,
-//!                                             which minds no VM whose unit was let go
+//!                                             which minds no VM whose unit was let go,
+//!                                             and lets nothing go by itself
 //!                                             incomplete: stale
 //!                                             partial: -
 //!                                             may be one that nobody can tell: stale
@@ -257,16 +258,22 @@ fn decide_unseen(
         let (gone, of) = (missing.len() + recent, of + recent);
         (gone >= breaker.count.max(1) && gone * 100 >= breaker.share * of).then_some((gone, of))
     });
+    // What is held stays so, however much came since, and however long ago it was.
+    let is_held = |record: &&Record| {
+        trips.is_some() || (breaker.is_some() && record.presence.is_held())
+    };
+    let (held, gone): (Vec<&Record>, Vec<&Record>) = missing.into_iter().partition(is_held);
     if let Some((gone, of)) = trips {
         let reason =
             format!("held: {gone} of {of} would be orphans at once, which somebody has to confirm");
-        let holds = missing.iter().filter_map(|record| stale(record, Act::Hold, reason.clone()));
+        let holds = held.iter().filter_map(|record| stale(record, Act::Hold, reason.clone()));
         outcome.decisions.extend(holds);
-        let vms = missing.iter().map(|record| record.id.clone()).collect();
-        outcome.held = Some(Held { vms, of });
-        return;
     }
-    outcome.decisions.extend(missing.into_iter().map(|record| orphan(record, listing.gone)));
+    outcome.decisions.extend(gone.into_iter().map(|record| orphan(record, listing.gone)));
+    if !held.is_empty() {
+        let vms = held.into_iter().map(|record| record.id.clone()).collect();
+        outcome.held = Some(Held { vms, of: trips.map_or(of, |(_, of)| of) });
+    }
 }
 
 fn orphan(record: &Record, state: VmState) -> Decision {
@@ -366,7 +373,9 @@ pub fn apply(records: &mut BTreeMap<VmId, Vm>, decision: &Decision, at: Time) {
                 Presence::Stale { since, .. } => since,
                 _ => at,
             };
-            vm.record.presence = Presence::Stale { since, reason: decision.reason.clone() };
+            let is_held = decision.act == Act::Hold || vm.record.presence.is_held();
+            let reason = decision.reason.clone();
+            vm.record.presence = Presence::Stale { since, reason, is_held };
         }
         Act::Orphan(state) => {
             vm.record.presence = Presence::Orphan { since: at };

@@ -60,6 +60,9 @@ pub enum Presence {
     Stale {
         since: Time,
         reason: String,
+        /// A breaker holds it until it is seen again, or somebody says that it is gone.
+        #[serde(default)]
+        is_held: bool,
     },
     /// A complete listing did not have it.
     Orphan {
@@ -299,6 +302,12 @@ impl Presence {
             Self::Stale { .. } => "stale",
             Self::Orphan { .. } => "orphan",
         }
+    }
+
+    /// Whether a breaker holds it.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        matches!(self, Self::Stale { is_held: true, .. })
     }
 }
 

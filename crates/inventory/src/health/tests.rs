@@ -133,7 +133,11 @@ fn what_is_furthest_out_is_the_cause() {
         let cause = "vmm: state: the VMM was killed by a signal; started anew 3 times";
         assert_eq!(shown(&health), format!("{state} 0.00 ({cause})"));
     }
-    let stale = Presence::Stale { since: Time(1), reason: "nothing was heard of n1".to_owned() };
+    let stale = Presence::Stale {
+        since: Time(1),
+        reason: "nothing was heard of n1".to_owned(),
+        is_held: false,
+    };
     health.assess(&stale, &failed, Time(9));
     assert_eq!(shown(&health), "unknown - (node: nothing was heard of n1)");
     assert_eq!(health.since, Time(9));

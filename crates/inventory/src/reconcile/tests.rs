@@ -125,8 +125,38 @@ fn what_leaves_piece_by_piece_is_held_as_if_it_left_at_once() {
     assert_eq!(left(2, 1010), (2, None));
     assert_eq!(left(4, 1020), (2, None));
     assert_eq!(left(6, 1030), (0, Some((2, 10))), "six of ten within half a minute");
-    // What went long before is another matter.
-    assert_eq!(left(6, 1400), (2, None));
+    // It stays held until somebody says so, however long ago the others went.
+    assert_eq!(left(6, 1400), (0, Some((2, 6))));
+    assert_eq!(left(5, 1410), (0, Some((1, 6))), "one is back");
+    assert_eq!(left(6, 1420), (1, Some((1, 6))), "it goes by itself, which is another matter");
+}
+
+#[test]
+fn what_is_held_is_not_let_go_by_what_comes_nor_by_a_doubt() {
+    let mut records = BTreeMap::new();
+    let mut look = |listing: &Listing, breaker: Option<Breaker>| {
+        let outcome = reconcile(&records, listing, breaker);
+        for decision in &outcome.decisions {
+            apply(&mut records, decision, Time(1));
+        }
+        (outcome.orphans().len(), outcome.held.map(|held| held.vms.len()))
+    };
+    let names = |prefix: &str, count: usize| -> Vec<String> {
+        (0..count).map(|n| format!("{prefix}{n} on n1")).collect()
+    };
+    let listed = |names: &[String]| {
+        listing(&["n1"], &names.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let (few, many) = (names("old", 6), names("new", 100));
+    assert_eq!(look(&listed(&few), Some(BREAKER)), (0, None));
+    assert_eq!(look(&listed(&few[..1]), Some(BREAKER)), (0, Some(5)));
+    let grown = [&few[..1], &many].concat();
+    assert_eq!(look(&listed(&grown), Some(BREAKER)), (0, Some(5)), "5 of 106");
+    let mut doubtful = listed(&grown);
+    doubtful.nodes.insert(host("n1"), Completeness::Incomplete("half of it".to_owned()));
+    assert_eq!(look(&doubtful, Some(BREAKER)), (0, None));
+    assert_eq!(look(&listed(&grown), Some(BREAKER)), (0, Some(5)), "as before the doubt");
+    assert_eq!(look(&listed(&grown), None), (5, None), "somebody said so");
 }
 
 #[test]

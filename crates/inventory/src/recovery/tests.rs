@@ -71,7 +71,7 @@ fn check(policy: Option<Policy>, course: &str, expected: &Expect) {
             "looping" => vm.condition.looping = Some(Loop { since: Time(0), before: 0 }),
             "stale" => {
                 let reason = "silent".to_owned();
-                vm.record.presence = Presence::Stale { since: Time(0), reason };
+                vm.record.presence = Presence::Stale { since: Time(0), reason, is_held: false };
             }
             _ => {}
         }

@@ -380,7 +380,7 @@ fn shown(one: &Vm, heard: Option<Time>) -> vm::Vm {
     let Vm { record, condition, last_seen, health, usage, .. } = one;
     let (presence_since, presence_reason) = match &record.presence {
         Presence::Present => (None, None),
-        Presence::Stale { since, reason } => (Some(*since), Some(reason.clone())),
+        Presence::Stale { since, reason, .. } => (Some(*since), Some(reason.clone())),
         Presence::Orphan { since } => (Some(*since), None),
     };
     let is_listed = record.presence == Presence::Present;

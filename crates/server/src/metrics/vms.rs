@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn what_does_not_run_uses_nothing() {
-        let stale = Presence::Stale { since: Time(1), reason: "silent".to_owned() };
+        let stale = Presence::Stale { since: Time(1), reason: "silent".to_owned(), is_held: false };
         for (state, presence, is_told) in [
             (VmState::Running, Presence::Present, true),
             (VmState::Stopped, Presence::Present, false),
