@@ -34,7 +34,7 @@ pub enum Error {
     },
     #[error("{server} answered what this program does not understand: {what}")]
     Answer { server: String, what: &'static str },
-    #[error("a session in {server} changed each time it was to be written; it is tried again")]
+    #[error("what is in {server} changed each time it was to be written; it is tried again")]
     Contended { server: String },
 }
 

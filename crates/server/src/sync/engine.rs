@@ -153,7 +153,11 @@ impl Engine {
                     self.decide_touched().await;
                 }
                 Next::Command(command) => self.take(command).await,
-                Next::Tick => self.pass_time().await,
+                Next::Tick => {
+                    self.pass_time().await;
+                    // What waited for something is looked at again.
+                    self.decide_touched().await;
+                }
             }
         }
     }
@@ -254,39 +258,57 @@ impl Engine {
     }
 
     async fn decide_touched(&mut self) {
-        for (node, touched) in std::mem::take(&mut self.touched) {
+        let (ready, midway): (BTreeMap<HostId, Touched>, _) = std::mem::take(&mut self.touched)
+            .into_iter()
+            .filter(|(node, _)| self.sights.get(node).is_some_and(|one| one.doubt().is_none()))
+            // The rest is on its way.
+            .partition(|(node, _)| self.sights.get(node).is_some_and(|sight| !sight.midway));
+        self.touched = midway;
+        let whole = self.wait_for_what_left(&ready);
+        for (node, touched) in ready {
+            if whole.contains(&node) {
+                self.decide_whole(&node, true).await;
+                continue;
+            }
             let Some(sight) = self.sights.get(&node) else { continue };
-            if sight.doubt().is_some() {
-                continue;
-            }
-            if sight.midway {
-                // The rest is on its way.
-                self.touched.insert(node, touched);
-                continue;
-            }
             let read = if touched.whole || touched.all {
                 let ids = sight.objects().machines.keys().map(String::as_str);
                 vsphere::partly(&node, sight.objects(), ids)
             } else {
                 vsphere::partly(&node, sight.objects(), touched.ids.iter().map(String::as_str))
             };
-            if touched.whole || touched.left {
-                if self.missing(&node).is_empty() {
-                    self.decide_whole(&node, true).await;
-                    continue;
-                }
-                let now = clock::now();
-                let later = self.later.entry(node.clone());
-                let later = later.or_insert_with(|| Later::after(GRACE, now));
-                if touched.left {
-                    later.put_off(now);
-                }
-            }
             if let Err(error) = self.decide(&node, read, true).await {
                 tracing::warn!(source = %node, error = with_causes(&error), "its VMs could not be recorded");
                 self.later.insert(node, Later::after(AGAIN, clock::now()));
             }
         }
+    }
+
+    /// What left a source is decided about later; the sources that nothing is missing in.
+    fn wait_for_what_left(&mut self, touched: &BTreeMap<HostId, Touched>) -> BTreeSet<HostId> {
+        let now = clock::now();
+        let mut whole = BTreeSet::new();
+        for (node, touched) in touched.iter().filter(|(_, one)| one.whole || one.left) {
+            if self.missing(node).is_empty() {
+                whole.insert(node.clone());
+                continue;
+            }
+            let later = self.later.entry(node.clone());
+            let later = later.or_insert_with(|| Later::after(GRACE, now));
+            if touched.left {
+                later.put_off(now);
+            }
+        }
+        whole
+    }
+
+    /// What VMs are called that left, while it is not decided what became of them. Others know VMs
+    /// by their names: one that takes such a name keeps its own until that is told.
+    fn names_in_doubt(&self) -> BTreeSet<String> {
+        let ids: Vec<VmId> = self.later.keys().flat_map(|node| self.missing(node)).collect();
+        let table = self.app.vms.table();
+        let names = ids.iter().filter_map(|id| Some(table.vms.get(id)?.record.name.to_string()));
+        names.collect()
     }
 
     /// What a source does not list, and did.
@@ -332,17 +354,25 @@ impl Engine {
         read: vsphere::Read,
         with_breaker: bool,
     ) -> Result<(SourceResult, Vec<VmId>), Error> {
-        let listing = {
+        let taken = self.names_in_doubt();
+        let (listing, put_off) = {
             let table = self.app.vms.table();
-            sight::listing(node, read, &self.sights, &table.vms)
+            let mut listing = sight::listing(node, read, &self.sights, &table.vms);
+            let put_off = sight::keep_names(&mut listing, &taken, &table.vms);
+            (listing, put_off)
         };
+        if !put_off.is_empty() {
+            self.touched.entry(node.clone()).or_default().ids.extend(put_off);
+        }
         let completeness = listing.nodes.get(node).cloned();
         let breaker = with_breaker.then(|| self.breaker());
         let entries = Arc::new(Mutex::new(Vec::new()));
         let (sync, slot) = (self.sync.clone(), Arc::clone(&entries));
+        let vms = self.app.vms.clone();
         let also = move |outcome: &Outcome, before: &BTreeMap<VmId, Vm>, at: Time| {
             let mut changes = store::Changes::default();
-            let drafts = tell::drafts(&sync.settings, outcome, before, at);
+            let mut drafts = tell::drafts(&sync.settings, outcome, before, at);
+            tell::leave_namesakes(&mut drafts, outcome, &vms.table().vms);
             if !drafts.is_empty() {
                 let added = sync.outbox.enqueue(&mut changes, &drafts, at)?;
                 *slot.lock().unwrap_or_else(PoisonError::into_inner) = added;

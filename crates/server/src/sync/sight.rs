@@ -180,6 +180,24 @@ pub(super) fn listing(
     }
 }
 
+/// Leaves those their names that would take one of these; their ids at the source.
+pub(super) fn keep_names(
+    listing: &mut Listing,
+    taken: &BTreeSet<String>,
+    records: &BTreeMap<VmId, Vm>,
+) -> BTreeSet<String> {
+    let mut kept = BTreeSet::new();
+    for seen in listing.seen.iter_mut().filter(|seen| taken.contains(seen.name.as_str())) {
+        if let Some(known) = records.get(&seen.id)
+            && known.record.name != seen.name
+        {
+            seen.name.clone_from(&known.record.name);
+            kept.insert(seen.reference.clone());
+        }
+    }
+    kept
+}
+
 /// Why a VM is taken for a copy of one that is elsewhere.
 fn copied(seen: &Seen, known: &Vm, sights: &BTreeMap<HostId, Sight>) -> Option<String> {
     let record = &known.record;
@@ -381,6 +399,21 @@ pub(super) mod tests {
             (esx1.take(gone, Time(13)), esx1.reference(&TWO.parse().unwrap())),
             (None, None)
         );
+    }
+
+    #[test]
+    fn a_name_in_doubt_is_not_taken() {
+        let taken = ["db".to_owned()].into();
+        let mut listed = listing(
+            &node("esx1"),
+            read(vec![seen(ONE, "db", "esx1"), seen(TWO, "db", "esx1")]),
+            &BTreeMap::new(),
+            &known(),
+        );
+        assert_eq!(keep_names(&mut listed, &taken, &known()), ["vm-1".to_owned()].into());
+        let names: Vec<&str> = listed.seen.iter().map(|seen| seen.name.as_str()).collect();
+        assert_eq!(names, ["web", "db"], "one that is new has no other");
+        assert_eq!(keep_names(&mut listed, &BTreeSet::new(), &known()), BTreeSet::new());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use inventory::{Act, Condition, Limits, Outcome, Presence, Record, Vm};
 use model::vm::{VmId, VmSource, VmState, VmTitle};
 use model::{HostId, Time};
 use sinks::{Draft, SessionChange, Target, VmDocument};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What the outbox is to have after decisions were made.
 pub(super) fn drafts(
@@ -36,6 +36,36 @@ pub(super) fn drafts(
         }));
     }
     drafts
+}
+
+/// Sessions know VMs by their names alone: what has the name of one that is gone is not gone.
+pub(super) fn leave_namesakes(
+    drafts: &mut Vec<Draft>,
+    outcome: &Outcome,
+    records: &BTreeMap<VmId, Vm>,
+) {
+    let gone: BTreeSet<VmId> = outcome.orphans().into_iter().collect();
+    if gone.is_empty() {
+        return;
+    }
+    let is_there = |vm: &&Vm| {
+        vm.record.source == VmSource::Vsphere
+            && !matches!(vm.record.presence, Presence::Orphan { .. })
+            && !gone.contains(&vm.record.id)
+    };
+    let there: BTreeSet<&str> =
+        records.values().filter(is_there).map(|vm| vm.record.name.as_str()).collect();
+    drafts.retain(|draft| match &draft.change {
+        SessionChange::Orphan { name, .. } if there.contains(name.as_str()) => {
+            tracing::warn!(
+                vm = draft.vm,
+                name,
+                "is gone, and stays in sessions: another VM has its name"
+            );
+            false
+        }
+        _ => true,
+    });
 }
 
 fn change(act: &Act, known: &Vm, at: Time) -> Option<SessionChange> {
@@ -138,6 +168,7 @@ pub(super) mod tests {
     use std::path::Path;
 
     const UUID: &str = "423c1d0e-0000-0000-0000-000000000001";
+    const OTHER: &str = "423c1d0e-0000-0000-0000-000000000002";
 
     pub(in crate::sync) fn settings(more: &str) -> Settings {
         let text = format!("esxi_hosts: [{{host: esx1, username: u, password: p}}]\n{more}");
@@ -182,7 +213,9 @@ pub(super) mod tests {
         for (second, listing) in (0..).zip(listings) {
             let at = Time::from_seconds(second);
             let outcome = reconcile(&records, &listing, None::<Breaker>);
-            for draft in drafts(settings, &outcome, &records, at) {
+            let mut drafts = drafts(settings, &outcome, &records, at);
+            leave_namesakes(&mut drafts, &outcome, &records);
+            for draft in drafts {
                 told.push(format!("{second} {} {:?}", draft.target, draft.change));
             }
             for decision in &outcome.decisions {
@@ -221,6 +254,40 @@ pub(super) mod tests {
             ],
         );
         check(&settings(""), days(), &[]);
+    }
+
+    #[test]
+    fn what_has_the_name_of_one_that_is_gone_stays_in_sessions() {
+        let sessions = settings("redis: {host: r}");
+        let (one, two) = (|name| seen(UUID, name, "esx1"), |name| seen(OTHER, name, "esx1"));
+        check(
+            &sessions,
+            vec![
+                listing(vec![one("web"), two("web")]),
+                listing(vec![two("web")]),
+                listing(vec![two("web")]),
+                listing(vec![]),
+            ],
+            &["3 sessions Orphan { name: \"web\", since: Time(3000000) }"],
+        );
+        // The name was given on at the same moment: then sessions come out right.
+        check(
+            &sessions,
+            vec![listing(vec![one("web"), two("new")]), listing(vec![two("web")])],
+            &[
+                "1 sessions Orphan { name: \"web\", since: Time(1000000) }",
+                "1 sessions Rename { old: \"new\", new: \"web\" }",
+            ],
+        );
+        // Both go at once.
+        check(
+            &sessions,
+            vec![listing(vec![one("web"), two("web")]), listing(vec![])],
+            &[
+                "1 sessions Orphan { name: \"web\", since: Time(1000000) }",
+                "1 sessions Orphan { name: \"web\", since: Time(1000000) }",
+            ],
+        );
     }
 
     #[test]

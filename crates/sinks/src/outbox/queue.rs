@@ -10,9 +10,6 @@ use crate::session::SessionChange;
 use model::Time;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Changes of sessions that are carried out in one pass.
-const MAX_EDITS: usize = 1000;
-
 /// What entries may have in common. Those that do go one after the other: an endpoint knows VMs by
 /// their names alone, and names are passed on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -102,7 +99,8 @@ impl Queue {
             return None;
         }
         let ids: Vec<String> = if target == Target::Sessions {
-            self.lines.get(&Line::Sessions)?.iter().take(MAX_EDITS).cloned().collect()
+            // All of them: names that VMs pass on among each other are told at once.
+            self.lines.get(&Line::Sessions)?.iter().cloned().collect()
         } else {
             vec![first.clone()]
         };
