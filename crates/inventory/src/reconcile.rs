@@ -259,9 +259,8 @@ fn decide_unseen(
         (gone >= breaker.count.max(1) && gone * 100 >= breaker.share * of).then_some((gone, of))
     });
     // What is held stays so, however much came since, and however long ago it was.
-    let is_held = |record: &&Record| {
-        trips.is_some() || (breaker.is_some() && record.presence.is_held())
-    };
+    let is_held =
+        |record: &&Record| trips.is_some() || (breaker.is_some() && record.presence.is_held());
     let (held, gone): (Vec<&Record>, Vec<&Record>) = missing.into_iter().partition(is_held);
     if let Some((gone, of)) = trips {
         let reason =

@@ -33,6 +33,8 @@ pub use document::VmDocument;
 pub use error::Error;
 pub use lease::Lease;
 pub use mongo::{Loaded, MongoSettings, MongoSink, Written};
-pub use outbox::{Draft, Endpoints, Entry, Outbox, Policy, Receivers, Target, deliver};
+pub use outbox::{
+    Draft, Endpoints, Entry, Known, Leave, Outbox, Policy, Receivers, Target, deliver,
+};
 pub use redis::{Applied, RedisSettings, RedisSink};
 pub use session::{Edit, SessionChange};

@@ -6,12 +6,14 @@
 //! was lost, makes no second document.
 //!
 //! # Invariants
-//! - No document is deleted, and no field but ours is set.
+//! - No document is deleted, and no field but ours is set. What is ours alone is in collections
+//!   of ours.
 //! - What is sent at once has a limit.
 
 use crate::document::VmDocument;
 use crate::error::Error;
 use crate::lease::Lease;
+use crate::outbox::Known;
 use model::Time;
 use std::fmt;
 use std::time::Duration;
@@ -96,6 +98,30 @@ impl MongoSink {
     /// When not all could be tried; it is to be done again then.
     pub async fn write(&self, documents: &[VmDocument]) -> Result<Written, Error> {
         self.0.write(documents).await
+    }
+
+    /// As what those who are told know VMs.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn known(&self) -> Result<Vec<Known>, Error> {
+        self.0.known().await
+    }
+
+    /// Notes as what VMs are known now.
+    ///
+    /// # Errors
+    /// When not all could be noted; it is to be done again then.
+    pub async fn note(&self, known: &[Known]) -> Result<(), Error> {
+        self.0.note(known, false).await
+    }
+
+    /// Notes it of those of which nothing is noted.
+    ///
+    /// # Errors
+    /// As [`Self::note`].
+    pub async fn note_first(&self, known: &[Known]) -> Result<(), Error> {
+        self.0.note(known, true).await
     }
 
     /// Goes on with the lease until `ttl` after `now`. False: another had it last, or nobody.

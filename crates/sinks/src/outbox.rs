@@ -21,17 +21,20 @@
 mod catching_up;
 mod delivery;
 mod endpoint;
+mod known;
 mod order;
 mod queue;
 
 pub use catching_up::Standing;
-pub use delivery::{Receivers, deliver};
+pub use delivery::{Leave, Receivers, deliver};
 pub use endpoint::Endpoints;
+pub use known::Known;
 
 use crate::session::{Edit, SessionChange};
 use model::Time;
 use queue::{Queue, Turn};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -178,6 +181,8 @@ struct Inner {
     queue: Mutex<Queue>,
     /// Held while records of entries are changed.
     writing: Mutex<()>,
+    /// What arrived and is to be noted for other instances.
+    notes: Mutex<BTreeMap<(Target, String), Known>>,
     woken: Notify,
 }
 
@@ -204,6 +209,7 @@ impl Outbox {
             state: Mutex::new(state),
             queue: Mutex::new(queue),
             writing: Mutex::new(()),
+            notes: Mutex::default(),
             woken: Notify::new(),
         })))
     }
@@ -259,6 +265,35 @@ impl Outbox {
         self.0.woken.notify_one();
     }
 
+    /// That what was not to be told may be told now.
+    pub fn wake(&self) {
+        self.0.woken.notify_one();
+    }
+
+    /// As what these VMs are known to those whom something of them waits for.
+    #[must_use]
+    pub fn known_before(&self, vms: &HashSet<String>) -> Vec<Known> {
+        let queue = self.queue();
+        let mut known = BTreeMap::new();
+        for entry in queue.entries().filter(|entry| vms.contains(&entry.vm)) {
+            let before = Known::before(entry);
+            known.entry(before.line()).or_insert(before);
+        }
+        known.into_values().collect()
+    }
+
+    fn take_notes(&self) -> Vec<Known> {
+        std::mem::take(&mut *lock(&self.0.notes)).into_values().collect()
+    }
+
+    /// What could not be noted is older than what is to be.
+    fn note_again(&self, notes: Vec<Known>) {
+        let mut waiting = lock(&self.0.notes);
+        for note in notes {
+            waiting.entry(note.line()).or_insert(note);
+        }
+    }
+
     /// By age.
     #[must_use]
     pub fn list(&self) -> Vec<Entry> {
@@ -308,29 +343,29 @@ impl Outbox {
     /// When it can't be written.
     pub fn discard(&self, id: &str) -> Result<bool, Error> {
         let _writing = lock(&self.0.writing);
-        if !self.queue().contains(id) {
-            return Ok(false);
-        }
+        let Some(known) = self.queue().get(id).map(Known::after) else { return Ok(false) };
         self.0.records.delete(ENTRIES, id)?;
+        lock(&self.0.notes).insert(known.line(), known);
         self.queue().remove(id);
         self.0.woken.notify_one();
         Ok(true)
     }
 
-    /// After another told of the same VMs: what waits here and leads to something else than what
-    /// they are now is put together anew, so that it does, with what has a name in common with it.
-    /// How many entries that took.
+    /// After another told of the same VMs: what waits here and does not lead from what is known of
+    /// them to what they are now is put together anew, so that it does, with what has a name in
+    /// common with it; and so is what another was to tell and did not. How many entries that took.
     ///
     /// # Errors
     /// When it can't be written; then it is as it was.
     pub fn catch_up(
         &self,
+        known: Vec<Known>,
         is_now: impl Fn(&str) -> Option<Standing>,
         now: Time,
     ) -> Result<usize, Error> {
         let _writing = lock(&self.0.writing);
-        let anew = catching_up::anew(self.list(), is_now);
-        if anew.wrong.is_empty() {
+        let anew = catching_up::anew(self.list(), known, is_now);
+        if anew.wrong.is_empty() && anew.drafts.is_empty() {
             return Ok(0);
         }
         let mut changes = Changes::default();
@@ -342,8 +377,9 @@ impl Outbox {
         for id in &anew.wrong {
             self.queue().remove(id);
         }
+        let count = anew.wrong.len().max(entries.len());
         self.added(entries);
-        Ok(anew.wrong.len())
+        Ok(count)
     }
 
     /// Records what became of what was under way, and lets those behind it go on.
@@ -364,7 +400,12 @@ impl Outbox {
         let mut queue = self.queue();
         for (id, outcome) in outcomes {
             match outcome {
-                Outcome::Arrived => queue.remove(id),
+                Outcome::Arrived => {
+                    if let Some(known) = queue.get(id).map(Known::after) {
+                        lock(&self.0.notes).insert(known.line(), known);
+                    }
+                    queue.remove(id);
+                }
                 Outcome::Failed(entry) if queue.contains(id) => queue.put(entry.clone()),
                 Outcome::Failed(_) => {}
             }

@@ -44,7 +44,7 @@ impl Delivering {
     ) -> Self {
         let stop = CancellationToken::new();
         let (outbox, end) = (outbox.clone(), stop.clone());
-        let to = Receivers { endpoints, sessions: None };
+        let to = Receivers { endpoints, sessions: None, known: None };
         let task = tokio::spawn(deliver(outbox, to, clock, is_ours, end));
         Self { task, stop }
     }

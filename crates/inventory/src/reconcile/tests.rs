@@ -144,9 +144,8 @@ fn what_is_held_is_not_let_go_by_what_comes_nor_by_a_doubt() {
     let names = |prefix: &str, count: usize| -> Vec<String> {
         (0..count).map(|n| format!("{prefix}{n} on n1")).collect()
     };
-    let listed = |names: &[String]| {
-        listing(&["n1"], &names.iter().map(String::as_str).collect::<Vec<_>>())
-    };
+    let listed =
+        |names: &[String]| listing(&["n1"], &names.iter().map(String::as_str).collect::<Vec<_>>());
     let (few, many) = (names("old", 6), names("new", 100));
     assert_eq!(look(&listed(&few), Some(BREAKER)), (0, None));
     assert_eq!(look(&listed(&few[..1]), Some(BREAKER)), (0, Some(5)));

@@ -111,6 +111,11 @@ impl Engine {
         }
     }
 
+    /// Has what was not written before the last end be written.
+    pub(super) fn mark_all(&self) {
+        self.sync.mirror.mark(self.ours(|_| true));
+    }
+
     pub(super) fn add(&mut self, source: &Source, ask: watch::Sender<Ask>) {
         self.sights.insert(source.node.clone(), Sight::of(source));
         self.asks.insert(source.node.clone(), ask);
@@ -122,8 +127,6 @@ impl Engine {
         commands: &mut mpsc::Receiver<Command>,
         stop: &CancellationToken,
     ) {
-        // What was not written before the last end is written now.
-        self.sync.mirror.mark(self.ours(|_| true));
         self.find_unconfigured();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -380,13 +383,14 @@ impl Engine {
             Ok(changes)
         };
         let outcome = self.app.vms.listed(listing, breaker, Some(Box::new(also))).await?;
+        // Before others may be told: they are told what its document says.
+        let decided = outcome.decisions.iter().filter(|one| one.act != Act::Ignore);
+        self.sync.mirror.mark(decided.filter_map(|one| one.id.clone()));
         let added = std::mem::take(&mut *entries.lock().unwrap_or_else(PoisonError::into_inner));
         if !added.is_empty() {
             self.sync.outbox.added(added);
         }
         let result = self.count(node, &outcome, completeness.as_ref());
-        let decided = outcome.decisions.iter().filter(|one| one.act != Act::Ignore);
-        self.sync.mirror.mark(decided.filter_map(|one| one.id.clone()));
         if completeness == Some(Completeness::Complete)
             && let Some(sight) = self.sights.get_mut(node)
             && std::mem::take(&mut sight.is_listed_anew)

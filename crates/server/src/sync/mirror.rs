@@ -10,7 +10,7 @@ use super::{Sync, tell};
 use crate::app::App;
 use model::vm::VmId;
 use model::with_causes;
-use sinks::{MongoSink, VmDocument};
+use sinks::{MongoSink, VmDocument, Written};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -96,6 +96,11 @@ impl Waiting {
         }
     }
 
+    /// Whether its document does not say yet what is so.
+    fn is_behind(&self, id: &VmId) -> bool {
+        [&self.few, &self.many, &self.under_way].iter().any(|ids| ids.contains(id))
+    }
+
     fn waits(&self, id: &VmId) -> bool {
         [&self.few, &self.many, &self.in_step, &self.under_way].iter().any(|ids| ids.contains(id))
     }
@@ -126,6 +131,12 @@ impl Mirror {
             self.locked().in_step.extend(ids);
             self.wake.notify_one();
         }
+    }
+
+    /// Whether a VM's document says what is so, as far as MongoDB takes it: who takes over knows no
+    /// more than that.
+    pub(super) fn says(&self, id: &VmId) -> bool {
+        !self.locked().is_behind(id)
     }
 
     /// How many wait, and why.
@@ -254,9 +265,9 @@ pub(super) async fn run(app: Arc<App>, sync: Sync, mongo: MongoSink, stop: Cance
                 () = stop.cancelled() => return,
             }
         }
-        let (documents, begun) = (documents(&app, &sync, &ids), Instant::now());
+        let begun = Instant::now();
         let written = tokio::select! {
-            written = mongo.write(&documents) => written,
+            written = write(&app, &sync, &mongo, &ids) => written,
             () = stop.cancelled() => {
                 sync.mirror.put_back(None);
                 return;
@@ -267,6 +278,7 @@ pub(super) async fn run(app: Arc<App>, sync: Sync, mongo: MongoSink, stop: Cance
                 failures = 0;
                 batch = batch_after(batch, ids.len(), begun.elapsed());
                 sync.mirror.settle(&written.failed);
+                sync.outbox.wake();
                 continue;
             }
             Err(error) => {
@@ -285,6 +297,21 @@ pub(super) async fn run(app: Arc<App>, sync: Sync, mongo: MongoSink, stop: Cance
             () = stop.cancelled() => return,
         }
     }
+}
+
+/// Notes first what those know whom something of these VMs waits for: an instance that takes over
+/// tells them the rest.
+async fn write(
+    app: &App,
+    sync: &Sync,
+    mongo: &MongoSink,
+    ids: &BTreeSet<VmId>,
+) -> Result<Written, sinks::Error> {
+    let known = sync.outbox.known_before(&ids.iter().map(ToString::to_string).collect());
+    if !known.is_empty() {
+        mongo.note_first(&known).await?;
+    }
+    mongo.write(&documents(app, sync, ids)).await
 }
 
 fn documents(app: &App, sync: &Sync, ids: &BTreeSet<VmId>) -> Vec<VmDocument> {
@@ -325,6 +352,29 @@ mod tests {
         check(100..200);
         check(400..500);
         assert_eq!(mirror.standing().0, 499);
+    }
+
+    #[test]
+    fn a_document_says_what_is_so_once_that_is_written() {
+        let mirror = Mirror::new(true);
+        let says = |n| mirror.says(&id(n));
+        mirror.mark([id(1)]);
+        mirror.mark_in_step([id(1), id(2)]);
+        assert!(!says(1) && says(2), "that it was listed again is no news");
+        mirror.next(1);
+        assert!(!says(1));
+        mirror.mark([id(1)]);
+        mirror.settle(&[]);
+        assert!(!says(1), "it changed while it was written");
+        mirror.next(1);
+        mirror.settle(&[]);
+        assert!(says(2) && !says(1), "it was the other's turn");
+        mirror.next(1);
+        mirror.settle(&[(id(1).to_string(), "a rule".to_owned())]);
+        assert!(says(1), "MongoDB does not take it");
+        let none = Mirror::new(false);
+        none.mark([id(1)]);
+        assert!(none.says(&id(1)));
     }
 
     #[test]

@@ -13,7 +13,8 @@
 //! # Invariants
 //! - Nobody is told of what is not durable here.
 //! - Documents follow the records: what could not be written is written later, as it is then.
-//! - Sessions and endpoints are told of each change, in order, through the outbox.
+//! - Sessions and endpoints are told of each change, in order, through the outbox; where there is a
+//!   MongoDB, after the document says so: an instance that takes over knows what that says.
 
 #[cfg(test)]
 mod cost;
@@ -256,16 +257,18 @@ pub(crate) async fn run(app: Arc<App>, sync: Sync, mut commands: mpsc::Receiver<
             tasks.spawn(source::run(source.clone(), reports.clone(), asked, stop.clone()));
         }
         drop(reports);
+        engine.mark_all();
         if let Some(mongo) = &sync.mongo {
             tasks.spawn(mirror::run(Arc::clone(&app), sync.clone(), mongo.clone(), stop.clone()));
         }
-        let (outbox, held) = (sync.outbox.clone(), sync.held.clone());
+        let leave = Leave { held: sync.held.clone(), mirror: sync.mirror.clone() };
         let to = Receivers {
             endpoints: Endpoints::clone(&sync.endpoints),
             sessions: sync.redis.clone(),
+            known: sync.mongo.clone(),
         };
-        let is_ours = move || held.is_so();
-        tasks.spawn(sinks::deliver(outbox, to, clock::now, is_ours, stop.clone()));
+        let outbox = sync.outbox.clone();
+        tasks.spawn(sinks::deliver(outbox, to, clock::now, leave, stop.clone()));
         let lost = lease.keep();
         let working = engine.run(receiver, &mut commands, &stop);
         tokio::pin!(working);
@@ -289,6 +292,22 @@ pub(crate) async fn run(app: Arc<App>, sync: Sync, mut commands: mpsc::Receiver<
         while tasks.join_next().await.is_some() {}
     }
     lease.release().await;
+}
+
+/// Sessions and endpoints are told by who has the lease, and only what documents say already.
+struct Leave {
+    held: Held,
+    mirror: Mirror,
+}
+
+impl sinks::Leave for Leave {
+    fn is_ours(&self) -> bool {
+        self.held.is_so()
+    }
+
+    fn may_tell(&self, vm: &str) -> bool {
+        vm.parse().is_ok_and(|id| self.mirror.says(&id))
+    }
 }
 
 /// Waits for the lease; nothing when the server stops.
@@ -345,8 +364,12 @@ async fn adopt(app: &Arc<App>, sync: &Sync) -> Result<(), String> {
     let known = known.await.map_err(|error| model::with_causes(&error))?;
     tracing::info!(documents = known.len(), "VMs are known from MongoDB");
     app.vms.adopt(known).await.map_err(|error| model::with_causes(&error))?;
+    let known = mongo.known().await.map_err(|error| model::with_causes(&error))?;
+    let targets = tell::targets(&sync.settings);
+    let known = known.into_iter().filter(|one| targets.contains(&one.target)).collect();
     let (vms, outbox) = (app.vms.clone(), sync.outbox.clone());
     let caught_up = tokio::task::spawn_blocking(move || {
+        let names = tell::names_of_present(&vms.table().vms);
         let is_now = |uuid: &str| {
             let table = vms.table();
             let record = &table.vms.get(&uuid.parse::<VmId>().ok()?)?.record;
@@ -354,14 +377,15 @@ async fn adopt(app: &Arc<App>, sync: &Sync) -> Result<(), String> {
                 Presence::Orphan { since } => Some(since),
                 Presence::Present | Presence::Stale { .. } => None,
             };
-            Some(Standing { name: record.name.to_string(), orphan_since })
+            let has_namesake = orphan_since.is_some() && names.contains(record.name.as_str());
+            Some(Standing { name: record.name.to_string(), orphan_since, has_namesake })
         };
-        outbox.catch_up(is_now, clock::now())
+        outbox.catch_up(known, is_now, clock::now())
     });
     match caught_up.await {
         Ok(Ok(0)) => Ok(()),
         Ok(Ok(count)) => {
-            tracing::info!(count, "what waited was overtaken by what another told");
+            tracing::info!(count, "what waits was put together anew by what another told");
             Ok(())
         }
         Ok(Err(error)) => Err(model::with_causes(&error)),

@@ -7,6 +7,25 @@ use model::{HostId, Time};
 use sinks::{Draft, SessionChange, Target, VmDocument};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+/// Who is to be told.
+pub(super) fn targets(settings: &Settings) -> Vec<Target> {
+    let all = [
+        (Target::Sessions, settings.redis.is_some()),
+        (Target::Group, settings.group.is_some()),
+        (Target::Auth, settings.auth.is_some()),
+    ];
+    all.into_iter().filter_map(|(target, is_there)| is_there.then_some(target)).collect()
+}
+
+/// What VMs are called that are no orphans.
+pub(super) fn names_of_present(records: &BTreeMap<VmId, Vm>) -> BTreeSet<String> {
+    let is_present = |vm: &&Vm| {
+        vm.record.source == VmSource::Vsphere
+            && !matches!(vm.record.presence, Presence::Orphan { .. })
+    };
+    records.values().filter(is_present).map(|vm| vm.record.name.to_string()).collect()
+}
+
 /// What the outbox is to have after decisions were made.
 pub(super) fn drafts(
     settings: &Settings,
@@ -14,14 +33,7 @@ pub(super) fn drafts(
     before: &BTreeMap<VmId, Vm>,
     at: Time,
 ) -> Vec<Draft> {
-    let targets: Vec<Target> = [
-        (Target::Sessions, settings.redis.is_some()),
-        (Target::Group, settings.group.is_some()),
-        (Target::Auth, settings.auth.is_some()),
-    ]
-    .into_iter()
-    .filter_map(|(target, is_there)| is_there.then_some(target))
-    .collect();
+    let targets = targets(settings);
     let mut drafts = Vec::new();
     for decision in &outcome.decisions {
         let Some(id) = &decision.id else { continue };

@@ -4,6 +4,7 @@ use super::{Loaded, MongoSettings, Written};
 use crate::document::VmDocument;
 use crate::error::Error;
 use crate::lease::Lease;
+use crate::outbox::Known;
 use model::Time;
 use std::time::Duration;
 
@@ -20,6 +21,14 @@ impl Driver {
     }
 
     pub(super) async fn write(&self, _documents: &[VmDocument]) -> Result<Written, Error> {
+        match *self {}
+    }
+
+    pub(super) async fn known(&self) -> Result<Vec<Known>, Error> {
+        match *self {}
+    }
+
+    pub(super) async fn note(&self, _known: &[Known], _only_new: bool) -> Result<(), Error> {
         match *self {}
     }
 

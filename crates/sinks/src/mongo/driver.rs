@@ -4,6 +4,7 @@ use super::{Loaded, MongoSettings, Written};
 use crate::document::{self, Change, Field, Fields, VmDocument};
 use crate::error::Error;
 use crate::lease::Lease;
+use crate::outbox::{Known, Target};
 use model::Time;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::raw::RawBsonRef;
@@ -31,6 +32,7 @@ const ROUNDS: usize = 5;
 const MAX_REASON: usize = 200;
 const LEASES: &str = "safetytwin_leases";
 const LEASE: &str = "sync";
+const KNOWN: &str = "safetytwin_known";
 const DUPLICATE_KEY: i32 = 11000;
 
 #[derive(Debug, Clone)]
@@ -82,12 +84,29 @@ impl Driver {
 
     pub(super) async fn load(&self, hosts: &[String]) -> Result<Loaded, Error> {
         let mut loaded = Loaded::default();
+        // Of several that say of the same VM the one that is written.
+        let mut places: HashMap<String, usize> = HashMap::new();
         let filter = doc! { "esxi_host_addr": { "$in": hosts } };
-        self.find(filter, |id, fields| match document::read(&fields) {
-            Ok(document) => loaded.documents.push(document),
-            Err(field) => {
-                let id = id.to_string().chars().take(60).collect::<String>();
-                loaded.unreadable.push(format!("document {id}: its `{field}` is no text"));
+        self.find(filter, |id, fields| {
+            let shown = id.to_string().chars().take(60).collect::<String>();
+            let document = match document::read(&fields) {
+                Ok(document) => document,
+                Err(field) => {
+                    let why = format!("document {shown}: its `{field}` is no text");
+                    return loaded.unreadable.push(why);
+                }
+            };
+            let place = *places.entry(document.uuid.clone()).or_insert(loaded.documents.len());
+            let is_ours = id == Bson::ObjectId(object_id(&document.uuid));
+            match loaded.documents.get_mut(place) {
+                None => loaded.documents.push(document),
+                Some(known) => {
+                    let why = format!("document {shown}: another says of {} already", known.uuid);
+                    loaded.unreadable.push(why);
+                    if is_ours {
+                        *known = document;
+                    }
+                }
             }
         })
         .await?;
@@ -292,6 +311,37 @@ impl Driver {
         Ok(())
     }
 
+    pub(super) async fn known(&self) -> Result<Vec<Known>, Error> {
+        let collection: Collection<Document> = self.db.collection(KNOWN);
+        let mut cursor = self.within(async { collection.find(doc! {}).await }).await?;
+        let mut known = Vec::new();
+        while self.within(cursor.advance()).await? {
+            let document = cursor.deserialize_current();
+            let document = document.map_err(|_bson| self.unclear("a document that is none"))?;
+            // What is not ours is left alone.
+            known.extend(read_known(&document));
+        }
+        Ok(known)
+    }
+
+    pub(super) async fn note(&self, known: &[Known], only_new: bool) -> Result<(), Error> {
+        let how = if only_new { "$setOnInsert" } else { "$set" };
+        for batch in known.chunks(BATCH) {
+            let statements = batch.iter().map(|known| {
+                let (id, fields) = written_known(known);
+                doc! { "q": { "_id": id }, "u": { how: fields }, "upsert": true }
+            });
+            let answer = self.update(KNOWN, statements.collect()).await?;
+            let is_fault =
+                |(_, code, _): &&(usize, i32, String)| !(only_new && *code == DUPLICATE_KEY);
+            if let Some((.., reason)) = answer.errors.iter().find(is_fault) {
+                let (server, source) = (self.server.clone(), reason.clone().into());
+                return Err(Error::Refused { server, source });
+            }
+        }
+        Ok(())
+    }
+
     pub(super) async fn renew(
         &self,
         holder: &str,
@@ -420,6 +470,23 @@ fn update(id: &Bson, document: &VmDocument, change: &Change) -> Document {
 /// What the lease says once it is `holder`'s.
 fn taken(holder: &str, now: Time, ttl: Duration) -> Document {
     doc! { "$set": { "holder": holder, "until": date(now.plus(ttl)) } }
+}
+
+fn written_known(known: &Known) -> (String, Document) {
+    let Known { target, vm, name, is_orphan } = known;
+    let target = target.to_string();
+    let id = format!("{target} {vm}");
+    (id, doc! { "target": target, "uuid": vm, "name": name, "orphan": *is_orphan })
+}
+
+fn read_known(document: &Document) -> Option<Known> {
+    let target = document.get_str("target").ok()?;
+    Some(Known {
+        target: Target::ALL.into_iter().find(|one| one.to_string() == target)?,
+        vm: document.get_str("uuid").ok()?.to_owned(),
+        name: document.get_str("name").ok()?.to_owned(),
+        is_orphan: document.get_bool("orphan").ok()?,
+    })
 }
 
 fn date(time: Time) -> DateTime {

@@ -1,11 +1,12 @@
-//! What waits in the outbox of one that stood by while another told of the same VMs. Pure.
+//! What waits in the outbox of one that stood by while another told of the same VMs, or that takes
+//! over from one that did not come to tell everything. Pure.
 //!
 //! # Invariants
 //! - What waits for a VM leads from the name that those who are told know to what the VM is now.
 //! - What is put together anew for an endpoint has no name in common with what is not: the names
 //!   that VMs pass on have one order among all of them.
 
-use super::{Draft, Entry, Target};
+use super::{Draft, Entry, Known, Target};
 use crate::session::SessionChange;
 use model::Time;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 pub struct Standing {
     pub name: String,
     pub orphan_since: Option<Time>,
+    /// Another VM has its name, and is there: that it is an orphan is not told.
+    pub has_namesake: bool,
 }
 
 /// What is to wait in place of what waits.
@@ -25,33 +28,49 @@ pub(super) struct Anew {
     pub(super) drafts: Vec<Draft>,
 }
 
-/// What waits, by whom it is for and the VM that it is about.
-type Lines = BTreeMap<(Target, String), Vec<Entry>>;
+/// What waits for one of those who are told, of one VM.
+#[derive(Default)]
+struct Line {
+    entries: Vec<Entry>,
+    known: Option<Known>,
+}
+
+/// By whom it is for and the VM that it is about.
+type Lines = BTreeMap<(Target, String), Line>;
 
 /// Entries are in the order of their ids.
-pub(super) fn anew(entries: Vec<Entry>, is_now: impl Fn(&str) -> Option<Standing>) -> Anew {
+pub(super) fn anew(
+    entries: Vec<Entry>,
+    known: Vec<Known>,
+    is_now: impl Fn(&str) -> Option<Standing>,
+) -> Anew {
     let mut lines = Lines::new();
     for entry in entries {
-        lines.entry((entry.target, entry.vm.clone())).or_default().push(entry);
+        let line = lines.entry((entry.target, entry.vm.clone())).or_default();
+        line.entries.push(entry);
+    }
+    for known in known {
+        let line = lines.entry(known.line()).or_default();
+        line.known = Some(known);
     }
     let wrong = lines
         .iter()
-        .filter(|((_, vm), entries)| is_now(vm).is_some_and(|now| !leads_to(entries, &now)));
+        .filter(|((target, vm), line)| is_now(vm).is_some_and(|now| !line.leads_to(*target, &now)));
     let wrong: Vec<(Target, String)> = wrong.map(|(line, _)| line.clone()).collect();
     let touched = touched(&lines, wrong, &is_now);
     let mut anew = Anew::default();
-    for ((target, vm), entries) in lines {
+    for ((target, vm), line) in lines {
         if !touched.contains(&(target, vm.clone())) {
             continue;
         }
         let changes = match is_now(&vm) {
-            Some(now) => changes(&entries, &now),
+            Some(now) => line.changes(target, &now),
             // It waits as it was, at its place among the others.
-            None => entries.iter().map(|entry| entry.change.clone()).collect(),
+            None => line.entries.iter().map(|entry| entry.change.clone()).collect(),
         };
         let draft = |change| Draft { vm: vm.clone(), target, change };
         anew.drafts.extend(changes.into_iter().map(draft));
-        anew.wrong.extend(entries.into_iter().map(|entry| entry.id));
+        anew.wrong.extend(line.entries.into_iter().map(|entry| entry.id));
     }
     anew
 }
@@ -67,28 +86,29 @@ fn touched(
     if wrong.is_empty() {
         return BTreeSet::new();
     }
-    let names = |target: Target, vm: &str, entries: &[Entry]| -> Vec<(Target, String)> {
+    let names = |target: Target, vm: &str, line: &Line| -> Vec<(Target, String)> {
         if target == Target::Sessions {
             return Vec::new();
         }
-        let renames = entries.iter().filter_map(|entry| match &entry.change {
+        let renames = line.entries.iter().filter_map(|entry| match &entry.change {
             SessionChange::Rename { old, new } => Some([old.clone(), new.clone()]),
             _ => None,
         });
         let now = is_now(vm).map(|now| now.name);
-        renames.flatten().chain(now).map(|name| (target, name)).collect()
+        let known = line.known.as_ref().map(|known| known.name.clone());
+        renames.flatten().chain(now).chain(known).map(|name| (target, name)).collect()
     };
     let mut of_name: HashMap<(Target, String), Vec<&(Target, String)>> = HashMap::new();
-    for (line, entries) in lines {
-        for name in names(line.0, &line.1, entries) {
-            of_name.entry(name).or_default().push(line);
+    for (key, line) in lines {
+        for name in names(key.0, &key.1, line) {
+            of_name.entry(name).or_default().push(key);
         }
     }
     let mut touched: BTreeSet<(Target, String)> = wrong.iter().cloned().collect();
     let mut to_do = wrong;
-    while let Some(line) = to_do.pop() {
-        let Some(entries) = lines.get(&line) else { continue };
-        for name in names(line.0, &line.1, entries) {
+    while let Some(key) = to_do.pop() {
+        let Some(line) = lines.get(&key) else { continue };
+        for name in names(key.0, &key.1, line) {
             // Each name once, however many have it.
             for other in of_name.remove(&name).into_iter().flatten() {
                 if touched.insert(other.clone()) {
@@ -100,33 +120,60 @@ fn touched(
     touched
 }
 
-fn leads_to(entries: &[Entry], now: &Standing) -> bool {
-    let changes = || entries.iter().rev().map(|entry| &entry.change);
-    let name = changes().find_map(|change| match change {
-        SessionChange::Rename { new, .. } => Some(new),
-        _ => None,
-    });
-    let name = name.or_else(|| changes().next().map(name_before));
-    let is_orphan = changes().find_map(is_orphan);
-    name.is_none_or(|name| *name == now.name)
-        && is_orphan.is_none_or(|is_orphan| is_orphan == now.orphan_since.is_some())
-}
+impl Line {
+    /// What is known before the entries.
+    fn before(&self) -> Option<Known> {
+        self.known.clone().or_else(|| self.entries.first().map(Known::before))
+    }
 
-/// What leads from what was before the entries to what is now.
-fn changes(entries: &[Entry], now: &Standing) -> Vec<SessionChange> {
-    let mut changes = Vec::new();
-    let known = entries.first().map(|entry| name_before(&entry.change));
-    if let Some(old) = known.filter(|old| **old != now.name) {
-        changes.push(SessionChange::Rename { old: old.clone(), new: now.name.clone() });
+    /// Whether that the VM is an orphan, or not, is for those who are told.
+    fn tells_orphans(&self, target: Target, now: &Standing) -> bool {
+        let is_told = |entry: &Entry| is_orphan(&entry.change).is_some();
+        target == Target::Sessions
+            && !now.has_namesake
+            && (self.known.is_some() || self.entries.iter().any(is_told))
     }
-    if entries.iter().any(|entry| is_orphan(&entry.change).is_some()) {
-        let name = now.name.clone();
-        changes.push(match now.orphan_since {
-            Some(since) => SessionChange::Orphan { name, since },
-            None => SessionChange::Reactivate { name },
+
+    fn leads_to(&self, target: Target, now: &Standing) -> bool {
+        let Some(before) = self.before() else { return true };
+        let mut changes = self.entries.iter().map(|entry| &entry.change);
+        // Another told meanwhile.
+        if changes.clone().next().is_some_and(|first| *name_before(first) != before.name) {
+            return false;
+        }
+        let name = changes.clone().rev().find_map(|change| match change {
+            SessionChange::Rename { new, .. } => Some(new),
+            _ => None,
         });
+        if *name.unwrap_or(&before.name) != now.name {
+            return false;
+        }
+        if !self.tells_orphans(target, now) {
+            return true;
+        }
+        let last = changes.clone().rev().find_map(is_orphan).unwrap_or(before.is_orphan);
+        let is_news = |first: bool| self.known.is_none() || first != before.is_orphan;
+        last == now.orphan_since.is_some() && changes.find_map(is_orphan).is_none_or(is_news)
     }
-    changes
+
+    /// What leads from what is known to what is now.
+    fn changes(&self, target: Target, now: &Standing) -> Vec<SessionChange> {
+        let mut changes = Vec::new();
+        let Some(before) = self.before() else { return changes };
+        if before.name != now.name {
+            changes.push(SessionChange::Rename { old: before.name, new: now.name.clone() });
+        }
+        let is_known =
+            self.known.as_ref().is_some_and(|known| known.is_orphan == now.orphan_since.is_some());
+        if self.tells_orphans(target, now) && !is_known {
+            let name = now.name.clone();
+            changes.push(match now.orphan_since {
+                Some(since) => SessionChange::Orphan { name, since },
+                None => SessionChange::Reactivate { name },
+            });
+        }
+        changes
+    }
 }
 
 fn name_before(change: &SessionChange) -> &String {
@@ -156,6 +203,10 @@ mod tests {
         SessionChange::Orphan { name: name.into(), since: Time(5) }
     }
 
+    fn standing(name: &str, orphan_since: Option<Time>) -> Standing {
+        Standing { name: name.into(), orphan_since, has_namesake: false }
+    }
+
     fn entries(target: Target, changes: &[SessionChange]) -> Vec<Entry> {
         let entry = |(number, change): (usize, &SessionChange)| Entry {
             id: format!("{number:016x}-0"),
@@ -176,8 +227,9 @@ mod tests {
         let check = |changes: &[SessionChange],
                      now: (&str, Option<Time>),
                      expected: Option<&[SessionChange]>| {
-            let now = Standing { name: now.0.into(), orphan_since: now.1 };
-            let found = anew(entries(Target::Sessions, changes), |_| Some(now.clone()));
+            let now = standing(now.0, now.1);
+            let waiting = entries(Target::Sessions, changes);
+            let found = anew(waiting, Vec::new(), |_| Some(now.clone()));
             let expected = expected.map(<[_]>::to_vec);
             assert_eq!(found.wrong.len(), if expected.is_some() { changes.len() } else { 0 });
             let drafts: Vec<SessionChange> =
@@ -201,9 +253,44 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_is_not_told_again_and_what_is_not_is_told() {
+        let since = Some(Time(9));
+        let check = |target, changes: &[SessionChange], known: (&str, bool), now: &Standing| {
+            let known = Known { target, vm: "vm".into(), name: known.0.into(), is_orphan: known.1 };
+            let found = anew(entries(target, changes), vec![known], |_| Some(now.clone()));
+            let drafts = found.drafts.into_iter().map(|one| one.change).collect::<Vec<_>>();
+            (found.wrong.len(), drafts)
+        };
+        let (sessions, group) = (Target::Sessions, Target::Group);
+        let renamed = [rename("a", "b")];
+        let b = standing("b", None);
+        // It is to be told still; another told it, or told something else on top of it.
+        assert_eq!(check(group, &renamed, ("a", false), &b), (0, vec![]));
+        assert_eq!(check(group, &renamed, ("b", false), &b), (1, vec![]));
+        assert_eq!(check(group, &renamed, ("c", false), &b), (1, vec![rename("c", "b")]));
+        // Another was to tell it, and did not.
+        assert_eq!(check(group, &[], ("a", false), &b), (0, vec![rename("a", "b")]));
+        assert_eq!(check(group, &[], ("b", false), &standing("b", since)), (0, vec![]));
+        let gone = SessionChange::Orphan { name: "b".into(), since: Time(9) };
+        let is_gone = standing("b", since);
+        let told = (0, vec![rename("a", "b"), gone.clone()]);
+        assert_eq!(check(sessions, &[], ("a", false), &is_gone), told);
+        assert_eq!(check(sessions, &[], ("b", true), &is_gone), (0, vec![]));
+        let back = SessionChange::Reactivate { name: "b".into() };
+        assert_eq!(check(sessions, &[], ("b", true), &b), (0, vec![back.clone()]));
+        // What waits was told by another meanwhile.
+        assert_eq!(check(sessions, &[gone.clone()], ("b", false), &is_gone), (0, vec![]));
+        assert_eq!(check(sessions, &[gone.clone()], ("b", true), &is_gone), (1, vec![]));
+        assert_eq!(check(sessions, &[gone, back.clone()], ("b", true), &b), (2, vec![back]));
+        // Sessions know VMs by their names alone.
+        let shared = Standing { has_namesake: true, ..is_gone };
+        assert_eq!(check(sessions, &[], ("b", false), &shared), (0, vec![]));
+    }
+
+    #[test]
     fn what_is_not_known_waits_as_it_is() {
         let waiting = entries(Target::Group, &[rename("a", "b")]);
-        assert_eq!(anew(waiting, |_| None), Anew::default());
+        assert_eq!(anew(waiting, Vec::new(), |_| None), Anew::default());
     }
 
     /// `VM: OLD NEW`.
@@ -222,10 +309,10 @@ mod tests {
         let check = |target, renames: &[&str], now: &[(&str, &str)], expected: &[&str]| {
             let is_now = |vm: &str| {
                 let (_, name) = now.iter().find(|(of, _)| *of == vm)?;
-                Some(Standing { name: (*name).into(), orphan_since: None })
+                Some(standing(name, None))
             };
             let waiting = waiting(target, renames);
-            let found = anew(waiting.clone(), is_now);
+            let found = anew(waiting.clone(), Vec::new(), is_now);
             // As the endpoint is told: what stayed is older.
             let stays = waiting.into_iter().filter(|entry| !found.wrong.contains(&entry.id));
             let stays = stays.map(|Entry { vm, target, change, .. }| Draft { vm, target, change });

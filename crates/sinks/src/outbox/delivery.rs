@@ -2,6 +2,7 @@
 
 use super::queue::Turn;
 use super::{Endpoints, Entry, Outbox, Outcome, Target};
+use crate::mongo::MongoSink;
 use crate::redis::RedisSink;
 use crate::session::Edit;
 use futures_util::StreamExt;
@@ -30,6 +31,25 @@ const RECORD_AGAIN: Duration = Duration::from_secs(1);
 pub struct Receivers {
     pub endpoints: Endpoints,
     pub sessions: Option<RedisSink>,
+    /// Where all instances read as what those know VMs.
+    pub known: Option<MongoSink>,
+}
+
+/// Whether it may tell.
+pub trait Leave: Send + Sync {
+    /// No other instance does.
+    fn is_ours(&self) -> bool;
+
+    /// Others would learn of the VM what is told, if this instance went now.
+    fn may_tell(&self, _vm: &str) -> bool {
+        true
+    }
+}
+
+impl<F: Fn() -> bool + Send + Sync> Leave for F {
+    fn is_ours(&self) -> bool {
+        self()
+    }
 }
 
 /// Who delivers, and by which clock.
@@ -45,20 +65,22 @@ struct Carrier {
 /// is for nobody waits.
 pub async fn deliver(
     outbox: Outbox,
-    Receivers { endpoints, sessions }: Receivers,
+    Receivers { endpoints, sessions, known }: Receivers,
     clock: fn() -> Time,
-    is_ours: impl Fn() -> bool + Send,
+    leave: impl Leave,
     stop: CancellationToken,
 ) {
     let carrier = Carrier { outbox, endpoints, sessions, clock };
+    let may_tell = |vm: &str| leave.may_tell(vm);
+    let mut noting: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
     let mut under_way: FuturesUnordered<BoxFuture<'static, Target>> = FuturesUnordered::new();
     let mut counts: HashMap<Target, usize> = HashMap::new();
     let targets = carrier.targets();
     loop {
         for (target, limit) in &targets {
             let count = counts.entry(*target).or_default();
-            while *count < *limit && is_ours() {
-                let taken = carrier.outbox.queue().take(*target, clock());
+            while *count < *limit && leave.is_ours() {
+                let taken = carrier.outbox.queue().take(*target, clock(), may_tell);
                 let Some((turn, entries)) = taken else { break };
                 *count += 1;
                 under_way.push(Box::pin(carrier.clone().carry(turn, entries)));
@@ -68,9 +90,12 @@ pub async fn deliver(
         let next = {
             let queue = carrier.outbox.queue();
             let waiting = targets.iter().filter(|(target, _)| !full(target));
-            waiting.filter_map(|(target, _)| queue.next_at(*target)).min()
+            waiting.filter_map(|(target, _)| queue.next_at(*target, may_tell)).min()
         };
-        let pause = match is_ours() {
+        if noting.is_empty() {
+            noting.extend(carrier.note(known.as_ref()));
+        }
+        let pause = match leave.is_ours() {
             true => next.map_or(MAX_SLEEP, |next| next.since(clock()).min(MAX_SLEEP)),
             false => ASK_AGAIN,
         };
@@ -79,11 +104,18 @@ pub async fn deliver(
             Some(target) = under_way.next() => {
                 if let Some(count) = counts.get_mut(&target) { *count = count.saturating_sub(1); }
             }
+            Some(()) = noting.next() => {}
             () = carrier.outbox.0.woken.notified() => {}
             () = sleep(pause) => {}
         }
     }
-    let rest = async { while under_way.next().await.is_some() {} };
+    let rest = async {
+        while under_way.next().await.is_some() {}
+        while noting.next().await.is_some() {}
+        if let Some(last) = carrier.note(known.as_ref()) {
+            last.await;
+        }
+    };
     if timeout(GRACE, rest).await.is_err() {
         tracing::warn!("calls of the outbox were cut off; they are made again with the same keys");
     }
@@ -98,11 +130,25 @@ impl Carrier {
                 targets.push((target, 1));
             } else if self.endpoints.has(target) {
                 targets.push((target, MAX_CALLS));
-            } else if self.outbox.queue().next_at(target).is_some() {
+            } else if self.outbox.queue().next_at(target, |_| true).is_some() {
                 tracing::warn!(%target, "messages wait in the outbox for what is not configured");
             }
         }
         targets
+    }
+
+    /// Has all instances know what arrived, if something did.
+    fn note(&self, known: Option<&MongoSink>) -> Option<BoxFuture<'static, ()>> {
+        let notes = self.outbox.take_notes();
+        let known = known.filter(|_| !notes.is_empty())?.clone();
+        let outbox = self.outbox.clone();
+        Some(Box::pin(async move {
+            if let Err(error) = known.note(&notes).await {
+                tracing::debug!("what arrived is noted for others later: {}", in_words(&error));
+                outbox.note_again(notes);
+                sleep(RECORD_AGAIN).await;
+            }
+        }))
     }
 
     /// One attempt, which is over when its outcome is recorded.

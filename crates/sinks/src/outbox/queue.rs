@@ -4,6 +4,7 @@
 //! - Of entries that have something in common only the first are under way, and a dead entry is
 //!   never passed by those behind it.
 //! - What is under way stands in line until it is settled, also when it was let go of meanwhile.
+//! - What sessions are told of what was decided at once they are told at once.
 
 use super::{Entry, Target};
 use crate::session::SessionChange;
@@ -62,8 +63,17 @@ impl Queue {
         self.entries.contains_key(id)
     }
 
+    pub(super) fn get(&self, id: &str) -> Option<&Entry> {
+        self.entries.get(id)
+    }
+
+    /// By age.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+
     pub(super) fn list(&self) -> Vec<Entry> {
-        self.entries.values().cloned().collect()
+        self.entries().cloned().collect()
     }
 
     /// Waiting, dead.
@@ -93,17 +103,13 @@ impl Queue {
     }
 
     /// What is next for this target, which is under way from now on until it is settled.
-    pub(super) fn take(&mut self, target: Target, now: Time) -> Option<(Turn, Vec<Entry>)> {
-        let (at, first) = self.due.get(&target)?.first()?;
-        if *at > now {
-            return None;
-        }
-        let ids: Vec<String> = if target == Target::Sessions {
-            // All of them: names that VMs pass on among each other are told at once.
-            self.lines.get(&Line::Sessions)?.iter().cloned().collect()
-        } else {
-            vec![first.clone()]
-        };
+    pub(super) fn take(
+        &mut self,
+        target: Target,
+        now: Time,
+        may_tell: impl Fn(&str) -> bool,
+    ) -> Option<(Turn, Vec<Entry>)> {
+        let ids = self.next(target, may_tell).filter(|(at, _)| *at <= now)?.1;
         let entries: Vec<Entry> =
             ids.iter().filter_map(|id| self.entries.get(id)).cloned().collect();
         for entry in &entries {
@@ -126,8 +132,25 @@ impl Queue {
     }
 
     /// When there is something for this target.
-    pub(super) fn next_at(&self, target: Target) -> Option<Time> {
-        self.due.get(&target)?.first().map(|(at, _)| *at)
+    pub(super) fn next_at(&self, target: Target, may_tell: impl Fn(&str) -> bool) -> Option<Time> {
+        self.next(target, may_tell).map(|(at, _)| at)
+    }
+
+    /// What goes next, of what may, and when.
+    fn next(&self, target: Target, may_tell: impl Fn(&str) -> bool) -> Option<(Time, Vec<String>)> {
+        let may_go = |entry: &Entry| may_tell(&entry.vm);
+        let mut due = self.due.get(&target)?.iter();
+        if target != Target::Sessions {
+            let (at, id) = due.find(|(_, id)| self.entries.get(id).is_some_and(may_go))?;
+            return Some((*at, vec![id.clone()]));
+        }
+        let (at, _) = due.next()?;
+        let waiting = self.lines.get(&Line::Sessions)?;
+        let waiting: Vec<&Entry> = waiting.iter().filter_map(|id| self.entries.get(id)).collect();
+        let at_once = waiting.chunk_by(|one, next| one.created_at == next.created_at);
+        let ready = at_once.take_while(|entries| entries.iter().all(|entry| may_go(entry)));
+        let ids: Vec<String> = ready.flatten().map(|entry| entry.id.clone()).collect();
+        (!ids.is_empty()).then_some((*at, ids))
     }
 
     /// Lets those behind it go on.

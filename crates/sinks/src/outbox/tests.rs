@@ -36,7 +36,7 @@ fn what_waits_outlives_the_program() {
     assert_eq!(outbox.list(), entries);
     // One arrived, one failed.
     for (target, fails) in [(Target::Auth, false), (Target::Group, true)] {
-        let (turn, taken) = outbox.queue().take(target, NOW).unwrap();
+        let (turn, taken) = outbox.queue().take(target, NOW, |_| true).unwrap();
         let entry = taken[0].clone();
         let outcome = if fails {
             Outcome::Failed(Policy::default().failed(entry.clone(), "no".to_owned(), NOW))
@@ -68,7 +68,7 @@ fn a_change_that_was_not_written_is_not_delivered() {
     let outbox = Outbox::open(history.records(), NOW).unwrap();
     let mut changes = Changes::default();
     outbox.enqueue(&mut changes, &[rename("1", Target::Group)], NOW).unwrap();
-    assert!(outbox.queue().take(Target::Group, later(9)).is_none());
+    assert!(outbox.queue().take(Target::Group, later(9), |_| true).is_none());
     let orphan = SessionChange::Orphan { name: "a".to_owned(), since: NOW };
     let draft = Draft { vm: "1".to_owned(), target: Target::Auth, change: orphan };
     assert!(matches!(outbox.enqueue(&mut changes, &[draft], NOW), Err(Error::NoCall)));
@@ -84,34 +84,37 @@ fn a_dead_one_holds_what_is_behind_it() {
     let entries = put(&outbox, &drafts, NOW);
     let policy = Policy { max_attempts: 2, ..Policy::default() };
     for second in [0, 10] {
-        let (turn, taken) = outbox.queue().take(Target::Group, later(second)).unwrap();
+        let (turn, taken) = outbox.queue().take(Target::Group, later(second), |_| true).unwrap();
         assert_eq!(ids(&taken), [&entries[0].id]);
         let failed = policy.failed(taken[0].clone(), "no".to_owned(), later(second));
         outbox.settle(&turn, &[(taken[0].id.clone(), Outcome::Failed(failed))]).unwrap();
         if second == 0 {
             // The other VM's.
-            let (turn, taken) = outbox.queue().take(Target::Group, NOW).unwrap();
+            let (turn, taken) = outbox.queue().take(Target::Group, NOW, |_| true).unwrap();
             assert_eq!(ids(&taken), [&entries[2].id]);
             outbox.settle(&turn, &[(taken[0].id.clone(), Outcome::Arrived)]).unwrap();
-            assert!(outbox.queue().take(Target::Group, NOW).is_none(), "not before its time");
+            assert!(
+                outbox.queue().take(Target::Group, NOW, |_| true).is_none(),
+                "not before its time"
+            );
         }
     }
     assert_eq!(outbox.depth(), (1, 1));
     assert!(outbox.list()[0].dead);
-    assert!(outbox.queue().take(Target::Group, later(1_000_000)).is_none());
+    assert!(outbox.queue().take(Target::Group, later(1_000_000), |_| true).is_none());
 
     assert!(!outbox.retry("other", NOW).unwrap());
     assert!(outbox.retry(&entries[0].id, later(20)).unwrap());
     assert_eq!((outbox.depth(), outbox.list()[0].attempts), ((2, 0), 0));
-    let (turn, taken) = outbox.queue().take(Target::Group, later(20)).unwrap();
+    let (turn, taken) = outbox.queue().take(Target::Group, later(20), |_| true).unwrap();
     assert_eq!(ids(&taken), [&entries[0].id]);
     // Discarded while it is under way, and fails: it does not come back.
     assert!(outbox.discard(&entries[0].id).unwrap());
     assert!(!outbox.discard(&entries[0].id).unwrap());
-    assert!(outbox.queue().take(Target::Group, later(20)).is_none());
+    assert!(outbox.queue().take(Target::Group, later(20), |_| true).is_none());
     let failed = policy.failed(taken[0].clone(), "no".to_owned(), later(20));
     outbox.settle(&turn, &[(taken[0].id.clone(), Outcome::Failed(failed))]).unwrap();
-    let (_, taken) = outbox.queue().take(Target::Group, later(20)).unwrap();
+    let (_, taken) = outbox.queue().take(Target::Group, later(20), |_| true).unwrap();
     assert_eq!(ids(&taken), [&entries[1].id]);
     drop(outbox);
     let outbox = Outbox::open(history.records(), NOW).unwrap();
@@ -125,9 +128,9 @@ fn what_is_for_the_sessions_goes_together_and_never_dies() {
     let outbox = Outbox::open(history.records(), NOW).unwrap();
     let first = put(&outbox, &[rename("1", Target::Sessions), rename("2", Target::Sessions)], NOW);
     let policy = Policy { max_attempts: 1, ..Policy::default() };
-    let (turn, taken) = outbox.queue().take(Target::Sessions, NOW).unwrap();
+    let (turn, taken) = outbox.queue().take(Target::Sessions, NOW, |_| true).unwrap();
     assert_eq!(taken, first);
-    assert!(outbox.queue().take(Target::Sessions, NOW).is_none(), "one pass at a time");
+    assert!(outbox.queue().take(Target::Sessions, NOW, |_| true).is_none(), "one pass at a time");
     let mut failed = taken[0].clone();
     for _ in 0..1000 {
         failed = policy.failed(failed, "no".to_owned(), NOW);
@@ -136,8 +139,8 @@ fn what_is_for_the_sessions_goes_together_and_never_dies() {
     outbox.settle(&turn, &[(failed.id.clone(), Outcome::Failed(failed))]).unwrap();
     let third = put(&outbox, &[rename("3", Target::Sessions)], later(1));
     // It does not overtake.
-    assert!(outbox.queue().take(Target::Sessions, later(29)).is_none());
-    let (_, taken) = outbox.queue().take(Target::Sessions, later(30)).unwrap();
+    assert!(outbox.queue().take(Target::Sessions, later(29), |_| true).is_none());
+    let (_, taken) = outbox.queue().take(Target::Sessions, later(30), |_| true).unwrap();
     assert_eq!(ids(&taken), [&first[0].id, &first[1].id, &third[0].id]);
 }
 
@@ -207,7 +210,7 @@ proptest! {
                     queue.put(entry);
                 }
                 Step::Take => for target in Target::ALL {
-                    while let Some((turn, entries)) = queue.take(target, at) {
+                    while let Some((turn, entries)) = queue.take(target, at, |_| true) {
                         prop_assert_eq!(entries.len(), 1);
                         prop_assert!(!entries[0].dead && entries[0].next_at <= at);
                         under_way.push((turn, entries[0].clone()));
@@ -243,7 +246,7 @@ proptest! {
             queue.put(Entry { dead: false, next_at: at, ..entry });
         }
         for target in Target::ALL {
-            while let Some((turn, entries)) = queue.take(target, at) {
+            while let Some((turn, entries)) = queue.take(target, at, |_| true) {
                 for entry in entries {
                     queue.remove(&entry.id);
                     arrived.push(entry);

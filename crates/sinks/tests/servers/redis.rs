@@ -325,7 +325,7 @@ async fn what_waits_while_it_is_away_arrives() {
         let stop = CancellationToken::new();
         tasks.spawn(deliver(
             kept.outbox.clone(),
-            Receivers { endpoints: to.clone(), sessions: Some(sink) },
+            Receivers { endpoints: to.clone(), sessions: Some(sink), known: None },
             clock,
             || true,
             stop.clone(),
