@@ -181,7 +181,7 @@ struct Inner {
     queue: Mutex<Queue>,
     /// Held while records of entries are changed.
     writing: Mutex<()>,
-    /// What arrived and is to be noted for other instances.
+    /// What arrived, and is not noted yet for other instances.
     notes: Mutex<BTreeMap<(Target, String), Known>>,
     woken: Notify,
 }
@@ -282,12 +282,22 @@ impl Outbox {
         known.into_values().collect()
     }
 
+    fn has_notes(&self) -> bool {
+        !lock(&self.0.notes).is_empty()
+    }
+
     fn take_notes(&self) -> Vec<Known> {
         std::mem::take(&mut *lock(&self.0.notes)).into_values().collect()
     }
 
-    /// What could not be noted is older than what is to be.
-    fn note_again(&self, notes: Vec<Known>) {
+    /// What arrived.
+    fn to_note(&self, arrived: &[Entry]) {
+        let known = arrived.iter().map(Known::after).map(|known| (known.line(), known));
+        lock(&self.0.notes).extend(known);
+    }
+
+    /// What could not be noted is older than what arrived since.
+    fn note_later(&self, notes: Vec<Known>) {
         let mut waiting = lock(&self.0.notes);
         for note in notes {
             waiting.entry(note.line()).or_insert(note);
@@ -400,12 +410,7 @@ impl Outbox {
         let mut queue = self.queue();
         for (id, outcome) in outcomes {
             match outcome {
-                Outcome::Arrived => {
-                    if let Some(known) = queue.get(id).map(Known::after) {
-                        lock(&self.0.notes).insert(known.line(), known);
-                    }
-                    queue.remove(id);
-                }
+                Outcome::Arrived => queue.remove(id),
                 Outcome::Failed(entry) if queue.contains(id) => queue.put(entry.clone()),
                 Outcome::Failed(_) => {}
             }

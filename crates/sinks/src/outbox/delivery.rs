@@ -5,13 +5,15 @@ use super::{Endpoints, Entry, Outbox, Outcome, Target};
 use crate::mongo::MongoSink;
 use crate::redis::RedisSink;
 use crate::session::Edit;
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use model::Time;
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +60,8 @@ struct Carrier {
     outbox: Outbox,
     endpoints: Endpoints,
     sessions: Option<RedisSink>,
+    known: Option<MongoSink>,
+    noting: Arc<Mutex<()>>,
     clock: fn() -> Time,
 }
 
@@ -70,7 +74,7 @@ pub async fn deliver(
     leave: impl Leave,
     stop: CancellationToken,
 ) {
-    let carrier = Carrier { outbox, endpoints, sessions, clock };
+    let carrier = Carrier { outbox, endpoints, sessions, known, noting: Arc::default(), clock };
     let may_tell = |vm: &str| leave.may_tell(vm);
     let mut noting: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
     let mut under_way: FuturesUnordered<BoxFuture<'static, Target>> = FuturesUnordered::new();
@@ -92,8 +96,13 @@ pub async fn deliver(
             let waiting = targets.iter().filter(|(target, _)| !full(target));
             waiting.filter_map(|(target, _)| queue.next_at(*target, may_tell)).min()
         };
-        if noting.is_empty() {
-            noting.extend(carrier.note(known.as_ref()));
+        if noting.is_empty() && carrier.outbox.has_notes() {
+            let carrier = carrier.clone();
+            let rest = async move {
+                sleep(RECORD_AGAIN).await;
+                carrier.note().await;
+            };
+            noting.push(rest.boxed());
         }
         let pause = match leave.is_ours() {
             true => next.map_or(MAX_SLEEP, |next| next.since(clock()).min(MAX_SLEEP)),
@@ -111,10 +120,7 @@ pub async fn deliver(
     }
     let rest = async {
         while under_way.next().await.is_some() {}
-        while noting.next().await.is_some() {}
-        if let Some(last) = carrier.note(known.as_ref()) {
-            last.await;
-        }
+        carrier.note().await;
     };
     if timeout(GRACE, rest).await.is_err() {
         tracing::warn!("calls of the outbox were cut off; they are made again with the same keys");
@@ -137,18 +143,16 @@ impl Carrier {
         targets
     }
 
-    /// Has all instances know what arrived, if something did.
-    fn note(&self, known: Option<&MongoSink>) -> Option<BoxFuture<'static, ()>> {
+    /// Has all instances know what arrived, or keeps that for later.
+    async fn note(&self) {
+        // Else what is older could come later.
+        let _noting = self.noting.lock().await;
         let notes = self.outbox.take_notes();
-        let known = known.filter(|_| !notes.is_empty())?.clone();
-        let outbox = self.outbox.clone();
-        Some(Box::pin(async move {
-            if let Err(error) = known.note(&notes).await {
-                tracing::debug!("what arrived is noted for others later: {}", in_words(&error));
-                outbox.note_again(notes);
-                sleep(RECORD_AGAIN).await;
-            }
-        }))
+        let Some(known) = self.known.as_ref().filter(|_| !notes.is_empty()) else { return };
+        if let Err(error) = known.note(&notes).await {
+            tracing::debug!("what arrived is noted for others later: {}", in_words(&error));
+            self.outbox.note_later(notes);
+        }
     }
 
     /// One attempt, which is over when its outcome is recorded.
@@ -162,6 +166,9 @@ impl Carrier {
         let mut outcomes = Vec::new();
         match &arrived {
             Ok(()) => {
+                // Before it is forgotten here.
+                self.outbox.to_note(&entries);
+                self.note().await;
                 outcomes.extend(entries.into_iter().map(|entry| (entry.id, Outcome::Arrived)));
             }
             Err(reason) => {
