@@ -104,8 +104,11 @@ pub struct SourceResult {
     /// Would be orphans, if somebody said that it is so.
     #[serde(default)]
     pub held: usize,
+    /// New documents are written after this is told: one that MongoDB does not take is one of
+    /// `updated_failures` of the next pass.
     #[serde(default)]
     pub added_failures: usize,
+    /// Those of `updated` whose documents MongoDB does not take.
     #[serde(default)]
     pub updated_failures: usize,
     #[serde(default)]

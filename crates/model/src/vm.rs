@@ -98,6 +98,11 @@ words!(
     Hold = "hold",
 );
 
+impl VmTitle {
+    /// Bytes that a title may have.
+    pub const MAX_BYTES: usize = 255;
+}
+
 impl From<VmName> for VmTitle {
     fn from(name: VmName) -> Self {
         Self(name.0)
@@ -179,7 +184,9 @@ fn is_name(text: &str) -> bool {
 }
 
 fn is_title(text: &str) -> bool {
-    (1..=255).contains(&text.len()) && text.trim() == text && !text.chars().any(char::is_control)
+    (1..=VmTitle::MAX_BYTES).contains(&text.len())
+        && text.trim() == text
+        && !text.chars().any(char::is_control)
 }
 
 fn is_check(text: &str) -> bool {

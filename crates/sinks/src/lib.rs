@@ -15,6 +15,7 @@
 //! - Fields, documents, keys and elements of others stay as they are.
 //! - Everything can be done again: what is so already is not changed, and a change of names
 //!   reaches a session once, however often a pass breaks off.
+//! - Where there is a MongoDB nobody else is told what documents do not say.
 //! - What waits in the outbox is durable, and leaves it only when it is known to have arrived.
 //! - Contents of sessions, names within them, passwords and bodies of answers are in no error
 //!   and no log.

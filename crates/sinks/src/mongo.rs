@@ -14,7 +14,6 @@ use crate::document::VmDocument;
 use crate::error::Error;
 use crate::lease::Lease;
 use crate::outbox::Known;
-use model::Time;
 use std::fmt;
 use std::time::Duration;
 
@@ -124,20 +123,20 @@ impl MongoSink {
         self.0.note(known, true).await
     }
 
-    /// Goes on with the lease until `ttl` after `now`. False: another had it last, or nobody.
+    /// Goes on with the lease for `ttl` from now on. False: another had it last, or nobody.
     ///
     /// # Errors
     /// When nobody knows who has it.
-    pub async fn renew(&self, holder: &str, now: Time, ttl: Duration) -> Result<bool, Error> {
-        self.0.renew(holder, now, ttl).await
+    pub async fn renew(&self, holder: &str, ttl: Duration) -> Result<bool, Error> {
+        self.0.renew(holder, ttl).await
     }
 
-    /// Takes the lease for `holder`, or goes on with it, until `ttl` after `now`.
+    /// Takes the lease for `holder`, or goes on with it, for `ttl` from now on.
     ///
     /// # Errors
     /// When nobody knows who has it.
-    pub async fn lease(&self, holder: &str, now: Time, ttl: Duration) -> Result<Lease, Error> {
-        self.0.lease(holder, now, ttl).await
+    pub async fn lease(&self, holder: &str, ttl: Duration) -> Result<Lease, Error> {
+        self.0.lease(holder, ttl).await
     }
 
     /// Gives the lease back, if `holder` has it. That it was the last stays known.

@@ -55,8 +55,8 @@ pub fn partly<'i>(
 }
 
 fn one(node: &HostId, id: &str, machine: &Machine, objects: &Objects) -> Result<Seen, String> {
-    let called = if machine.name.is_empty() { id } else { &machine.name };
-    let called = shown(called);
+    let called = title(&machine.name).or_else(|| title(id));
+    let called = called.ok_or_else(|| "it has neither a name nor an id".to_owned())?;
     if machine.is_template {
         return Err(format!("{called} is a template"));
     }
@@ -64,11 +64,10 @@ fn one(node: &HostId, id: &str, machine: &Machine, objects: &Objects) -> Result<
         None => format!("{called} tells no UUID"),
         Some(uuid) => format!("{called} has the UUID {:?}, which is none", shown(uuid)),
     })?;
-    let name = called.parse::<VmTitle>().map_err(|error| error.to_string())?;
     Ok(Seen {
         id: vm,
         node: node.clone(),
-        name,
+        name: called,
         reference: shown(id),
         labels: labels(machine, objects),
         limits: Limits {
@@ -77,6 +76,17 @@ fn one(node: &HostId, id: &str, machine: &Machine, objects: &Objects) -> Result<
         },
         condition: condition(machine),
     })
+}
+
+/// What a VM is called, as far as names go here; nothing where nothing is left of it.
+fn title(text: &str) -> Option<VmTitle> {
+    let shown = shown(text);
+    let mut rest = shown.trim();
+    while rest.len() > VmTitle::MAX_BYTES {
+        let last = rest.char_indices().next_back().map_or(0, |(at, _)| at);
+        rest = rest.get(..last).unwrap_or_default().trim_end();
+    }
+    rest.parse().ok()
 }
 
 fn labels(machine: &Machine, objects: &Objects) -> BTreeMap<String, String> {
@@ -164,6 +174,20 @@ mod tests {
         assert_eq!((seen.name.as_str(), seen.reference.as_str()), ("Web 01 (neu)", "vm-1"));
         assert_eq!(seen.labels["host"], "esx1.example");
         assert_eq!((seen.condition.state, seen.limits.cpu_percent), (VmState::Running, Some(200)));
+    }
+
+    #[test]
+    fn whatever_it_is_called_it_is_there() {
+        let called = |name: &str| {
+            let read = listing(&node(), &objects(vec![machine(name, Some(UUID))]));
+            assert_eq!((read.seen.len(), read.refused.len()), (1, 0), "{name:?}");
+            read.seen[0].name.to_string()
+        };
+        assert_eq!(called(" web "), "web");
+        assert_eq!(called(""), "vm-1");
+        assert_eq!(called(" \u{7} "), "vm-1");
+        assert_eq!(called(&"ü".repeat(150)), "ü".repeat(127), "255 bytes at most");
+        assert_eq!(called(&format!("{} {}", "a".repeat(254), "b".repeat(9))), "a".repeat(200));
     }
 
     #[test]

@@ -66,6 +66,14 @@ pub struct Change {
     pub denied: Vec<String>,
 }
 
+impl Change {
+    /// A VM is there, and nothing of it is to be seen.
+    #[must_use]
+    pub fn hides(id: String) -> Self {
+        Self { id, denied: vec!["the name".to_owned()], ..Self::default() }
+    }
+}
+
 /// One VM as it is there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Machine {

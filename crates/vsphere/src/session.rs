@@ -13,11 +13,15 @@ use crate::objects::{Change, OF_MACHINES, OF_PLACES, Objects};
 use crate::soap::{call, updates};
 use crate::xml::{Element, escaped};
 use crate::{Error, Settings};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
 /// Objects of one page, or of one answer about changes, unless they are too large.
 pub const PAGE: usize = 500;
+/// VMs that are asked for one by one, of those that are not listed any more: when one of them is
+/// hidden, so are the others taken to be.
+const MAX_ASKED: usize = 50;
 /// Pages of one listing.
 const MAX_PAGES: usize = 10_000;
 
@@ -140,6 +144,14 @@ impl Session {
         Err(Error::Unexpected { at, call: "ContinueRetrievePropertiesEx", lacks: "an end" })
     }
 
+    /// Which of these VMs, which are not listed, are there and not to be seen by us.
+    ///
+    /// # Errors
+    /// When that can't be found out.
+    pub async fn hidden(&mut self, ids: &BTreeSet<String>) -> Result<BTreeSet<String>, Error> {
+        hidden(&mut self.channel, &self.collector, ids).await
+    }
+
     /// Begins to follow what changes. The first changes are everything there is.
     ///
     /// # Errors
@@ -211,6 +223,14 @@ pub struct Updates {
 }
 
 impl Watch {
+    /// As [`Session::hidden`].
+    ///
+    /// # Errors
+    /// When that can't be found out.
+    pub async fn hidden(&mut self, ids: &BTreeSet<String>) -> Result<BTreeSet<String>, Error> {
+        hidden(&mut self.channel, &self.collector, ids).await
+    }
+
     /// Waits for changes; there may be none within the time.
     ///
     /// # Errors
@@ -235,6 +255,35 @@ impl Watch {
         let more = value.text_of("truncated") == Some("true");
         Ok(Updates { changes: updates(&answer), more })
     }
+}
+
+/// A VM that is gone is not known there; of one that we lost the right to see we are told that.
+async fn hidden(
+    channel: &mut Channel,
+    collector: &str,
+    ids: &BTreeSet<String>,
+) -> Result<BTreeSet<String>, Error> {
+    let mut found = BTreeSet::new();
+    for id in ids.iter().take(MAX_ASKED) {
+        let arguments = format!(
+            r#"<specSet><propSet><type>VirtualMachine</type><pathSet>name</pathSet></propSet><objectSet><obj type="VirtualMachine">{}</obj></objectSet></specSet><options/>"#,
+            escaped(id)
+        );
+        let body = call("RetrievePropertiesEx", ("PropertyCollector", collector), &arguments);
+        let is_hidden = match channel.call("RetrievePropertiesEx", &body).await {
+            Ok(answer) => updates(&answer).iter().any(|change| !change.denied.is_empty()),
+            Err(Error::Fault { kind, .. }) if kind == "ManagedObjectNotFound" => false,
+            Err(Error::Fault { kind, .. }) if kind == "NoPermission" => true,
+            Err(error) => return Err(error),
+        };
+        if is_hidden {
+            found.insert(id.clone());
+        }
+    }
+    if !found.is_empty() {
+        found.extend(ids.iter().skip(MAX_ASKED).cloned());
+    }
+    Ok(found)
 }
 
 fn returned(channel: &Channel, call: &'static str, answer: &Element) -> Result<String, Error> {

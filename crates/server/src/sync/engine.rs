@@ -172,6 +172,18 @@ impl Engine {
         ours.filter(|vm| is_wanted(vm)).map(|vm| vm.record.id.clone()).collect()
     }
 
+    /// What a source calls the VMs that are known of it.
+    pub(super) fn references(&self, node: &HostId) -> BTreeSet<String> {
+        let table = self.app.vms.table();
+        let records = table.vms.values().map(|vm| &vm.record).filter(|record| {
+            record.source == VmSource::Vsphere
+                && record.node == *node
+                && !matches!(record.presence, Presence::Orphan { .. })
+                && record.reference != tell::UNKNOWN
+        });
+        records.map(|record| record.reference.clone()).collect()
+    }
+
     /// Counts what is on sources that the configuration does not name.
     fn find_unconfigured(&mut self) {
         let mut found: BTreeMap<HostId, usize> = BTreeMap::new();
@@ -436,6 +448,8 @@ impl Engine {
             }
         }
         result.updated = outcome.listed.len().saturating_sub(result.added);
+        result.updated_failures = self.sync.mirror.count_refused(&outcome.listed);
+        result.orphaned_failures = self.sync.mirror.count_refused(&outcome.orphans());
         result.held = outcome.held.as_ref().map_or(0, |held| held.vms.len());
         if let Some(Completeness::Incomplete(why)) = completeness {
             result.ok = false;

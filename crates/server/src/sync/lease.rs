@@ -8,7 +8,6 @@
 //!   too, until what the other did is known here.
 
 use super::Sync;
-use crate::clock;
 use model::with_causes;
 use sinks::{MongoSink, RedisSink};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -113,7 +112,7 @@ impl Lease {
             self.note(false).await?;
         }
         let lease = match &self.keeper {
-            Keeper::Mongo(mongo) => mongo.lease(&self.holder, clock::now(), TTL).await,
+            Keeper::Mongo(mongo) => mongo.lease(&self.holder, TTL).await,
             Keeper::Redis(redis) => redis.lease(&self.holder, TTL).await,
             Keeper::Nobody => return Ok(Taken::Again),
         };
@@ -138,7 +137,7 @@ impl Lease {
     /// Goes on with it, if this instance had it last.
     async fn renew(&self) -> Result<bool, String> {
         let renewed = match &self.keeper {
-            Keeper::Mongo(mongo) => mongo.renew(&self.holder, clock::now(), TTL).await,
+            Keeper::Mongo(mongo) => mongo.renew(&self.holder, TTL).await,
             Keeper::Redis(redis) => redis.renew(&self.holder, TTL).await,
             Keeper::Nobody => Ok(true),
         };

@@ -139,6 +139,12 @@ impl Mirror {
         !self.locked().is_behind(id)
     }
 
+    /// Of how many of these MongoDB does not take the documents.
+    pub(super) fn count_refused(&self, ids: &[VmId]) -> usize {
+        let waiting = self.locked();
+        ids.iter().filter(|id| waiting.refused.contains_key(*id)).count()
+    }
+
     /// How many wait, and why.
     pub(super) fn standing(&self) -> (usize, Option<String>) {
         let waiting = self.locked();
@@ -411,6 +417,7 @@ mod tests {
         assert_eq!(mirror.standing().0, 2, "they are not written yet");
         mirror.settle(&[(id(1).to_string(), "a rule of the collection".to_owned())]);
         assert_eq!(mirror.standing().0, 1);
+        assert_eq!(mirror.count_refused(&[id(1), id(2)]), 1);
         mirror.mark([id(3)]);
         let (ids, later) = mirror.next(9);
         assert_eq!(ids, [id(3)].into());

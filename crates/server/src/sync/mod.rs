@@ -254,7 +254,8 @@ pub(crate) async fn run(app: Arc<App>, sync: Sync, mut commands: mpsc::Receiver<
         for source in &sync.settings.sources {
             let (ask, asked) = watch::channel(0);
             engine.add(source, ask);
-            tasks.spawn(source::run(source.clone(), reports.clone(), asked, stop.clone()));
+            let known = engine.references(&source.node);
+            tasks.spawn(source::run(source.clone(), known, reports.clone(), asked, stop.clone()));
         }
         drop(reports);
         engine.mark_all();

@@ -241,6 +241,10 @@ pub(super) fn matching<'s>(sight: &'s Sight, wanted: &[String]) -> BTreeSet<&'s 
 }
 
 fn keep_what_was_told(seen: &mut Seen, known: &Vm) {
+    // It told no name, and is called as its object is.
+    if seen.name.as_str() == seen.reference {
+        seen.name.clone_from(&known.record.name);
+    }
     for label in ["hostname", "address", "addresses", "tools"] {
         if let Some(value) = known.record.labels.get(label)
             && !seen.labels.contains_key(label)
@@ -335,11 +339,14 @@ pub(super) mod tests {
     #[test]
     fn what_a_guest_told_stays_known() {
         let (records, sights) = (known(), BTreeMap::new());
-        let listed =
-            listing(&node("esx1"), read(vec![seen(ONE, "web", "esx1")]), &sights, &records);
-        assert_eq!(listed.seen[0].labels["hostname"], "web.example");
-        let outcome = reconcile(&records, &listed, None);
-        assert!(outcome.decisions.is_empty(), "{:?}", outcome.decisions);
+        // Also its name, where none is told.
+        for name in ["web", "vm-1"] {
+            let seen = vec![seen(ONE, name, "esx1")];
+            let listed = listing(&node("esx1"), read(seen), &sights, &records);
+            assert_eq!(listed.seen[0].labels["hostname"], "web.example");
+            let outcome = reconcile(&records, &listed, None);
+            assert!(outcome.decisions.is_empty(), "{:?}", outcome.decisions);
+        }
     }
 
     #[test]

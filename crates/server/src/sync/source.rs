@@ -11,13 +11,16 @@
 //! - Reports wait for their reader: a source is asked no faster than is decided.
 //! - A whole listing is not older than any change that was told before it: its pages are read one
 //!   after another, and what changed meanwhile is applied to it.
+//! - A VM that is not listed any more is asked for by itself: one that we lost the right to see is
+//!   told as there.
 
 use super::file::Source;
 use model::HostId;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use vsphere::{About, Change, Error, Objects, PAGE, Session, Updates, Watch};
+use vsphere::{About, Change, Error, Objects, PAGE, Session, Thing, Updates, Watch};
 
 /// A request that waits for changes is answered after this time in any case.
 const WAIT: Duration = Duration::from_secs(120);
@@ -51,6 +54,29 @@ pub(super) enum Said {
     Failed(Error),
 }
 
+/// What VMs that are not listed are asked for with.
+enum Asker<'a> {
+    Session(&'a mut Session),
+    Watch(&'a mut Watch),
+}
+
+impl Asker<'_> {
+    async fn hidden(self, ids: &BTreeSet<String>) -> Result<BTreeSet<String>, Error> {
+        let hidden = match self {
+            Self::Session(session) => session.hidden(ids).await?,
+            Self::Watch(watch) => watch.hidden(ids).await?,
+        };
+        if !hidden.is_empty() {
+            let count = hidden.len();
+            tracing::warn!(
+                count,
+                "VMs are not to be seen any more, and not gone; see the user's rights"
+            );
+        }
+        Ok(hidden)
+    }
+}
+
 /// Which time it was asked for a whole listing.
 pub(super) type Ask = u64;
 
@@ -59,24 +85,58 @@ struct Gone;
 
 struct Reporter {
     node: HostId,
+    /// Ids of the VMs that were told last.
+    known: Mutex<BTreeSet<String>>,
     reports: mpsc::Sender<Report>,
 }
 
 impl Reporter {
+    /// Everything there is, with what is only hidden.
+    async fn say_whole(
+        &self,
+        mut objects: Objects,
+        asker: Asker<'_>,
+        ask: Ask,
+    ) -> Result<(), Ended> {
+        let mut known = self.known.lock().await;
+        let missing = known.iter().filter(|id| !objects.machines.contains_key(*id));
+        for id in asker.hidden(&missing.cloned().collect()).await? {
+            objects.apply(Change::hides(id));
+        }
+        *known = objects.machines.keys().cloned().collect();
+        Ok(self.say(Said::Whole(objects, ask)).await?)
+    }
+
+    /// What changed, but of what is only hidden.
+    async fn say_changed(&self, mut updates: Updates, watch: &mut Watch) -> Result<(), Ended> {
+        let mut known = self.known.lock().await;
+        let of_machines = updates.changes.iter().filter(|change| change.thing == Thing::Machine);
+        let (gone, there): (Vec<_>, Vec<_>) = of_machines.partition(|change| change.leaves);
+        let gone = gone.into_iter().map(|change| change.id.clone()).collect();
+        known.extend(there.into_iter().map(|change| change.id.clone()));
+        let hidden = Asker::Watch(watch).hidden(&gone).await?;
+        known.retain(|id| !gone.contains(id) || hidden.contains(id));
+        updates.changes.extend(hidden.into_iter().map(Change::hides));
+        Ok(self.say(Said::Changed(updates)).await?)
+    }
+
     async fn say(&self, said: Said) -> Result<(), Gone> {
         let report = Report { node: self.node.clone(), said };
         self.reports.send(report).await.map_err(|_gone| Gone)
     }
 }
 
-/// Works until told to stop, or nobody reads the reports.
+/// Works until told to stop, or nobody reads the reports. `known` are the ids that VMs of it had
+/// there when it was heard of last.
 pub(super) async fn run(
     source: Source,
+    known: BTreeSet<String>,
     reports: mpsc::Sender<Report>,
     mut asked: watch::Receiver<Ask>,
     stop: CancellationToken,
 ) {
-    let reporter = Reporter { node: source.node.clone(), reports };
+    let known = Mutex::new(known);
+    let reporter = Reporter { node: source.node.clone(), known, reports };
     let (mut failures, mut page) = (0_u32, PAGE);
     loop {
         let opened = tokio::select! {
@@ -171,7 +231,8 @@ async fn work(
     reporter.say(Said::Connected(session.about().clone())).await?;
     let ask = *asked.borrow_and_update();
     let mut watch = session.watch().await?;
-    reporter.say(Said::Whole(first(&mut watch).await?, ask)).await?;
+    let objects = first(&mut watch).await?;
+    reporter.say_whole(objects, Asker::Watch(&mut watch), ask).await?;
     *failures = 0;
     let meanwhile = Meanwhile::default();
     tokio::select! {
@@ -208,7 +269,10 @@ async fn follow(
         let mut meanwhile = meanwhile.lock().await;
         keep_for_listing(&mut meanwhile, &updates.changes);
         let is_news = !updates.changes.is_empty() || updates.more;
-        reporter.say(if is_news { Said::Changed(updates) } else { Said::Alive }).await?;
+        match is_news {
+            true => reporter.say_changed(updates, watch).await?,
+            false => reporter.say(Said::Alive).await?,
+        }
     }
 }
 
@@ -237,7 +301,7 @@ async fn list(
             for change in changes {
                 objects.apply(change);
             }
-            reporter.say(Said::Whole(objects, ask)).await?;
+            reporter.say_whole(objects, Asker::Session(session), ask).await?;
             break;
         }
     }

@@ -7,6 +7,9 @@ use model::{HostId, Time};
 use sinks::{Draft, SessionChange, Target, VmDocument};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+/// The reference of a VM that only a document tells of.
+pub(super) const UNKNOWN: &str = "unknown";
+
 /// Who is to be told.
 pub(super) fn targets(settings: &Settings) -> Vec<Target> {
     let all = [
@@ -146,7 +149,7 @@ pub(super) fn adopted(document: &VmDocument, node: &HostId) -> Option<Vm> {
             source: VmSource::Vsphere,
             node: node.clone(),
             name,
-            reference: "unknown".to_owned(),
+            reference: UNKNOWN.to_owned(),
             labels: known.collect(),
             limits: Limits::default(),
             first_seen: seen,

@@ -5,7 +5,6 @@ use crate::document::VmDocument;
 use crate::error::Error;
 use crate::lease::Lease;
 use crate::outbox::Known;
-use model::Time;
 use std::time::Duration;
 
 #[derive(Debug, Clone)]
@@ -32,11 +31,11 @@ impl Driver {
         match *self {}
     }
 
-    pub(super) async fn renew(&self, _: &str, _: Time, _: Duration) -> Result<bool, Error> {
+    pub(super) async fn renew(&self, _: &str, _: Duration) -> Result<bool, Error> {
         match *self {}
     }
 
-    pub(super) async fn lease(&self, _: &str, _: Time, _: Duration) -> Result<Lease, Error> {
+    pub(super) async fn lease(&self, _: &str, _: Duration) -> Result<Lease, Error> {
         match *self {}
     }
 

@@ -342,24 +342,28 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) async fn renew(
-        &self,
-        holder: &str,
-        now: Time,
-        ttl: Duration,
-    ) -> Result<bool, Error> {
+    /// By the server's clock: those of several instances may differ by more than a lease lasts.
+    async fn now(&self) -> Result<Time, Error> {
+        let answer = self.command(doc! { "hello": 1 }).await?;
+        let now = answer.get_datetime("localTime").ok();
+        let now = now.and_then(|now| now.timestamp_millis().checked_mul(1000)).map(Time);
+        now.ok_or_else(|| self.unclear("its time is not told"))
+    }
+
+    pub(super) async fn renew(&self, holder: &str, ttl: Duration) -> Result<bool, Error> {
+        let now = self.now().await?;
+        self.renewed(holder, now, ttl).await
+    }
+
+    async fn renewed(&self, holder: &str, now: Time, ttl: Duration) -> Result<bool, Error> {
         let query = doc! { "_id": LEASE, "holder": holder };
         let statement = doc! { "q": query, "u": taken(holder, now, ttl) };
         Ok(self.update(LEASES, vec![statement]).await?.matched == 1)
     }
 
-    pub(super) async fn lease(
-        &self,
-        holder: &str,
-        now: Time,
-        ttl: Duration,
-    ) -> Result<Lease, Error> {
-        if self.renew(holder, now, ttl).await? {
+    pub(super) async fn lease(&self, holder: &str, ttl: Duration) -> Result<Lease, Error> {
+        let now = self.now().await?;
+        if self.renewed(holder, now, ttl).await? {
             return Ok(Lease::Ours);
         }
         let free = doc! { "_id": LEASE, "until": { "$lt": date(now) } };

@@ -231,7 +231,7 @@ impl Carrier {
 
     /// Tries until it is recorded: what arrived is not to be sent again.
     async fn record(&self, turn: Turn, outcomes: Vec<(String, Outcome)>) {
-        let work = std::sync::Arc::new((turn, outcomes));
+        let work = Arc::new((turn, outcomes));
         loop {
             let (outbox, work) = (self.outbox.clone(), work.clone());
             let settled =

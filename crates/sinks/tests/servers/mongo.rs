@@ -6,7 +6,7 @@ use model::Time;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::{Client, Collection};
-use sinks::{Error, Lease, MongoSettings, MongoSink, VmDocument, Written, stamp};
+use sinks::{Error, Known, Lease, MongoSettings, MongoSink, Target, VmDocument, Written, stamp};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -329,29 +329,44 @@ async fn who_may_not_is_told_so() {
 }
 
 #[tokio::test]
+async fn of_two_documents_of_a_vm_that_is_read_which_is_written() {
+    let server = server(&[]).await;
+    let (sink, vms) = (sink(&server), collection(&server).await);
+    sink.write(&[document("u1", "ours")]).await.unwrap();
+    for (id, name) in [([0; 12], "before"), ([0xff; 12], "behind")] {
+        let theirs = doc! {
+            "_id": ObjectId::from_bytes(id), "uuid": "u1", "name": name,
+            "esxi_host_addr": "192.0.2.17",
+        };
+        vms.insert_one(theirs).await.unwrap();
+    }
+    let loaded = sink.load(&["192.0.2.17".to_owned()]).await.unwrap();
+    let names: Vec<&str> = loaded.documents.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!((names, loaded.unreadable.len()), (vec!["ours"], 2));
+}
+
+#[tokio::test]
 async fn one_has_the_lease() {
     let server = server(&[]).await;
     let (a, b) = (sink(&server), sink(&server));
-    let minute = Duration::from_secs(60);
-    let ask = async |sink: &MongoSink, holder: &str, seconds| {
-        sink.lease(holder, at(seconds), minute).await.unwrap()
-    };
+    let (minute, short) = (Duration::from_secs(60), Duration::from_millis(300));
     let of_one = Lease::Others("one".to_owned());
-    assert_eq!(ask(&a, "one", 0).await, Lease::TakenOver);
-    assert_eq!(ask(&b, "other", 10).await, of_one);
-    assert_eq!(ask(&a, "one", 30).await, Lease::Ours);
-    assert_eq!(ask(&b, "other", 70).await, of_one, "it goes until 90");
+    assert_eq!(a.lease("one", minute).await.unwrap(), Lease::TakenOver);
+    assert_eq!(b.lease("other", minute).await.unwrap(), of_one);
+    assert_eq!(a.lease("one", minute).await.unwrap(), Lease::Ours);
     b.release("other").await.unwrap();
-    assert_eq!(ask(&b, "other", 70).await, of_one);
-    assert_eq!(ask(&b, "other", 91).await, Lease::TakenOver, "it ended");
-    assert_eq!(ask(&a, "one", 92).await, Lease::Others("other".to_owned()));
+    assert_eq!(b.lease("other", minute).await.unwrap(), of_one, "it was not its own");
+    assert!(a.renew("one", short).await.unwrap());
+    until("it ended", || async { b.lease("other", minute).await.unwrap() == Lease::TakenOver })
+        .await;
+    assert_eq!(a.lease("one", minute).await.unwrap(), Lease::Others("other".to_owned()));
     b.release("other").await.unwrap();
-    assert!(!a.renew("one", at(92), minute).await.unwrap(), "it is not its own");
-    assert_eq!(ask(&a, "one", 92).await, Lease::TakenOver);
-    assert!(a.renew("one", at(93), minute).await.unwrap());
+    assert!(!a.renew("one", minute).await.unwrap(), "it is not its own");
+    assert_eq!(a.lease("one", minute).await.unwrap(), Lease::TakenOver);
+    assert!(a.renew("one", minute).await.unwrap());
     // Given back, and nobody had it since.
     a.release("one").await.unwrap();
-    assert_eq!(ask(&a, "one", 94).await, Lease::Ours);
+    assert_eq!(a.lease("one", minute).await.unwrap(), Lease::Ours);
 
     // Of many at once one gets it. What FerretDB finds and what it then writes is not one step, as
     // it is in MongoDB, but when it is inserted.
@@ -362,10 +377,40 @@ async fn one_has_the_lease() {
     let mut asking = JoinSet::new();
     for holder in 0..8 {
         let sink = sink(&server);
-        asking
-            .spawn(async move { sink.lease(&format!("h{holder}"), at(0), minute).await.unwrap() });
+        asking.spawn(async move { sink.lease(&format!("h{holder}"), minute).await.unwrap() });
     }
     let leases = asking.join_all().await;
     let taken = leases.iter().filter(|lease| **lease == Lease::TakenOver).count();
     assert_eq!(taken, 1, "{leases:?}");
+}
+
+#[tokio::test]
+async fn what_others_know_is_noted() {
+    let server = server(&[]).await;
+    let sink = sink(&server);
+    let known = |target, vm: &str, name: &str, is_orphan| Known {
+        target,
+        vm: vm.to_owned(),
+        name: name.to_owned(),
+        is_orphan,
+    };
+    let all = async || {
+        let mut known = sink.known().await.unwrap();
+        known.sort_by(|a, b| (a.target, &a.vm).cmp(&(b.target, &b.vm)));
+        known
+    };
+    assert_eq!(all().await, []);
+    let first = known(Target::Group, "u1", "web", false);
+    let other = known(Target::Sessions, "u1", "we$b.1", true);
+    sink.note_first(&[first.clone(), other.clone()]).await.unwrap();
+    // What is noted already is newer.
+    sink.note_first(&[known(Target::Group, "u1", "older", false)]).await.unwrap();
+    assert_eq!(all().await, [other.clone(), first]);
+    let later = known(Target::Group, "u1", "web2", false);
+    sink.note(std::slice::from_ref(&later)).await.unwrap();
+    assert_eq!(all().await, [other, later]);
+    let many: Vec<Known> =
+        (0..1200).map(|n| known(Target::Auth, &format!("u{n:04}"), "web", false)).collect();
+    sink.note(&many).await.unwrap();
+    assert_eq!(all().await.len(), 1202);
 }

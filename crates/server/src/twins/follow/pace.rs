@@ -15,9 +15,17 @@ const GATHER: Duration = Duration::from_millis(200);
 const RETRY: Duration = Duration::from_secs(5);
 const RETRY_MAX: Duration = Duration::from_secs(600);
 
-/// How long to wait after so many failures in a row.
-pub(super) fn retry_after(tries: u32) -> Duration {
-    let doublings = tries.saturating_sub(1).min(16);
+/// A guest that begins anew answers in a while: so often it is tried without waiting longer.
+const PATIENT: u32 = 10;
+
+/// How long to wait after so many failures in a row. Of a twin that could not be asked a while
+/// says nothing.
+pub(super) fn retry_after(tries: u32, was_asked: bool) -> Duration {
+    let doublings = match was_asked {
+        true => tries.saturating_sub(1),
+        false => tries.saturating_sub(PATIENT).max(tries.min(2)).saturating_sub(1),
+    };
+    let doublings = doublings.min(16);
     RETRY.saturating_mul(1 << doublings).min(RETRY_MAX)
 }
 
@@ -51,9 +59,13 @@ mod tests {
 
     #[test]
     fn failures_are_tried_again_ever_later() {
-        let waits: Vec<u64> =
-            [1, 2, 3, 8, 9, 100, u32::MAX].map(|tries| retry_after(tries).as_secs()).into();
-        assert_eq!(waits, [5, 10, 20, 600, 600, 600, 600]);
+        let waits = |tries: &[u32], was_asked| -> Vec<u64> {
+            tries.iter().map(|tries| retry_after(*tries, was_asked).as_secs()).collect()
+        };
+        let tries = [1, 2, 3, 8, 9, 100, u32::MAX];
+        assert_eq!(waits(&tries, true), [5, 10, 20, 600, 600, 600, 600]);
+        let tries = [0, 1, 2, 3, 12, 13, 14, 30, u32::MAX];
+        assert_eq!(waits(&tries, false), [5, 5, 10, 10, 10, 20, 40, 600, 600]);
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub(in crate::twins) struct Standing {
 
 impl Failed {
     pub(super) fn retry_at(&self) -> Time {
-        self.at.plus(retry_after(self.tries))
+        self.at.plus(retry_after(self.tries, self.step.is_some()))
     }
 }
 
