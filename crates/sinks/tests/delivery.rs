@@ -6,10 +6,10 @@ mod common;
 
 use common::{Call, Kept, Peer, Reply, clock, rename, until};
 use serde_json::json;
-use sinks::{Endpoints, Outbox, Policy, Receivers, Target, deliver};
+use sinks::{Endpoints, Leave, Outbox, Policy, Receivers, Target, deliver};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -37,15 +37,11 @@ impl Delivering {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the test ends it, or aborts it")]
-    fn start_while(
-        outbox: &Outbox,
-        endpoints: Endpoints,
-        is_ours: impl Fn() -> bool + Send + 'static,
-    ) -> Self {
+    fn start_while(outbox: &Outbox, endpoints: Endpoints, leave: impl Leave + 'static) -> Self {
         let stop = CancellationToken::new();
         let (outbox, end) = (outbox.clone(), stop.clone());
         let to = Receivers { endpoints, sessions: None, known: None };
-        let task = tokio::spawn(deliver(outbox, to, clock, is_ours, end));
+        let task = tokio::spawn(deliver(outbox, to, clock, leave, end));
         Self { task, stop }
     }
 
@@ -110,6 +106,39 @@ async fn renames_reach_both_endpoints_in_order() {
     drop(kept);
     let kept = Kept::open(directory.path()).await;
     assert_eq!(kept.outbox.list(), []);
+}
+
+/// The document of the VM `1` says what is so only once this is set.
+struct Says(Arc<AtomicBool>);
+
+impl Leave for Says {
+    fn is_ours(&self) -> bool {
+        true
+    }
+
+    fn may_tell(&self, vm: &str) -> bool {
+        vm != "1" || self.0.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test]
+async fn what_no_document_says_is_told_to_nobody_and_holds_up_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let (group, auth) =
+        (Peer::start(|_| Reply::Status(200)).await, Peer::start(|_| Reply::Status(200)).await);
+    let kept = Kept::open(directory.path()).await;
+    kept.put(&[rename("1", Target::Group, "a", "b"), rename("2", Target::Group, "x", "y")]);
+    let says = Arc::new(AtomicBool::new(false));
+    let to = endpoints(&group, &auth, SECOND);
+    let delivering = Delivering::start_while(&kept.outbox, to, Says(Arc::clone(&says)));
+    until("the other is told", || async { kept.outbox.depth() == (1, 0) }).await;
+    assert_eq!(kept.outbox.list()[0].vm, "1");
+    assert_eq!(group.received().len(), 1);
+    says.store(true, Ordering::SeqCst);
+    kept.outbox.wake();
+    kept.empty().await;
+    assert_eq!(group.received().len(), 2);
+    delivering.end().await;
 }
 
 #[tokio::test]

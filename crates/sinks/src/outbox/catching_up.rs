@@ -279,8 +279,14 @@ mod tests {
         let back = SessionChange::Reactivate { name: "b".into() };
         assert_eq!(check(sessions, &[], ("b", true), &b), (0, vec![back.clone()]));
         // What waits was told by another meanwhile.
-        assert_eq!(check(sessions, &[gone.clone()], ("b", false), &is_gone), (0, vec![]));
-        assert_eq!(check(sessions, &[gone.clone()], ("b", true), &is_gone), (1, vec![]));
+        assert_eq!(
+            check(sessions, std::slice::from_ref(&gone), ("b", false), &is_gone),
+            (0, vec![])
+        );
+        assert_eq!(
+            check(sessions, std::slice::from_ref(&gone), ("b", true), &is_gone),
+            (1, vec![])
+        );
         assert_eq!(check(sessions, &[gone, back.clone()], ("b", true), &b), (2, vec![back]));
         // Sessions know VMs by their names alone.
         let shared = Standing { has_namesake: true, ..is_gone };

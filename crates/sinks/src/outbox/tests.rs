@@ -122,6 +122,30 @@ fn a_dead_one_holds_what_is_behind_it() {
 }
 
 #[test]
+fn sessions_are_told_at_once_of_what_was_decided_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let history = History::open(directory.path(), Options::default()).unwrap();
+    let outbox = Outbox::open(history.records(), NOW).unwrap();
+    put(&outbox, &[rename("1", Target::Sessions), rename("2", Target::Sessions)], NOW);
+    put(&outbox, &[rename("3", Target::Sessions)], later(1));
+    let check = |vm_behind: &str, expected: usize| {
+        let may_tell = |vm: &str| vm != vm_behind;
+        let next = outbox.queue().next_at(Target::Sessions, may_tell);
+        assert_eq!(next, (expected > 0).then_some(NOW), "{vm_behind}");
+        let mut queue = outbox.queue();
+        let taken = queue.take(Target::Sessions, later(2), may_tell);
+        assert_eq!(taken.as_ref().map_or(0, |(_, taken)| taken.len()), expected, "{vm_behind}");
+        if let Some((turn, _)) = taken {
+            queue.settled(&turn);
+        }
+    };
+    check("1", 0);
+    check("2", 0);
+    check("3", 2);
+    check("4", 3);
+}
+
+#[test]
 fn what_is_for_the_sessions_goes_together_and_never_dies() {
     let directory = tempfile::tempdir().unwrap();
     let history = History::open(directory.path(), Options::default()).unwrap();
